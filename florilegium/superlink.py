@@ -1,0 +1,220 @@
+"""A SuperLink of our own, and the few `flwr` commands a run needs.
+
+`OwnSuperLink` starts `flower-superlink --simulation` with a Flower home, a port and a Ray directory of its own,
+and ends every process that came of it: SuperExec and Ray detach into sessions of their own, so they are found by
+a mark in their environment and ended by process id. `Flower` talks to this or to any other SuperLink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MARK = "FLORILEGIUM_LAUNCH"          # every process we start carries it, with this launch's id
+START_SECONDS = 60.0
+END_SECONDS = 8.0
+OBJECT_STORE_BYTES = 256 * 2**20     # Ray's shared memory; it would reserve 30 % of the machine
+SOCKET_ROOM = 40                     # Ray adds ~65 characters to its directory; a Unix socket's path may have 107
+
+
+class LaunchError(RuntimeError):
+    """Flower could not be started, or a run failed; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands: `state` is Flower's, such as 'running' or 'finished:completed'."""
+
+    state: str
+    details: str
+
+    @property
+    def finished(self) -> bool:
+        return self.state.startswith("finished")
+
+    @property
+    def completed(self) -> bool:
+        return self.state == "finished:completed"
+
+
+def program(name: str) -> str:
+    """The path of one of Flower's commands: the running Python's own first. LaunchError when it is missing."""
+    found = shutil.which(name, path=_search_path())
+    if found is None:
+        raise LaunchError(f"the command '{name}' is not installed beside {sys.executable}: install flwr[simulation]")
+    return found
+
+
+def _search_path() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def quiet_environment(extra: dict[str, str]) -> dict[str, str]:
+    """The environment of Flower's processes: no installs at run time, no telemetry, no update checks."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
+    return {
+        **os.environ,
+        "PATH": _search_path(),              # Flower starts its processes by name
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": threads,          # the server's; Ray sets its own for the clients
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **extra,
+    }
+
+
+def short_directory() -> Path:
+    """A new temporary directory whose path leaves room for Ray's sockets."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="flo-", dir=usual if len(usual) + 13 <= SOCKET_ROOM else "/tmp"))
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class OwnSuperLink:
+    """`with OwnSuperLink(extra_environment) as flower:` a simulation SuperLink that lives as long as the block."""
+
+    def __init__(self, extra: dict[str, str]) -> None:
+        self.mark = uuid.uuid4().hex
+        self.extra = extra
+        self.home: Path | None = None
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Flower:
+        self.home = home = short_directory()
+        try:
+            return self._start(home)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _start(self, home: Path) -> Flower:
+        port = free_port()
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        environment = quiet_environment({
+            "FLWR_HOME": str(home),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "RAY_TMPDIR": str(home),
+            "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
+            MARK: self.mark,
+            **self.extra,
+        })
+        command = [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+                   "--host", "127.0.0.1", "--port", str(port)]
+        with open(home / "superlink.log", "wb") as log:
+            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
+        self._wait_until_healthy(port, home / "superlink.log")
+        return Flower("own", environment)
+
+    def _wait_until_healthy(self, port: int, log: Path) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+                raise LaunchError(f"flower-superlink ended with code {self.process.returncode}: {last}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return
+            time.sleep(0.1)
+        raise LaunchError(f"flower-superlink did not answer within {START_SECONDS:.0f} s")
+
+    def __exit__(self, *_: object) -> None:
+        """End everything this launch started and remove its directory."""
+        end_processes(self.mark)
+        if self.process is not None:
+            self.process.wait()
+        if self.home is not None:
+            shutil.rmtree(self.home, ignore_errors=True)
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """All of this user's processes that carry the launch's mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def end_processes(mark: str) -> None:
+    """Terminate, then kill, whatever carries the mark, until nothing is left."""
+    for signal_name, seconds in (("terminate", END_SECONDS), ("kill", 2.0), ("kill", 2.0)):
+        processes = marked_processes(mark)
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(process, signal_name)()
+        psutil.wait_procs(processes, timeout=seconds)
+        if not processes:
+            return
+
+
+@dataclass(frozen=True)
+class Flower:
+    """The `flwr` command line against one SuperLink connection of FLWR_HOME's config.toml."""
+
+    superlink: str
+    environment: dict[str, str]
+
+    def submit(self, app: Path, run_config: Path, federation: str | None) -> str:
+        """Start a run of the app; return its id. LaunchError with Flower's own reason."""
+        arguments = ["run", str(app), self.superlink, "--format", "json", "--run-config", str(run_config)]
+        answer = self._ask([*arguments, *(["--federation-config", federation] if federation else [])])
+        if not answer.get("run-id"):
+            raise LaunchError(f"flwr run: {_one_line(answer.get('error-message') or 'the SuperLink gave no run id')}")
+        return str(answer["run-id"])
+
+    def status(self, run_id: str) -> Status:
+        runs = self._ask(["list", self.superlink, "--run-id", run_id, "--format", "json"]).get("runs") or [{}]
+        return Status(runs[0].get("status", "unknown"), _one_line(runs[0].get("status-details") or ""))
+
+    def stop(self, run_id: str) -> None:
+        self._ask(["stop", run_id, self.superlink, "--format", "json"])
+
+    @contextlib.contextmanager
+    def follow(self, run_id: str) -> Iterator[subprocess.Popen]:
+        """`flwr log --stream`: its stdout is the run's log, and ends when the run ends."""
+        command = [program("flwr"), "log", run_id, self.superlink, "--stream"]
+        process = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+            process.stdout.close()
+
+    def _ask(self, arguments: list[str]) -> dict:
+        done = subprocess.run([program("flwr"), *arguments], env=self.environment, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, errors="replace", check=False, start_new_session=True)
+        start = done.stdout.find("{")
+        try:
+            return json.loads(done.stdout[start:]) if start >= 0 else {"error-message": done.stderr or done.stdout}
+        except ValueError:
+            raise LaunchError(f"flwr {arguments[0]}: {_one_line(done.stderr or done.stdout)}") from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
