@@ -1,0 +1,61 @@
+"""Files that are whole or absent: written beside the target, flushed to disk, then renamed over it.
+
+Tensors go into one safetensors file with a JSON text in its metadata; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Replace `path` by `data` in one step; on any failure the previous file stays whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def append_line(path: Path | str, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line and flush it; a reader skips a torn last line."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
+    """Write `tensors` and the JSON-able `meta` as one safetensors file."""
+    from safetensors.torch import save as encode
+
+    # clone: safetensors refuses tensors that share memory (tied weights)
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write_bytes(path, encode(whole, metadata={"meta": json.dumps(meta or {})}))
+
+
+def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote: (tensors, meta)."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {}).get("meta", "{}"))

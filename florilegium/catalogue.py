@@ -1,0 +1,39 @@
+"""Every method, one line each: its two halves, what crosses the wire, for whom, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`server` and `client` name classes; a method without clients has no client half."""
+
+    server: str
+    client: str | None
+    exchanges: str
+    modality: str
+    paper: str
+
+
+# fmt: off
+CATALOGUE = {
+    "fedmmkt":     Entry("strategies.fedmmkt:FedMMKT",         "client_app.methods.fedmmkt:FedMMKTClient",       "answers on synthetic samples", "image, text", "arXiv 2510.12254"),
+    "fedavg":      Entry("strategies.fedavg:FedAvg",           "client_app.methods.fedavg:FedAvgClient",         "weights",                      "one",         "arXiv 1602.05629"),
+    "standalone":  Entry("strategies.standalone:Standalone",   "client_app.methods.standalone:StandaloneClient", "nothing (reference)",          "image, text", "arXiv 2510.12254, Table I"),
+    "selftuned":   Entry("strategies.selftuned:SelfTuned",     None,                                             "nothing (reference)",          "server only", "arXiv 2510.12254, Table II"),
+    "centralised": Entry("strategies.centralised:Centralised", None,                                             "private data (upper bound)",   "server only", "arXiv 2510.12254, Table II"),
+}
+# fmt: on
+
+
+def half(method: str, side: str) -> type | None:
+    """The class of a method's `server` or `client` half; ValueError names the methods there are."""
+    if method not in CATALOGUE:
+        raise ValueError(f"no method {method!r}; there are {', '.join(sorted(CATALOGUE))}")
+    reference = getattr(CATALOGUE[method], side)
+    if reference is None:
+        return None
+    module, name = reference.split(":")
+    return getattr(import_module(module), name)

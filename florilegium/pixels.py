@@ -1,0 +1,52 @@
+"""Images on the wire: 8-bit RGB tensors to encoded bytes and back.
+
+Lossless PNG is the default, so a client sees exactly what the server synthesized.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+FORMATS = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
+
+
+def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:
+    """uint8 [N, 3, H, W] -> N encoded images."""
+    if image_format not in FORMATS:
+        raise ValueError(f"image_format {image_format!r} is none of {', '.join(FORMATS)}")
+    encoded = []
+    for image_CHW in images_NCHW:
+        buffer = io.BytesIO()
+        pixels = np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
+        Image.fromarray(pixels).save(buffer, image_format.upper(), **FORMATS[image_format])
+        encoded.append(buffer.getvalue())
+    return tuple(encoded)
+
+
+def decode(images: Iterable[bytes], max_side: int = 1024) -> Tensor:
+    """Encoded images of one size -> uint8 [N, 3, H, W].
+
+    The size is read from the header before a pixel is decoded, so a decompression bomb is refused unopened.
+    Raises ValueError naming the row of an image that cannot be read, is too large or differs in size.
+    """
+    pixels = []
+    for row, data in enumerate(images):
+        try:
+            image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))
+            if max(image.size) > max_side:
+                raise ValueError(f"is {image.size[0]}x{image.size[1]}, more than {max_side} on a side")
+            array = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"image {row}: {error}") from error
+        if pixels and array.shape != pixels[0].shape:
+            raise ValueError(f"image {row}: size {array.shape[:2]} differs from {pixels[0].shape[:2]}")
+        pixels.append(array)
+    if not pixels:
+        return torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,271 @@
+"""THE WIRE CONTRACT: the phases a server may ask for and the payloads that may cross.
+
+A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
+kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
+field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+#: phase -> Flower message type. Every method is spoken in these words.
+PHASES = {
+    "profile": "query.profile",      # who are you?                    -> Profile
+    "train": "train",                # learn from your private data
+    "represent": "query.represent",  # what do you see in these samples?
+    "distill": "train.distill",      # learn from these targets
+    "evaluate": "evaluate",          # how good are you?               -> Report
+}
+
+MAX_BLOB = 1 << 30  # bytes of encoded images or texts in one message
+
+
+class WireError(ValueError):
+    """A message did not carry what the contract says."""
+
+
+def array(dtype: str, *axes: str, low: float | None = None, high: float | None = None, below: str | None = None) -> Any:
+    """A tensor field: its dtype, its axes, and its range (`below` names an axis whose length is an exclusive bound)."""
+    return field(metadata={"array": dtype, "axes": axes, "low": low, "high": high, "below": below})
+
+
+def blobs() -> Any:
+    """A field of N byte strings or texts, or of none."""
+    return field(default=(), metadata={"blobs": True})
+
+
+@dataclass(frozen=True)
+class Header:
+    """Which row (method) of the run, which round and which exchange of the round a message belongs to."""
+
+    row: str
+    round: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No content: the phase itself is the request or the acknowledgement."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Who a client is: no personal data, only what scheduling and checking need."""
+
+    client: int
+    modality: str
+    architecture: str
+    examples: int
+    classes: list[int]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict and the number of examples it was trained on."""
+
+    tensors: dict[str, Tensor]
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Public or synthetic samples: encoded images for image clients, UTF-8 texts for text clients."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    images: tuple[bytes, ...] = blobs()
+    texts: tuple[str, ...] = blobs()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a client sees in samples: labels, the confidence of eq. 3, representations (and of an augmented view)."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    labels: Tensor = array("int64", "N", low=0, below="C")
+    confidence: Tensor = array("float32", "N", low=0.0, high=100.0)
+    representations: Tensor = array("float32", "N", "D")
+    augmented: Tensor = array("float32", "N", "A")
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Class scores before the softmax."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    logits: Tensor = array("float32", "N", "C")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a client shall learn on samples it keeps: consensus labels and fused representations (R = 0: labels only)."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    labels: Tensor = array("int64", "N", low=0, below="C")
+    representations: Tensor = array("float32", "N", "R")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Named figures a client measured on `examples` examples."""
+
+    metrics: dict[str, float]
+    examples: int
+
+
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Report)}
+SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
+
+
+def pack(payload: Any, header: Header) -> RecordDict:
+    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config."""
+    arrays: dict[str, Array] = {}
+    scalars: dict[str, Any] = {}
+    record = RecordDict()
+    for f in fields(payload):
+        value = getattr(payload, f.name)
+        if "array" in f.metadata:
+            arrays[f.name] = Array(np.ascontiguousarray(value.detach().cpu().numpy()))
+        elif "blobs" in f.metadata:
+            if value:
+                encoded = [v.encode() if isinstance(v, str) else v for v in value]
+                arrays[f.name] = Array(np.frombuffer(b"".join(encoded), np.uint8))
+                arrays[f"{f.name}.lengths"] = Array(np.array([len(e) for e in encoded], np.int64))
+        elif f.name == "tensors":
+            record["tensors"] = ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in value.items()})
+        elif f.name == "metrics":
+            record["metrics"] = MetricRecord({k: float(v) for k, v in value.items()})
+        else:
+            scalars[f.name] = value
+    record["arrays"] = ArrayRecord(arrays)
+    record["scalars"] = ConfigRecord(scalars)
+    record["header"] = ConfigRecord({"kind": type(payload).__name__, **vars(header)})
+    return record
+
+
+def header(record: RecordDict) -> Header:
+    """The header of a message; WireError when it has none."""
+    try:
+        h = record["header"]
+        return Header(str(h["row"]), int(h["round"]), int(h["step"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"the header is missing or broken ({error})") from error
+
+
+def size(record: RecordDict) -> int:
+    """Bytes of content: array buffers, plus scalars and metrics as text."""
+    arrays = sum(len(name) + len(a.data) for r in record.array_records.values() for name, a in r.items())
+    plain = [dict(r) for r in (*record.config_records.values(), *record.metric_records.values())]
+    return arrays + len(json.dumps(plain, default=str))
+
+
+def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = None) -> Any:
+    """RecordDict -> payload.
+
+    `bounds` fixes the length of axes the receiver knows, e.g. {"N": 400, "C": 24, "D": 128}.
+    Raises WireError naming the payload, the field and what is wrong with it.
+    """
+    kind = str(record["header"]["kind"]) if "header" in record and "kind" in record["header"] else "nothing known"
+    cls = PAYLOADS.get(kind)
+    if cls is None or (expected and cls not in expected):
+        raise WireError(f"expected {' or '.join(e.__name__ for e in expected) or 'a known payload'}, got {kind}")
+    try:
+        return cls(**_values(cls, record, dict(bounds or {})))
+    except WireError as error:
+        raise WireError(f"{kind}.{error}") from None
+    except (KeyError, TypeError, ValueError, MemoryError, OverflowError) as error:
+        raise WireError(f"{kind} is malformed: {type(error).__name__} {error}") from error
+
+
+def _values(cls: type, record: RecordDict, bounds: dict[str, int]) -> dict[str, Any]:
+    arrays = dict(record["arrays"].items()) if "arrays" in record else {}
+    scalars = dict(record["scalars"]) if "scalars" in record else {}
+    values: dict[str, Any] = {}
+    for f in fields(cls):
+        if "array" in f.metadata:
+            values[f.name] = _array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
+        elif "blobs" in f.metadata:
+            values[f.name] = _blobs(f, arrays, bounds)
+        elif f.name == "tensors":
+            values[f.name] = {k: _tensor(f"tensors[{k}]", a) for k, a in record["tensors"].items()}
+        elif f.name == "metrics":
+            values[f.name] = {k: _figure(k, v) for k, v in record["metrics"].items()}
+        else:
+            value = scalars.pop(f.name, None)
+            if not isinstance(value, SCALARS[str(f.type)]):
+                raise WireError(f"{f.name} should be {f.type}, got {value!r:.40}")
+            values[f.name] = value
+    if extra := [*arrays, *scalars]:
+        raise WireError(f"{extra[0]} is not a field of {cls.__name__}")
+    return values
+
+
+def _figure(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or not np.isfinite(value):
+        raise WireError(f"metrics[{name}] is {value!r:.40}, not a finite number")
+    return float(value)
+
+
+def _read(name: str, a: Array | None) -> np.ndarray:
+    """Decode an array, its declared shape checked against its bytes first (a lying header could claim terabytes)."""
+    if a is None:
+        raise WireError(f"{name} is missing")
+    stream = io.BytesIO(a.data)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject or int(np.prod(shape, dtype=object)) * dtype.itemsize != len(a.data) - stream.tell():
+        raise WireError(f"{name} declares {dtype} {shape} but carries {len(a.data)} bytes")
+    return a.numpy()
+
+
+def _tensor(name: str, a: Array | None) -> Tensor:
+    values = _read(name, a)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise WireError(f"{name} has NaN or infinite values")
+    return torch.from_numpy(values.copy())
+
+
+def _array(name: str, a: Array | None, spec: Any, bounds: dict[str, int]) -> Tensor:
+    values = _read(name, a)
+    if str(values.dtype) != spec["array"]:
+        raise WireError(f"{name} has dtype {values.dtype}, expected {spec['array']}")
+    if values.ndim != len(spec["axes"]):
+        raise WireError(f"{name} has shape {values.shape}, expected axes {' x '.join(spec['axes'])}")
+    for axis, length in zip(spec["axes"], values.shape, strict=True):
+        if bounds.setdefault(axis, length) != length:
+            raise WireError(f"{name} has {length} along {axis}, expected {bounds[axis]}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise WireError(f"{name} has NaN or infinite values")
+    high = bounds.get(spec["below"], None) if spec["below"] else None
+    if values.size and spec["low"] is not None and values.min() < spec["low"]:
+        raise WireError(f"{name} has a value of {values.min()}, below {spec['low']}")
+    if values.size and spec["high"] is not None and values.max() > spec["high"]:
+        raise WireError(f"{name} has a value of {values.max()}, above {spec['high']}")
+    if values.size and high is not None and values.max() >= high:
+        raise WireError(f"{name} has a value of {values.max()}, but there are {high} of {spec['below']}")
+    return torch.from_numpy(values.copy())
+
+
+def _blobs(f: Any, arrays: dict[str, Array], bounds: dict[str, int]) -> tuple:
+    if f.name not in arrays:
+        return ()
+    joined = _read(f.name, arrays.pop(f.name))
+    lengths = _read(f"{f.name}.lengths", arrays.pop(f"{f.name}.lengths", None))
+    if joined.dtype != np.uint8 or lengths.dtype != np.int64 or joined.ndim != 1 or lengths.ndim != 1:
+        raise WireError(f"{f.name} should be bytes and their lengths")
+    if (lengths < 0).any() or lengths.sum() != joined.size or joined.size > MAX_BLOB:
+        raise WireError(f"{f.name} has lengths that do not add up to its {joined.size} bytes")
+    if bounds.setdefault("N", len(lengths)) != len(lengths):
+        raise WireError(f"{f.name} has {len(lengths)} entries, expected {bounds['N']}")
+    ends = np.cumsum(lengths)
+    pieces = [joined[end - n:end].tobytes() for end, n in zip(ends, lengths, strict=True)]
+    return tuple(p.decode("utf-8") for p in pieces) if f.name == "texts" else tuple(pieces)

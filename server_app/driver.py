@@ -1,0 +1,91 @@
+"""One driver owns what all methods share: rows, resume, evaluation, records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from florilegium import atomic, settings
+from florilegium.catalogue import half
+from florilegium.data.partition import partition
+from florilegium.federation import Federation
+from florilegium.resources import Resources
+from florilegium.runs import Run
+from server_app.evaluation import Evaluation
+from strategies.rounds import Journal, Rounds
+
+KEEP_CHECKPOINTS = 2  # the newest could be the one a failing disk tore
+
+
+class RowJournal(Journal):
+    """Evaluates, records and checkpoints one row of a run."""
+
+    def __init__(self, run: Run, row: str, evaluation: Evaluation, every: int, resume: bool) -> None:
+        self.run, self.row, self.evaluation, self.every, self.resuming = run, row, evaluation, every, resume
+        self.folder = Path(run.checkpoints(row))
+
+    def resume(self, strategy: Rounds) -> int | None:
+        """Restore the newest readable checkpoint and forget the records after it."""
+        if not self.resuming:
+            return None
+        for path in sorted(self.folder.glob("round-*.safetensors"), reverse=True):
+            try:
+                tensors, meta = atomic.load(path)
+            except Exception as error:  # a torn file is skipped, whatever the reader calls it
+                self.run.warn(f"checkpoint {path.name} of {self.row} is unreadable ({error}); trying the one before")
+                continue
+            strategy.restore(tensors, meta["strategy"])
+            self.run.rewind(self.row, meta["round"])
+            return int(meta["round"])
+        self.run.rewind(self.row, -1)
+        return None
+
+    def evaluate(self, strategy: Rounds, r: int, last: bool, federation: Federation) -> dict[str, float]:
+        main = self.row == settings.MAIN
+        if not last and (r % self.every or (not main and not strategy.asks_clients)):
+            return {}
+        figures: dict[str, float] = {}
+        if strategy.asks_clients:
+            figures |= self.evaluation.clients(federation)
+        if strategy.generator is not None:
+            self.run.progress(row=self.row, round=r, phase="judge images", done=0, total=1)
+            judged = self.evaluation.generator(strategy.generator)
+            figures |= judged.metrics
+            self.run.grid(self.row, r, judged.images, judged.captions)
+        return figures
+
+    def close(
+        self, strategy: Rounds, r: int, seconds: float, metrics: dict[str, float], federation: Federation
+    ) -> None:
+        tensors, meta = strategy.state()
+        self.run.ledger(federation.take_ledger())
+        if (votes := getattr(strategy, "votes", None)) is not None:
+            self.run.votes(self.row, r, votes.tolist(), list(self.evaluation.class_names))
+        self.run.record(self.row, r, seconds, metrics)
+        # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
+        atomic.save(self.folder / f"round-{r:04d}.safetensors", tensors, {"round": r, "strategy": meta})
+        for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
+            old.unlink()
+
+
+def drive(conf: DictConfig, grid: Any) -> None:
+    """Run the method and its reference rows, each resumed where it stopped, then write summary and report."""
+    run = Run.open(conf.out, conf, resume=conf.resume)
+    resources = Resources(conf, progress=run.progress)
+    run.partition(partition(conf))
+    evaluation = Evaluation(conf, resources)
+    for row, node in settings.rows(conf).items():
+        Half = half(node.name, "server")
+        strategy = Half(settings.typed(Half.Settings, node.get("server"), f"{row}.server"), resources)
+        federation = Federation(
+            grid, row, seed=conf.seed, timeout=conf.timeouts.exchange, quorum=conf.timeouts.quorum,
+            fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.get("fatal_codes", [])),
+            progress=lambda phase, done, total, row=row: run.progress(row=row, phase=phase, done=done, total=total))
+        run.progress(row=row, round=0, rounds=conf.rounds, phase="start", done=0, total=1)
+        journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
+        strategy.start(grid, num_rounds=conf.rounds, federation=federation, journal=journal)
+        if row == settings.MAIN and strategy.generator is not None:
+            strategy.generator.save(run.model_dir)
+    run.finish(conf, protocol=evaluation.protocol())

@@ -1,0 +1,56 @@
+"""Centralised: the T2I model tuned on the pooled private data, the upper bound of Table II.
+
+It breaks the federation's promise on purpose and only where the data are public anyway: the embedded data sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from florilegium import seeds
+from florilegium.diffusion.tuning import TuneSettings, TuneTexts
+from florilegium.federation import Federation
+from florilegium.checks import between
+from strategies.rounds import Rounds
+
+
+@dataclass
+class CentralisedSettings:
+    """As FedMMKT's: as many samples a round and the same tuning."""
+
+    samples: int = 400
+    t2i: TuneSettings = field(default_factory=TuneSettings)
+
+    def __post_init__(self) -> None:
+        between("samples", self.samples, 1, 1_000_000)
+
+
+class Centralised(Rounds):
+    """Each round tunes on `samples` real private training images and their texts."""
+
+    Settings = CentralisedSettings
+    asks_clients = False
+
+    def __init__(self, settings: CentralisedSettings, resources: Any) -> None:
+        super().__init__(settings, resources)
+        self.classes, self.seed = resources.classes, resources.seed
+        self.generator = resources.fresh_generator()
+
+    def round(self, r: int, federation: Federation) -> dict[str, float]:
+        images, labels, texts = self.resources.pooled_private()
+        order = torch.randperm(len(images), generator=seeds.generator(self.seed, "centralised", r))
+        rows = order[: self.settings.samples]
+        prompts = [self.classes.prompt(c) for c in labels[rows].tolist()]
+        full = [f"{p} {texts[i]}" for p, i in zip(prompts, rows.tolist(), strict=True)]
+        return self.generator.finetune(images[rows], TuneTexts(label=prompts, full=full), None, self.settings.t2i,
+                                       rounds=(r, self.num_rounds), seed=seeds.seed_of(self.seed, "t2i", r))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.generator.state()
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        self.generator.restore(tensors, meta)

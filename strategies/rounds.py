@@ -1,0 +1,157 @@
+"""Rounds: a Flower Strategy whose `start()` is the loop of rounds, with resume, evaluation and records.
+
+A knowledge-transfer method overrides `round()` alone and reads top to bottom like its paper. A method that averages
+weights overrides nothing: the default round is Flower's own pair configure_train / aggregate_train.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from logging import INFO
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from florilegium import wire
+from florilegium.averaging import weighted_mean
+from florilegium.federation import Federation
+from florilegium.wire import Header, Nothing, Report, Weights
+
+
+class Journal:
+    """What surrounds a row's rounds: evaluation, records, checkpoints. This one only evaluates the clients."""
+
+    def resume(self, strategy: Rounds) -> int | None:
+        """Restore the strategy; the last finished round, or None to start from scratch."""
+        return None
+
+    def evaluate(self, strategy: Rounds, r: int, last: bool, federation: Federation) -> dict[str, float]:
+        """Judge the state after round `r` by the one protocol of all methods."""
+        if not strategy.asks_clients:
+            return {}
+        reports = federation.ask("evaluate", Nothing(), Report, clients=federation.clients)
+        return {"client/accuracy": sum(x.body.metrics["accuracy"] for x in reports) / len(reports)}
+
+    def close(
+        self, strategy: Rounds, r: int, seconds: float, metrics: dict[str, float], federation: Federation
+    ) -> None:
+        """Record round `r` and make it the one to resume from."""
+
+
+class Rounds(Strategy):
+    """Common base of our strategies. Settings are typed and checked; resources are built once per run.
+
+    Attributes
+    ----------
+    asks_clients : whether the method talks to clients at all.
+    generator : the T2I model the method tunes, judged after each round; None when it has none.
+    """
+
+    asks_clients = True
+    generator: Any = None
+
+    def __init__(self, settings: Any, resources: Any = None) -> None:
+        self.settings, self.resources = settings, resources
+        self.num_rounds = 0
+        self.weights: dict[str, Tensor] = {}
+
+    # -- what a method says -------------------------------------------------------------------------------------
+
+    def begin(self, federation: Federation) -> dict[str, float]:
+        """Round 0: what must happen before the first evaluation. Default: nothing."""
+        return {}
+
+    def round(self, r: int, federation: Federation) -> dict[str, float]:
+        """One round; returns flat metrics. Default: average the clients' weights (McMahan 2017, Algorithm 1)."""
+        replies = federation.ask("train", Weights(self.weights), Weights)
+        self.weights = weighted_mean([x.body.tensors for x in replies], [x.body.examples for x in replies])
+        return {"weights/replies": float(len(replies))}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able values from which `restore` goes on exactly."""
+        return dict(self.weights), {}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.weights = dict(tensors)
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def start(  # noqa: PLR0913  (Flower's signature)
+        self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, timeout: float = 3600,
+        train_config: ConfigRecord | None = None, evaluate_config: ConfigRecord | None = None, evaluate_fn: Any = None,
+        *, federation: Federation | None = None, journal: Journal | None = None,
+    ) -> Result:
+        """Run `num_rounds` rounds, going on after the last one the journal knows.
+
+        Works in anybody's ServerApp as `FedMMKT(settings, resources).start(grid=grid, num_rounds=10)`; our driver
+        passes the federation (quorum, deadlines, ledger) and the journal (records, checkpoints).
+        """
+        federation = federation or Federation(grid, timeout=timeout)
+        journal = journal or Journal()
+        self.num_rounds = num_rounds
+        if initial_arrays is not None:
+            self.weights = dict(initial_arrays.to_torch_state_dict())
+        done = journal.resume(self)
+        result = Result()
+        if done is not None and done >= num_rounds:
+            return result
+        self.summary()
+        if self.asks_clients:
+            federation.meet()
+        for r in range(0 if done is None else done + 1, num_rounds + 1):
+            started = time.monotonic()
+            federation.begin(r)
+            metrics = self.begin(federation) if r == 0 else self.round(r, federation)
+            metrics |= federation.traffic(r)
+            seconds = time.monotonic() - started
+            judged = journal.evaluate(self, r, r == num_rounds, federation)
+            journal.close(self, r, seconds, metrics | judged, federation)
+            result.train_metrics_clientapp[r] = MetricRecord({k: float(v) for k, v in metrics.items()})
+            result.evaluate_metrics_serverapp[r] = MetricRecord({k: float(v) for k, v in judged.items()})
+            if evaluate_fn is not None and (own := evaluate_fn(r, ArrayRecord(self.weights))) is not None:
+                result.evaluate_metrics_serverapp[r] = own
+        result.arrays = ArrayRecord(self.weights)
+        return result
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        log(INFO, "%s: %s", type(self).__name__, self.settings)
+
+    # -- Flower's callbacks: one weight exchange and one evaluation, for those who drive them themselves ----------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The `train` phase with `arrays` to every node."""
+        body = wire.pack(Weights(dict(arrays.to_torch_state_dict())), Header("method", server_round, 1))
+        return [Message(body, node, wire.PHASES["train"], group_id=str(server_round)) for node in grid.get_node_ids()]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The mean of the replies' weights by examples; error replies are left out."""
+        bodies = [wire.unpack(m.content, Weights) for m in replies if not m.has_error()]
+        if not bodies:
+            return None, None
+        mean = weighted_mean([b.tensors for b in bodies], [b.examples for b in bodies])
+        return ArrayRecord(mean), MetricRecord({"replies": len(bodies)})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The `evaluate` phase to every node; clients judge the model they hold."""
+        body = wire.pack(Nothing(), Header("method", server_round, 2))
+        return [Message(body, node, wire.PHASES["evaluate"], group_id=str(server_round)) for node in grid.get_node_ids()]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The plain mean over clients of each figure (the papers' client accuracy)."""
+        reports = [wire.unpack(m.content, Report).metrics for m in replies if not m.has_error()]
+        if not reports:
+            return None
+        return MetricRecord({name: sum(x[name] for x in reports) / len(reports) for name in reports[0]})

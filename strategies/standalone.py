@@ -1,0 +1,28 @@
+"""Standalone, server half: clients learn alone. Client half: client_app/methods/standalone.py. Nothing crosses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from florilegium.federation import Federation
+from florilegium.wire import Nothing, Report
+from strategies.rounds import Rounds
+
+
+@dataclass
+class StandaloneSettings:
+    """None: the server only says when."""
+
+
+class Standalone(Rounds):
+    """Reference row of Table I: each client trains on its private data alone, as long as the method's clients do."""
+
+    Settings = StandaloneSettings
+
+    def begin(self, federation: Federation) -> dict[str, float]:
+        federation.ask("train", Nothing(), Nothing, Report)
+        return {}
+
+    def round(self, r: int, federation: Federation) -> dict[str, float]:
+        federation.ask("train", Nothing(), Nothing, Report)
+        return {}
