@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -219,12 +220,15 @@ def _read(name: str, a: Array | None) -> np.ndarray:
     if a is None:
         raise WireError(f"{name} is missing")
     stream = io.BytesIO(a.data)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    if dtype.hasobject or int(np.prod(shape, dtype=object)) * dtype.itemsize != len(a.data) - stream.tell():
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    except Exception as error:  # NumPy parses the header as Python source: a broken one can raise almost anything
+        raise WireError(f"{name} is no array: {type(error).__name__}") from error
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(a.data) - stream.tell():
         raise WireError(f"{name} declares {dtype} {shape} but carries {len(a.data)} bytes")
-    return a.numpy()
+    return np.load(io.BytesIO(a.data), allow_pickle=False)
 
 
 def _tensor(name: str, a: Array | None) -> Tensor:

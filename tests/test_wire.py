@@ -1,0 +1,138 @@
+"""The contract: whatever is packed comes back, and nothing broken gets through."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+
+from florilegium import wire
+from florilegium.wire import Answers, Header, Logits, Nothing, Profile, Report, Samples, Targets, Weights, WireError
+
+HEADER = Header("method", 3, 2)
+BOUNDS = {"N": 4, "C": 5, "D": 6, "A": 0}
+
+
+def answers(**changes):
+    fields = {"ids": torch.arange(4), "labels": torch.tensor([0, 1, 4, 2]), "confidence": torch.rand(4),
+              "representations": torch.randn(4, 6), "augmented": torch.zeros(4, 0)}
+    return Answers(**fields | changes)
+
+
+@pytest.mark.parametrize("payload", [
+    Nothing(), Profile(3, "image", "vit", 120, [0, 4]), Report({"accuracy": 0.5}, 10), answers(),
+    Weights({"a.weight": torch.randn(2, 3), "count": torch.tensor(7)}, 12),
+    Samples(torch.arange(2), images=(b"\x89PNG", b"")), Samples(torch.arange(2), texts=("a red apple", "déjà vu")),
+    Targets(torch.arange(2), torch.tensor([1, 0]), torch.zeros(2, 0)), Logits(torch.arange(3), torch.randn(3, 5)),
+])
+def test_round_trip(payload):
+    record = wire.pack(payload, HEADER)
+    back = wire.unpack(record, type(payload))
+    assert wire.header(record) == HEADER and type(back) is type(payload)
+    for name, value in vars(payload).items():
+        got = getattr(back, name)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(got, value) and got.dtype == value.dtype
+        elif name == "tensors":
+            assert all(torch.equal(got[k], v) for k, v in value.items())
+        else:
+            assert got == value
+
+
+@pytest.mark.parametrize("changes, complaint", [
+    ({"ids": torch.arange(3)}, "ids has 3 along N, expected 4"),
+    ({"labels": torch.tensor([0, 1, 5, 2])}, "labels has a value of 5, but there are 5 of C"),
+    ({"labels": torch.tensor([0, -1, 1, 2])}, "labels has a value of -1, below 0"),
+    ({"labels": torch.rand(4)}, "labels has dtype float32, expected int64"),
+    ({"confidence": torch.tensor([0.1, -0.1, 0.2, 0.3])}, "confidence has a value of -0.1"),
+    ({"confidence": torch.tensor([0.1, 1e9, 0.2, 0.3])}, "confidence has a value of 1000000000.0, above 100.0"),
+    ({"representations": torch.randn(4, 7)}, "representations has 7 along D, expected 6"),
+    ({"representations": torch.randn(4, 6, 1)}, "representations has shape"),
+    ({"representations": torch.full((4, 6), float("nan"))}, "representations has NaN or infinite values"),
+    ({"representations": torch.full((4, 6), float("inf"))}, "representations has NaN or infinite values"),
+    ({"representations": torch.randn(4, 6).double()}, "representations has dtype float64"),
+    ({"augmented": torch.randn(4, 6)}, "augmented has 6 along A, expected 0"),
+])
+def test_a_bad_answer_is_named_by_field(changes, complaint):
+    with pytest.raises(WireError, match="Answers") as caught:
+        wire.unpack(wire.pack(answers(**changes), HEADER), Answers, bounds=BOUNDS)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_wrong_payload_is_refused():
+    with pytest.raises(WireError, match="expected Answers, got Nothing"):
+        wire.unpack(wire.pack(Nothing(), HEADER), Answers)
+
+
+def test_an_unknown_kind_and_an_extra_field_are_refused():
+    record = wire.pack(Nothing(), HEADER)
+    record["header"]["kind"] = "Pickle"
+    with pytest.raises(WireError, match="got Pickle"):
+        wire.unpack(record)
+    record = wire.pack(Nothing(), HEADER)
+    record["scalars"]["backdoor"] = 1
+    with pytest.raises(WireError, match="backdoor is not a field"):
+        wire.unpack(record)
+
+
+def test_a_missing_field_is_named():
+    record = wire.pack(answers(), HEADER)
+    del record["arrays"]["confidence"]
+    with pytest.raises(WireError, match="confidence is missing"):
+        wire.unpack(record, Answers)
+
+
+def test_a_lying_array_header_is_refused_before_it_allocates():
+    record = wire.pack(answers(), HEADER)
+    good = record["arrays"]["representations"]
+    lie = good.data.replace(b"(4, 6)", b"(4, 9)")
+    record["arrays"]["representations"] = Array(dtype="float32", shape=(4, 9), stype="numpy.ndarray", data=lie)
+    with pytest.raises(WireError, match="declares float32"):
+        wire.unpack(record, Answers)
+
+
+@pytest.mark.parametrize("lengths", [[2, 3], [-1, 5], [4, 4, 0]])
+def test_blob_lengths_must_add_up(lengths):
+    record = wire.pack(Samples(torch.arange(2), images=(b"ab", b"cd")), HEADER)
+    record["arrays"]["images.lengths"] = Array(np.array(lengths, np.int64))
+    with pytest.raises(WireError, match="images"):
+        wire.unpack(record, Samples)
+
+
+def test_figures_must_be_finite():
+    record = wire.pack(Report({"accuracy": 1.0}, 1), HEADER)
+    record["metrics"] = MetricRecord({"accuracy": float("nan")})
+    with pytest.raises(WireError, match="accuracy"):
+        wire.unpack(record, Report)
+
+
+def test_garbage_never_raises_anything_but_a_wire_error():
+    """1,000 seeded mutations of good records: each comes back whole or as a WireError."""
+    random = np.random.default_rng(0)
+    for _ in range(1000):
+        record = wire.pack(answers(), HEADER)
+        name = random.choice(["ids", "labels", "confidence", "representations"])
+        data = bytearray(record["arrays"][name].data)
+        for place in random.integers(0, len(data), size=random.integers(1, 20)):
+            data[place] = random.integers(256)
+        cut = bytes(data[: random.integers(1, len(data) + 1)])
+        record["arrays"] = ArrayRecord({
+            k: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=cut if k == name else a.data)
+            for k, a in record["arrays"].items()})
+        try:
+            back = wire.unpack(record, Answers, bounds=BOUNDS)
+        except WireError:
+            continue
+        assert torch.isfinite(back.representations).all() and back.labels.max() < 5
+
+
+def test_size_counts_the_arrays():
+    record = wire.pack(answers(), HEADER)
+    payload = 4 * 8 + 4 * 8 + 4 * 4 + 4 * 6 * 4
+    assert payload < wire.size(record) < payload + 5 * 128 + 400  # numpy headers and names
+
+
+def test_header_must_be_there():
+    record = wire.pack(Nothing(), HEADER)
+    record["header"] = ConfigRecord({"kind": "Nothing"})
+    with pytest.raises(WireError, match="header"):
+        wire.header(record)
