@@ -1,0 +1,211 @@
+"""FedMMKT's server half on one page: four clients, six samples, every number worked by hand."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from florilegium.federation import Client, Reply
+from florilegium.wire import Answers, Logits, Nothing, Report
+from strategies.fedmmkt import FedMMKT, FedMMKTSettings, confusion
+from strategies.replay import Reservoir
+from strategies.synthesis import draw_classes
+
+CLIENTS = [Client(11, 0, "image"), Client(12, 1, "image"), Client(13, 2, "text"), Client(14, 3, "text")]
+#                      samples:  0  1  2  3  4  5
+LABELS = torch.tensor([[0, 1, 2, 0, 1, 2],
+                       [0, 1, 1, 1, 1, 2],
+                       [0, 1, 0, 2, 0, 2],
+                       [0, 0, 2, 0, 2, 2]])
+#  consensus (weights 1):       0  1  2  0  1  2     votes 4 3 2 2 2 4
+
+
+class Classes(list):
+    def prompt(self, c):
+        return f"A picture of a {self[c]}."
+
+
+@dataclass
+class FakeResources:
+    """Three classes, a generator that remembers what it was tuned on, an oracle that trusts the prompt."""
+
+    width: int = 4
+    seed: int = 0
+    classes: Classes = field(default_factory=lambda: Classes(["rose", "tulip", "lily"]))
+    tuned: list = field(default_factory=list)
+    drawn: torch.Tensor | None = None
+
+    def generator(self):
+        return self
+
+    def synthesize(self, prompts, noise):
+        assert len(set(noise)) == len(prompts) == 6
+        self.drawn = torch.tensor([self.classes.index(p[15:-1]) for p in prompts])
+        return self.drawn.view(-1, 1, 1, 1).expand(-1, 3, 8, 8).to(torch.uint8).contiguous()
+
+    def finetune(self, images, texts, representations, settings, *, rounds, seed):
+        self.tuned.append((images[:, 0, 0, 0].tolist(), texts, representations, rounds))
+        return {"t2i/loss": 1.0}
+
+    def captioner(self):
+        return lambda images: [f"caption {int(x[0, 0, 0])}" for x in images]
+
+    def judge(self):
+        return self
+
+    def predict(self, images):
+        return images[:, 0, 0, 0].long()
+
+    def state(self):
+        return {"w": torch.ones(1)}, {"steps": 3}
+
+    def restore(self, tensors, meta):
+        self.restored = (tensors, meta)
+
+
+class FakeFederation:
+    """Answers as LABELS say; remembers what was sent."""
+
+    def __init__(self, reps=None, logits=None):
+        self.sent, self.reps, self.logits = [], reps, logits
+
+    def ask(self, phase, payload, *expect, **how):
+        if phase != "represent":
+            self.sent.append((phase, payload))
+            return []
+        self.samples = {c.modality: payload(c) for c in CLIENTS}
+        ids = how["ids"]
+        if self.logits is not None:
+            return [Reply(c, Logits(ids, x)) for c, x in zip(CLIENTS, self.logits, strict=True)]
+        reps = self.reps if self.reps is not None else torch.ones(4, 6, 4)
+        return [Reply(c, Answers(ids, y, torch.ones(6), r, torch.zeros(6, how["bounds"]["A"]) + r[:, :how["bounds"]["A"]]))
+                for c, y, r in zip(CLIENTS, LABELS, reps, strict=True)]
+
+    def send(self, phase, payload, *expect, clients):
+        self.sent.append((phase, payload))
+        return clients
+
+    def collect(self, clients):
+        return [Reply(c, Report({"label": 0.5 + c.id}, 3)) for c in clients]
+
+
+def one_round(reps=None, logits=None, **settings):
+    resources = FakeResources()
+    strategy = FedMMKT(FedMMKTSettings(samples=6, image_format="png", **settings), resources)
+    strategy.num_rounds = 2
+    federation = FakeFederation(reps, logits)
+    metrics = strategy.round(1, federation)
+    phases = [phase for phase, _ in federation.sent]
+    return strategy, resources, federation, metrics, phases, dict(federation.sent).get("distill")
+
+
+def test_a_round_end_to_end():
+    _, resources, federation, metrics, phases, targets = one_round(vote_threshold=0.75)
+    assert phases == ["train", "distill"]
+    assert targets.ids.tolist() == [6, 7, 11] and targets.labels.tolist() == [0, 1, 2]  # ids go on over rounds
+    assert torch.allclose(targets.representations, torch.ones(3, 4))                    # equal clients: their mean
+    assert metrics["labels/kept"] == 0.5 and metrics["distill/label"] == 2.0            # mean of .5 1.5 2.5 3.5
+    assert metrics["labels/client_3_agrees"] == pytest.approx(4 / 6)                    # samples 0, 2, 3, 5
+    images, texts, reps, rounds = resources.tuned[0]
+    assert images == resources.drawn[[0, 1, 5]].tolist() and rounds == (1, 2) and reps.shape == (3, 4)
+    assert texts.label == ["A picture of a rose.", "A picture of a tulip.", "A picture of a lily."]
+    assert texts.full[1] == f"A picture of a tulip. caption {resources.drawn[1]}"
+
+
+def test_clients_see_their_own_modality_and_never_the_drawn_class():
+    _, _, federation, *_ = one_round()
+    image, text = federation.samples["image"], federation.samples["text"]
+    assert len(image.images) == 6 and not image.texts and len(text.texts) == 6 and not text.images
+    assert set(vars(image)) == {"ids", "images", "texts"}
+
+
+def test_half_the_votes_keep_all_six():
+    *_, metrics, _, targets = one_round(vote_threshold=0.5)
+    assert metrics["labels/kept"] == 1.0 and targets.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_without_labvote_the_prompt_labels_everything():
+    _, resources, _, metrics, _, targets = one_round(labvote=False, vote_threshold=1.0)
+    assert targets.labels.tolist() == resources.drawn.tolist() and metrics["labels/kept"] == 1.0
+
+
+@pytest.mark.parametrize("switch, width, tuned", [("fusion", 0, None), ("client_representations", 0, (3, 4)),
+                                                  ("t2i_representations", 4, None)])
+def test_ablations_close_one_path_each(switch, width, tuned):
+    _, resources, _, _, _, targets = one_round(vote_threshold=0.75, **{switch: False})
+    assert targets.representations.shape == (3, width)
+    reps = resources.tuned[0][2]
+    assert (None if reps is None else tuple(reps.shape)) == tuned
+
+
+def test_the_logit_variant_votes_by_fused_logits_and_sends_labels_only():
+    logits = torch.nn.functional.one_hot(LABELS, 3).float() * 5
+    _, resources, _, metrics, _, targets = one_round(logits=logits, variant="logit", vote_threshold=0.75)
+    assert targets.labels.tolist() == [0, 1, 2] and targets.representations.shape == (3, 0)
+    assert resources.tuned[0][2] is None
+    assert metrics["bytes/formula_up"] == 6 * 3 * 4
+
+
+def test_the_unimodal_variant_asks_for_an_augmented_view_and_ignores_modality():
+    reps = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(0))
+    _, _, _, metrics, _, targets = one_round(reps=reps, variant="unimodal", vote_threshold=0.5, temperature=1.0)
+    anchor = reps.mean(0)
+    unit = torch.nn.functional.normalize
+    scores = torch.stack([(unit(r, dim=-1) @ unit(anchor, dim=-1).T).log_softmax(-1).diagonal() for r in reps])
+    expected = (scores.softmax(0)[..., None] * reps).sum(0)
+    assert torch.allclose(targets.representations, expected, atol=1e-5)
+
+
+def test_nothing_kept_is_no_reason_to_fail():
+    strategy = FedMMKT(FedMMKTSettings(samples=6, vote_threshold=1.0), FakeResources())
+    disagree = FakeFederation()
+    LABELS_BEFORE = LABELS.clone()
+    try:
+        LABELS[0] = (LABELS[1] + 1) % 3
+        metrics = strategy.round(1, disagree)
+    finally:
+        LABELS.copy_(LABELS_BEFORE)
+    assert metrics["labels/kept"] == 0.0 and "labels/accuracy" not in metrics
+
+
+def test_state_holds_generator_and_replay():
+    strategy, resources, *_ = one_round(vote_threshold=0.75, replay=2)
+    tensors, meta = strategy.state()
+    twin = FedMMKT(FedMMKTSettings(samples=6, replay=2), FakeResources())
+    twin.restore(tensors, meta)
+    assert torch.equal(twin.generator.restored[0]["w"], torch.ones(1)) and twin.generator.restored[1] == {"steps": 3}
+    assert twin.replay.captions == strategy.replay.captions and len(twin.replay.captions) == 2
+
+
+def test_replay_joins_after_this_rounds_samples():
+    reservoir = Reservoir(2)
+    first = (torch.zeros(3, 1), torch.tensor([0, 1, 2]), ["a", "b", "c"], torch.zeros(3, 4))
+    assert reservoir.mixed(*first, (0, 1))[2] == ["a", "b", "c"]
+    kept = list(reservoir.captions)
+    _, labels, texts, _ = reservoir.mixed(torch.ones(1, 1), torch.tensor([9]), ["d"], torch.ones(1, 4), (0, 2))
+    assert texts == ["d", *kept] and labels.tolist() == [9, *["abc".index(c) for c in kept]]
+
+
+def test_stratified_classes_cover_all_and_rounds_differ():
+    drawn = draw_classes(24, 100, "stratified", 0, 1)
+    assert set(drawn.bincount(minlength=24).tolist()) == {4, 5}
+    assert not torch.equal(drawn, draw_classes(24, 100, "stratified", 0, 2))
+    assert torch.equal(drawn, draw_classes(24, 100, "stratified", 0, 1))
+
+
+def test_confusion_counts():
+    assert confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("bad, line", [({"vote_threshold": 1.4}, "vote_threshold must lie between 0 and 1, got 1.4"),
+                                       ({"confidence": "softmax"}, "confidence must be one of exp_neg"),
+                                       ({"samples": 0}, "samples must lie between")])
+def test_settings_are_checked(bad, line):
+    with pytest.raises(ValueError, match=line):
+        FedMMKTSettings(**bad)
+
+
+def test_begin_lets_clients_start_alone():
+    federation = FakeFederation()
+    FedMMKT(FedMMKTSettings(samples=6), FakeResources()).begin(federation)
+    assert federation.sent == [("train", Nothing())]
