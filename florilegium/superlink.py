@@ -11,10 +11,12 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import uuid
@@ -65,12 +67,10 @@ def _search_path() -> str:
 
 def quiet_environment(extra: dict[str, str]) -> dict[str, str]:
     """The environment of Flower's processes: no installs at run time, no telemetry, no update checks."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
     return {
         **os.environ,
         "PATH": _search_path(),              # Flower starts its processes by name
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": threads,          # the server's; Ray sets its own for the clients
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -93,7 +93,6 @@ def free_port() -> int:
 
 class OwnSuperLink:
     """`with OwnSuperLink(extra_environment) as flower:` a simulation SuperLink that lives as long as the block."""
-
     def __init__(self, extra: dict[str, str]) -> None:
         self.mark = uuid.uuid4().hex
         self.extra = extra
@@ -127,7 +126,7 @@ class OwnSuperLink:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log,
                                             stderr=subprocess.STDOUT, start_new_session=True)
         self._wait_until_healthy(port, home / "superlink.log")
-        return Flower("own", environment)
+        return Flower("own", environment, owned=True)
 
     def _wait_until_healthy(self, port: int, log: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -141,12 +140,27 @@ class OwnSuperLink:
         raise LaunchError(f"flower-superlink did not answer within {START_SECONDS:.0f} s")
 
     def __exit__(self, *_: object) -> None:
-        """End everything this launch started and remove its directory."""
-        end_processes(self.mark)
-        if self.process is not None:
-            self.process.wait()
-        if self.home is not None:
-            shutil.rmtree(self.home, ignore_errors=True)
+        """End everything this launch started and remove its directory; a second Ctrl-C does not cut that short."""
+        with uninterrupted():
+            end_processes(self.mark)
+            if self.process is not None:
+                self.process.wait()
+            if self.home is not None:
+                shutil.rmtree(self.home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM inside the block, where that is possible (the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
@@ -177,6 +191,7 @@ class Flower:
 
     superlink: str
     environment: dict[str, str]
+    owned: bool = False  # it ends with its launch, and its runs with it
 
     def submit(self, app: Path, run_config: Path, federation: str | None) -> str:
         """Start a run of the app; return its id. LaunchError with Flower's own reason."""

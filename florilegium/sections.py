@@ -1,0 +1,68 @@
+"""The sections of the settings that belong to no method: their keys, types and ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from florilegium.checks import between, one_of
+
+MODALITIES = ("image", "text")
+MANY = 1_000_000
+
+
+@dataclass
+class Plan:
+    """The keys at the top of conf/config.yaml."""
+
+    rounds: int = 1
+    seed: int = 0
+    out: str | None = None
+    resume: bool = False
+    label: str | None = None
+    assets: str | None = None  # where the launcher found them; not for the user
+
+    def __post_init__(self) -> None:
+        between("rounds", self.rounds, 0, MANY)
+        between("seed", self.seed, 0, 2**31 - 1)
+        if self.resume and not self.out:
+            raise ValueError("resume=true needs out=DIR, the directory of the run to go on with")
+
+
+@dataclass
+class Cohort:
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        between("fraction", self.fraction, 0, 1)
+
+
+@dataclass
+class Timeouts:
+    exchange: float = 600.0
+    quorum: int = 2
+
+    def __post_init__(self) -> None:
+        between("exchange", self.exchange, 0.1, 30 * 24 * 3600)
+        between("quorum", self.quorum, 1, MANY)
+
+
+@dataclass
+class Runtime:
+    """conf/runtime: how the clients run. `superlink` names a connection of the user's own Flower home."""
+
+    name: str = "simulation"
+    client_cpus: int = 1
+    client_gpus: float = 0.0
+    cpus: int | None = None
+    gpus: int | None = None
+    superlink: str | None = None
+    fatal_codes: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        one_of("name", self.name, ("simulation", "deployment"))
+        between("client_cpus", self.client_cpus, 1, MANY)
+        between("client_gpus", self.client_gpus, 0, MANY)
+        if self.cpus is not None:
+            between("cpus", self.cpus, self.client_cpus, MANY)
+        if self.name == "deployment" and not self.superlink:
+            raise ValueError("superlink must name a connection of your Flower home's config.toml")
