@@ -35,7 +35,7 @@ from florilegium.superlink import Flower, LaunchError, OwnSuperLink, Status, qui
 PACKAGE = Path(__file__).resolve().parent
 INTERRUPTED = 130
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-EXPECTED = (SettingsError, LaunchError, assets.AssetError, HydraException, OmegaConfBaseException)
+EXPECTED = (SettingsError, LaunchError, assets.AssetError)  # their messages are written for the user
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -51,19 +51,20 @@ def main(arguments: list[str]) -> int:
             directory = prepare(conf)
             directories.append(directory[0])
             run_job(directory[1])
-        except EXPECTED as error:
+        except Exception as error:
             failures.append(say_failure(error))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come to us, and leave as one line
     sys.argv = [sys.argv[0], *arguments]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         hydra.main(version_base="1.3", config_path=str(settings.CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         print("florilegium: interrupted; everything this run started has ended", file=sys.stderr)
         failures.append("interrupted")
         return INTERRUPTED
-    except EXPECTED as error:
+    except Exception as error:
         failures.append(say_failure(error))
     finally:
         for directory in directories:
@@ -72,12 +73,17 @@ def main(arguments: list[str]) -> int:
 
 
 def say_failure(error: BaseException) -> str:
-    """Print the reason as one line (all of it with FLORILEGIUM_DEBUG) and return it."""
+    """Print the reason as one line (with FLORILEGIUM_DEBUG raise it, traceback and all) and return it."""
     if os.environ.get("FLORILEGIUM_DEBUG"):
         raise error
-    reason = settings.explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else str(error)
-    print(f"florilegium: {settings.first_line(ValueError(reason))}", file=sys.stderr, flush=True)
-    return reason
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        line = settings.explain(error)
+    elif isinstance(error, EXPECTED):
+        line = settings.first_line(error)
+    else:
+        line = f"{type(error).__name__}: {settings.first_line(error)} (FLORILEGIUM_DEBUG=1 shows where)"
+    print(f"florilegium: {line}", file=sys.stderr, flush=True)
+    return line
 
 
 def shown(directory: Path) -> str:

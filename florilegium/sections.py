@@ -24,8 +24,6 @@ class Plan:
     def __post_init__(self) -> None:
         between("rounds", self.rounds, 0, MANY)
         between("seed", self.seed, 0, 2**31 - 1)
-        if self.resume and not self.out:
-            raise ValueError("resume=true needs out=DIR, the directory of the run to go on with")
 
 
 @dataclass

@@ -65,6 +65,8 @@ def complete(conf: DictConfig, job: str = "") -> DictConfig:
     `job` is the sub-directory of a multirun's job below a shared `out`.
     """
     conf = OmegaConf.create(plain(conf))
+    if conf.get("resume") and not conf.get("out"):
+        raise SettingsError("resume=true needs out=DIR, the directory of the run to go on with")
     with open_dict(conf):
         out = Path(conf.get("out") or default_directory(conf)).expanduser()
         conf.out = str((Path.cwd() / out / job).resolve())
@@ -188,6 +190,8 @@ def explain(error: BaseException) -> str:
         return f"no {group or 'group'} '{choice}'{meant(choice, choices)}{there}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"no setting '{found[1]}'{meant(found[1], _known_keys())}; `florilegium run --cfg job` lists them"
+    if type(error).__name__ == "OverrideParseException":
+        return f"cannot read an override: {first_line(error)}"
     if full_key := getattr(error, "full_key", None):
         return f"{full_key}: {first_line(error)}"
     return first_line(error)

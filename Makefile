@@ -1,0 +1,46 @@
+# florilegium: `make demo` installs everything and runs the main job; `make test` installs and tests.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+RUN ?= runs/demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check assets bench set-up clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | column -t -s '|'
+
+set-up: $(STAMP)  ## a virtual environment in .venv with the pinned stack (skipped when it is up to date)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+	  || { echo "florilegium needs Python 3.11 or 3.12: make PYTHON=python3.11 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## the main job: FedMMKT on the embedded data, into runs/demo
+	rm -rf $(RUN)
+	$(BIN)/florilegium run out=$(RUN) $(ARGS)
+
+test: $(STAMP)  ## ruff and all tests
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not flower and not browser' $(ARGS)
+
+assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours on a CPU; resumable)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[assets]'
+	$(BIN)/python tools/build_assets.py $(ARGS)
+
+bench: $(STAMP)  ## speed, memory and bytes of one run
+	$(BIN)/python bench/run_cost.py $(ARGS)
+
+clean:  ## remove the virtual environment and what tests leave behind
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,155 @@
+"""The house's rules, read from the syntax trees: who imports whom, how big things are, what they are called."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {
+    "florilegium": {"florilegium"},
+    "strategies": {"strategies", "florilegium"},
+    "client_app": {"client_app", "florilegium"},
+    "server_app": {"server_app", "strategies", "florilegium"},
+}
+ONLY_IN = {
+    "flwr": {"florilegium/wire.py", "florilegium/federation.py", "florilegium/launch.py", "florilegium/superlink.py",
+             "strategies/rounds.py", "strategies/flower.py", "server_app/app.py", "client_app/app.py",
+             "client_app/client.py"},
+    "hydra": {"florilegium/settings.py", "florilegium/launch.py"},
+    "diffusers": {"florilegium/diffusion/stable.py"},
+    "pickle": set(),
+}
+SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "handler", "base", "core"}
+DROPPED_BY_FLOWER = {"lib", "build", "parts", "env"}
+FILES = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text(), file)
+
+
+def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Dotted names; `from a import b` gives both a and a.b, as b may be a module."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_import(file: str) -> set[str]:
+    """What a module imports when it is imported, not what its functions import later."""
+    def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or _type_checking(child):
+                continue
+            yield child
+            yield from outside_functions(child)
+
+    return set(imports(outside_functions(tree(file))))
+
+
+def _type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def file_of(module: str) -> str | None:
+    path = module.replace(".", "/")
+    return next((name for name in (f"{path}.py", f"{path}/__init__.py") if name in FILES), None)
+
+
+def loaded_with(start: str) -> set[str]:
+    """All top-level packages that importing `start` (a file) loads, through our own modules."""
+    seen, todo, outside = set(), [start], set()
+    while todo:
+        file = todo.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for module in at_import(file):
+            inner = [name for name in (file_of(module), file_of(module.split(".")[0])) if name]
+            todo += inner
+            if module.split(".")[0] not in ROOMS:
+                outside.add(module.split(".")[0])
+    return outside
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_rooms_import_only_what_they_may(file: str) -> None:
+    room = file.split("/")[0]
+    for module in set(imports(ast.walk(tree(file)))):
+        top = module.split(".")[0]
+        assert top not in ROOMS or top in ROOMS[room], f"{file} imports {module}"
+        assert top not in ONLY_IN or file in ONLY_IN[top], f"{file} imports {module}"
+        assert not module.startswith("florilegium.data.private") or room == "client_app" \
+            or file == "florilegium/data/private.py", f"{file} imports {module}: private data has one door"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_sizes(file: str) -> None:
+    lines = len((ROOT / file).read_text().splitlines())
+    half = re.match(r"(strategies|client_app/methods)/", file)
+    assert lines <= 300, f"{file} has {lines} lines"
+    for node in ast.walk(tree(file)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length, most = node.end_lineno - node.lineno + 1, 40 if half and node.name == "round" else 50
+            assert length <= most, f"{file}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_names_say_something(file: str) -> None:
+    names = list(Path(file).with_suffix("").parts)
+    names += [n.name for n in ast.walk(tree(file)) if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+    for name in names:
+        words = set(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_"))
+        assert not words & SAY_NOTHING, f"{file}: {name}"
+    assert not set(Path(file).parts[:-1]) & DROPPED_BY_FLOWER, f"{file}: Flower's bundle would drop it"
+
+
+def test_no_class_inherits_twice_within_the_house() -> None:
+    bases = {node.name: [getattr(b, "id", getattr(b, "attr", "")) for b in node.bases]
+             for file in FILES for node in ast.walk(tree(file)) if isinstance(node, ast.ClassDef)}
+    deep = [f"{name} -> {above} -> {top}" for name, direct in bases.items() for above in direct
+            for top in bases.get(above, []) if top in bases]
+    assert not deep
+
+
+def test_a_report_reads_without_torch_and_a_client_runs_without_diffusers() -> None:
+    if "florilegium/report.py" in FILES:
+        assert "torch" not in loaded_with("florilegium/report.py")
+    for file in FILES:
+        if file.startswith("client_app/"):
+            assert "diffusers" not in loaded_with(file), file
+
+
+def test_every_module_and_setting_is_in_the_bundle() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
+    needed = FILES + [path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")]
+    flat = [pattern.replace("**/", "*") for pattern in patterns]
+    for file in needed:
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in flat), f"{file} would be missing from Flower's bundle"
+        assert not Path(file).name.startswith("test_"), f"{file}: Flower's bundle drops test files"
+
+
+def test_tracked_files_name_no_machine_and_no_registry() -> None:
+    machine = re.compile(r"(^|[\s\"'=(:])/(work|home|root|opt|farm)/\w", re.MULTILINE)
+    hosts = re.compile("|".join(re.escape(part + end) for part, end in (
+        ("pypi", ".org"), ("python", "hosted.org"), ("registry.", "npmjs"), ("deb.", "debian.org"))))
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    for name in listed:
+        path = ROOT / name
+        if path.suffix in (".py", ".toml", ".yaml", ".txt", ".md", ".sh", "") and path.is_file():
+            text = path.read_text(errors="ignore")
+            assert not machine.search(text), f"{name} names a path of one machine: {machine.search(text)[0]!r}"
+            assert not hosts.search(text), f"{name} names a registry host"

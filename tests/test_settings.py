@@ -1,0 +1,113 @@
+"""Settings: every shipped file composes and types; every typo gives one line that names the key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from florilegium import assets, settings
+from florilegium.catalogue import CATALOGUE
+from florilegium.settings import SettingsError
+
+METHODS = sorted(path.stem for path in (settings.CONF / "method").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (settings.CONF / "experiment").glob("*.yaml"))
+
+
+def checked(*overrides: str) -> None:
+    settings.validate(settings.complete(settings.compose(overrides)))
+
+
+def message(*overrides: str) -> str:
+    """The complaint about these overrides; it must be one line."""
+    with pytest.raises((SettingsError, assets.AssetError)) as caught:
+        checked(*overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_each_method_of_the_catalogue_has_settings_and_the_other_way_round() -> None:
+    assert set(CATALOGUE) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_composes_and_types(method: str) -> None:
+    one = ["clients.mix=[{modality: image, model: resnet},{modality: image, model: resnet}]"]
+    checked(f"method={method}", *(one if CATALOGUE[method].modality == "one" else []), "references=none")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_each_experiment_composes_and_types(experiment: str) -> None:
+    checked(f"experiment={experiment}")
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("roundz=3", "no setting 'roundz' (did you mean 'rounds'?)"),
+    ("datas=emoji", "no setting 'datas' (did you mean 'data'?)"),
+    ("method=fedmkt", "no method 'fedmkt' (did you mean 'fedmmkt'?); there are centralised, fedavg"),
+    ("method.server.vote_treshold=0.4", "did you mean 'method.server.vote_threshold'?"),
+    ("+method.server.vote_treshold=0.4", "method.server.vote_treshold: Key 'vote_treshold' not in 'FedMMKTSettings'"
+                                         " (did you mean 'vote_threshold'?)"),
+    ("+method.server.t2i.mrge=add", "method.server.t2i.mrge"),
+    ("method.server.vote_threshold=1.4", "method.server: vote_threshold must lie between 0 and 1, got 1.4"),
+    ("method.server.samples=many", "method.server.samples: Value 'many'"),
+    ("rounds=abc", "rounds: Value 'abc'"),
+    ("rounds=-1", "rounds must lie between 0"),
+    ("cohort.fraction=2", "cohort: fraction must lie between 0 and 1, got 2"),
+    ("timeouts.quorum=9", "timeouts.quorum is 9, but there are"),
+    ("resume=true", "resume=true needs out=DIR"),
+    ("runtime=deployment", "runtime.superlink: Missing mandatory value"),
+    ("method=fedavg", "fedavg averages weights and needs one architecture"),
+    ("rounds=[1", "cannot read an override"),
+    ("clients.mix=[]", "clients.mix is empty"),
+    ("clients.mix=[{modality: smell, model: nose}]", "clients.mix[0]: a client has a modality (image, text)"),
+    ("data.name=emojy", "no asset data/emojy"),
+])
+def test_a_bad_setting_gets_one_line_that_names_it(override: str, said: str) -> None:
+    assert said in message(override)
+
+
+def test_settings_win_over_overrides_and_arrive_as_they_were() -> None:
+    conf = settings.complete(settings.compose(["rounds=7", "seed=3"]))
+    run_config = {"settings": json.dumps(settings.plain(conf)), "overrides": "rounds=2"}
+    assert settings.load(run_config) == conf
+    assert settings.load({"settings": "", "overrides": "rounds=2 'label=two words'"}).label == "two words"
+
+
+def test_the_method_is_the_first_row_and_references_follow() -> None:
+    conf = settings.compose(["references=standalone"])
+    assert list(settings.rows(conf)) == [settings.MAIN, "standalone"]
+    assert list(settings.rows(settings.compose(["references=none"]))) == [settings.MAIN]
+
+
+def test_complete_settings_depend_on_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    conf = settings.complete(settings.compose(["out=mine"]))
+    assert conf.out == str(tmp_path / "mine") and conf.clients.state_dir == str(tmp_path / "mine" / "state")
+    assert Path(conf.assets).is_dir()
+    assert Path(settings.complete(settings.compose()).out).parent == tmp_path / "runs"
+
+
+def test_a_taken_directory_name_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings.time, "strftime", lambda _: "now")
+    conf = OmegaConf.create({"method": {"name": "m"}, "data": {"name": "d"}, "seed": 1})
+    names = []
+    for _ in range(3):
+        names.append(settings.default_directory(conf))
+        Path(names[-1]).mkdir(parents=True)
+    assert names == ["runs/now-m-d-s1", "runs/now-m-d-s1-2", "runs/now-m-d-s1-3"]
+
+
+def test_a_missing_or_torn_asset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data" / "emoji"
+    data.mkdir(parents=True)
+    monkeypatch.setenv(assets.VARIABLE, str(tmp_path))
+    assert f"{data / 'classes.json'} is missing" in message()
+    (data / "classes.json").write_text("[]")
+    (data / "train.parquet").write_bytes(b"PAR1 torn")
+    assert f"{data / 'train.parquet'} is not a whole Parquet file" in message()
+    monkeypatch.setenv(assets.VARIABLE, str(tmp_path / "gone"))
+    assert assets.VARIABLE in message()
