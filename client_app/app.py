@@ -1,0 +1,83 @@
+"""Flower's door into the client: message -> phase of the row's client half -> reply.
+
+A client process keeps nothing between messages but caches; what must last is in its memory on disk. Whatever goes wrong
+becomes one line for the server: a handler never returns None.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from omegaconf import DictConfig
+
+from client_app.client import Client, open_client
+from florilegium import seeds, settings, wire
+from florilegium.catalogue import half
+from florilegium.wire import Header, Nothing, Weights
+
+RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+app = ClientApp()
+
+
+@lru_cache(maxsize=8)
+def read_settings(text: str, overrides: str) -> DictConfig:
+    """The run's settings, parsed once in a process."""
+    return settings.load({"settings": text, "overrides": overrides})
+
+
+def client_half(conf: DictConfig, row: str) -> Any:
+    """The client half of a row, with its settings. ValueError when the row or its half is not there."""
+    rows = settings.rows(conf)
+    if row not in rows:
+        raise ValueError(f"no row {row!r} in these settings; there are {', '.join(rows)}")
+    Half = half(rows[row].name, "client")
+    if Half is None:
+        raise ValueError(f"{rows[row].name} asks nothing of clients")
+    return Half(settings.typed(Half.Settings, rows[row].get("client"), f"{row}.client"))
+
+
+def perform(phase: str, conf: DictConfig, client: Client, header: Header, content: Any) -> Any:
+    """The payload that answers `phase`."""
+    if phase == "profile":
+        return client.profile()
+    if phase == "evaluate":
+        down = wire.unpack(content, Nothing, Weights)
+        if isinstance(down, Weights) and down.tensors:
+            client.load(down.tensors)
+        return client.evaluate()
+    method = client_half(conf, header.row)
+    if not hasattr(method, phase):
+        raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
+    down = wire.unpack(content, bounds={"C": client.classes})
+    client.memory.begin()
+    # library code (dropout) draws from the global generators
+    with seeds.scoped(client.seed(phase)):
+        up = getattr(method, phase)(client, down)
+    if phase in ("train", "distill"):
+        client.save()
+    return up
+
+
+def answer(phase: str, message: Message, context: Context) -> Message:
+    try:
+        run_config = context.run_config
+        conf = read_settings(str(run_config.get("settings", "")), str(run_config.get("overrides", "")))
+        torch.set_num_threads(int(conf.clients.get("threads", 1)))
+        header = wire.header(message.content)
+        client = open_client(conf, context.node_config, header)
+        return Message(wire.pack(perform(phase, conf, client, header, message.content), header), reply_to=message)
+    except Exception as error:
+        logging.getLogger("flwr").debug("%s failed", phase, exc_info=True)
+        line = (str(error).strip().splitlines() or [""])[0]
+        return Message(Error(RAISED, f"{type(error).__name__}: {line}"), reply_to=message)
+
+
+for _phase, _message_type in wire.PHASES.items():
+    _category, _, _action = _message_type.partition(".")
+    _register = getattr(app, _category)
+    (_register(_action) if _action else _register())(partial(answer, _phase))

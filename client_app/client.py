@@ -1,0 +1,235 @@
+"""One client: its private data, its model, and what it remembers. The same for every method.
+
+Axes: N samples, B batch, D representation width, C classes, S image side, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from client_app import lessons, views
+from client_app.lessons import Lesson
+from client_app.memory import Memory
+from florilegium import models, pixels, seeds
+from florilegium.data.datasets import Rows
+from florilegium.data.private import PrivateData, open_private
+from florilegium.models.tokens import Vocabulary, open_vocabulary
+from florilegium.wire import Header, Profile, Report, Samples, Targets
+
+EVALUATION_BATCH = 128
+
+
+class ClientError(ValueError):
+    """A client was asked for something it cannot do; one line."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs, labels [B] and ids [B]; `fused` [B, D] (or [B, 0]) in lessons."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+    fused: Tensor | None = None
+
+
+class Client:
+    """A client as one message finds it. `memory` is this row's, at the message's round and step."""
+
+    def __init__(self, conf: DictConfig, id_: int, data: PrivateData, memory: Memory, round_: int) -> None:
+        member = conf.clients.mix[id_]
+        self.conf, self.id, self.data, self.memory, self.round = conf, id_, data, memory, round_
+        self.modality, self.architecture = str(member.modality), str(member.model)
+        models.check(self.modality, self.architecture, f"clients.mix[{id_}]")
+        self.classes, self.examples, self.width = len(data.classes), len(data.train), int(conf.clients.width)
+        self.device = torch.device(conf.clients.device)
+        self.trained = 0  # how often the model was trained before this message
+
+    def seed(self, *names: object) -> int:
+        """A seed for this client in this round. The same in every row, so that rows differ by their method alone."""
+        return seeds.seed_of(self.conf.seed, "client", self.id, self.round, *names)
+
+    # -- model ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        clients = self.conf.clients
+        pretrained = models.sizes(clients, self.architecture).get("pretrained")
+        return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
+
+    @cached_property
+    def model(self) -> models.Classifier:
+        """The model as it was left by the message before, or as the seed starts it."""
+        vocabulary = self.vocabulary if self.modality == "text" else None
+        with seeds.scoped(self.conf.seed, "model", self.id, self.architecture):
+            model = models.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
+        if (found := self.memory.read("model")) is not None:
+            tensors, meta = found
+            model.load_state_dict(tensors)
+            self.trained = int(meta["trained"])
+        return model.to(self.device)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> models.Classifier:
+        """The model with weights from the server. ClientError when they are another architecture's."""
+        try:
+            self.model.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            raise ClientError(f"the weights do not fit {self.architecture}: {' '.join(str(error).split())[:160]}") from error
+        return self.model
+
+    def save(self) -> None:
+        """Remember the model as it is now."""
+        self.memory.write("model", self.model.state_dict(), {"trained": self.trained + 1})
+
+    # -- inputs --------------------------------------------------------------------------------------------------
+
+    def private_batches(self, size: int, epoch: int, name: str) -> Iterator[Batch]:
+        """One shuffled pass over the client's own rows, lightly augmented."""
+        random = torch.Generator().manual_seed(self.seed("batches", name, epoch))
+        rows = self.data.train
+        for chosen in shuffled(len(rows), size, random):
+            inputs = self.rows_as_inputs(rows, chosen, random)
+            yield Batch(inputs, rows.labels[chosen].to(self.device), rows.ids[chosen])
+
+    def rows_as_inputs(self, rows: Rows, chosen: Tensor, random: torch.Generator | None = None) -> Tensor:
+        """Rows of data as model inputs; with `random`, augmented."""
+        augment = self.conf.clients.get("augment") or {}
+        if self.modality == "image":
+            images = scaled(rows.images[chosen])
+            if random is not None:
+                images = views.shifted(images, random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
+            return images.to(self.device)
+        vary = random if augment.get("tags", False) else None
+        return self.vocabulary([views.told(rows.texts[i], rows.tags[i], vary) for i in chosen.tolist()]).to(self.device)
+
+    def inputs(self, samples: Samples, augment_seed: int | None = None) -> Tensor:
+        """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
+        filled, empty = (samples.images, samples.texts) if self.modality == "image" else (samples.texts, samples.images)
+        if len(filled) != len(samples.ids) or empty:
+            raise ClientError(f"an {self.modality} client was sent {len(samples.images)} images and"
+                              f" {len(samples.texts)} texts for {len(samples.ids)} ids")
+        if self.modality == "image":
+            images = resized(pixels.decode(filled), int(self.conf.data.image_size))
+            if augment_seed is not None:
+                images = views.second_images(images, samples.ids, augment_seed)
+            return scaled(images).to(self.device)
+        texts = filled if augment_seed is None else views.second_texts(filled, samples.ids, augment_seed)
+        return self.vocabulary(texts).to(self.device)
+
+    @torch.no_grad()
+    def encoded(self, inputs: Tensor) -> Tensor:
+        """Representations of all inputs in evaluation mode, [N, D] on the CPU."""
+        model = self.model.eval()
+        parts = [model.encode(x).cpu() for x in inputs.split(EVALUATION_BATCH)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.width)
+
+    @torch.no_grad()
+    def logits(self, z_ND: Tensor) -> Tensor:
+        """Class scores [N, C] of representations, on the CPU."""
+        return self.model.eval().head(z_ND.to(self.device)).cpu()
+
+    # -- samples of the server -------------------------------------------------------------------------------------
+
+    def keep(self, samples: Samples) -> None:
+        """Hold on to samples; the targets come later and are joined by id."""
+        self.memory.write("samples", lessons.to_tensors(samples))
+
+    def recall(self, targets: Targets) -> Lesson:
+        """The kept samples that `targets` name, with their labels and fused representations."""
+        found = self.memory.read("samples")
+        if found is None:
+            raise ClientError("targets came, but no samples were ever kept")
+        width = targets.representations.shape[-1]
+        if width not in (0, self.width):
+            raise ClientError(f"targets are {width} wide, representations {self.width}")
+        return lessons.taught(lessons.from_tensors(found[0]), targets)
+
+    def replayed(self) -> Lesson | None:
+        """The lesson of earlier rounds that `store` chose, or None."""
+        if (found := self.memory.read("replay")) is None:
+            return None
+        tensors = found[0]
+        return Lesson(lessons.from_tensors(tensors), tensors["labels"], tensors["fused"])
+
+    def store(self, lesson: Lesson, size: int) -> None:
+        """Keep a random `size` of a lesson for later rounds (0: nothing)."""
+        if not size:
+            return
+        random = torch.Generator().manual_seed(self.seed("replay"))
+        chosen = lesson.select(torch.randperm(len(lesson), generator=random)[:size])
+        tensors = lessons.to_tensors(chosen.samples) | {"labels": chosen.labels, "fused": chosen.fused}
+        self.memory.write("replay", tensors)
+
+    def lesson_batches(self, lesson: Lesson, inputs: Tensor, size: int, epoch: int) -> Iterator[Batch]:
+        """One shuffled pass over a lesson whose model inputs are `inputs`; images are shifted as private ones are."""
+        random = torch.Generator().manual_seed(self.seed("lesson", epoch))
+        augment = self.conf.clients.get("augment") or {}
+        for chosen in shuffled(len(lesson), size, random):
+            x = inputs[chosen]
+            if self.modality == "image":
+                x = views.shifted(x.cpu(), random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
+            yield Batch(x.to(self.device), lesson.labels[chosen].to(self.device), lesson.samples.ids[chosen],
+                        lesson.fused[chosen].to(self.device))
+
+    # -- what every method's clients answer ------------------------------------------------------------------------
+
+    def profile(self) -> Profile:
+        present = self.data.train.labels.unique().tolist()
+        return Profile(self.id, self.modality, self.architecture, self.examples, [int(c) for c in present])
+
+    def evaluate(self) -> Report:
+        """Top-1 accuracy and loss on the global test split of this modality, accuracy on the validation split."""
+        accuracy, loss = self._judged(self.data.test)
+        validation, _ = self._judged(self.data.validation)
+        return Report({"accuracy": accuracy, "validation": validation, "loss": loss}, len(self.data.test))
+
+    def _judged(self, rows: Rows) -> tuple[float, float]:
+        logits_NC = self.logits(self.encoded(self.rows_as_inputs(rows, torch.arange(len(rows)))))
+        hits = (logits_NC.argmax(-1) == rows.labels).float()
+        return hits.mean().item(), cross_entropy(logits_NC, rows.labels).item()
+
+
+def scaled(images_N3SS: Tensor) -> Tensor:
+    """uint8 -> float in [-1, 1]."""
+    return images_N3SS.float() / 127.5 - 1
+
+
+def resized(images_N3SS: Tensor, side: int) -> Tensor:
+    """uint8 images of another size than the data's, resized to side x side."""
+    if not len(images_N3SS) or images_N3SS.shape[-2:] == (side, side):
+        return images_N3SS
+    resize = torch.nn.functional.interpolate
+    return resize(images_N3SS.float(), size=(side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
+
+
+def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
+    """A random order of `count` rows in pieces of `size`; a last piece of one joins no batch norm, so it is left out."""
+    for piece in torch.randperm(count, generator=random).split(size):
+        if len(piece) > 1 or count == 1:
+            yield piece
+
+
+def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header) -> Client:
+    """The client of this node as the message with this header finds it. Its id is the node's `partition-id`."""
+    try:
+        id_ = int(node_config["client-id"] if "client-id" in node_config else node_config["partition-id"])
+    except (KeyError, ValueError) as error:
+        raise ClientError("the node configuration has no partition-id (or client-id)") from error
+    if not 0 <= id_ < len(conf.clients.mix):
+        raise ClientError(f"this node is client {id_}, but clients.mix has {len(conf.clients.mix)} clients")
+    place = node_config.get("state-dir") or conf.clients.get("state_dir") or (conf.get("out") and Path(conf.out, "state"))
+    if not place:
+        raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
+    federation = Path(conf.get("out") or "federation").name
+    memory = Memory(Path(str(place), federation, header.row, f"client-{id_}"), header.round, header.step)
+    data = open_private(conf, id_, str(conf.clients.mix[id_].modality), node_config)
+    return Client(conf, id_, data, memory, header.round)

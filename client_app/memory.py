@@ -1,0 +1,68 @@
+"""What a client remembers between messages, on its own disk.
+
+A memory has parts (the model, the samples it keeps, the replay); each write makes a version named by the round and step
+of the message that caused it. A message sees the newest version before its own, so a message that is sent again, or a
+run that is resumed at a round, finds exactly what it found the first time.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from florilegium import atomic
+
+VERSION = re.compile(r"(?P<part>[a-z]+)-(?P<round>\d+)-(?P<step>\d+)\.safetensors")
+KEPT_ROUNDS = 2  # earlier rounds whose last versions stay, so that a resumed run can go back to them
+
+
+class Memory:
+    """The memory of one client in one row of a run, as one message (round, step) sees it."""
+
+    def __init__(self, folder: Path | str, round_: int, step: int) -> None:
+        self.folder, self.now = Path(folder), (round_, step)
+
+    def versions(self, part: str | None = None) -> list[tuple[str, tuple[int, int], Path]]:
+        """(part, (round, step), path) of all versions, oldest first."""
+        found = []
+        for path in self.folder.glob("*.safetensors"):
+            match = VERSION.fullmatch(path.name)
+            if match and part in (None, match["part"]):
+                found.append((match["part"], (int(match["round"]), int(match["step"])), path))
+        return sorted(found)
+
+    def begin(self) -> None:
+        """Forget this message's own version and what came after it: they belong to a history that is run again."""
+        for _, when, path in self.versions():
+            if when >= self.now:
+                path.unlink()
+
+    def read(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest version of `part` before this message: (tensors, meta), or None."""
+        earlier = [path for _, when, path in self.versions(part) if when < self.now]
+        if not earlier:
+            return None
+        try:
+            return atomic.load(earlier[-1])
+        except Exception as error:  # safetensors has its own error classes
+            raise ValueError(f"{earlier[-1]} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def write(self, part: str, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
+        """Write this message's version of `part`, then drop the versions nobody can go back to."""
+        r, step = self.now
+        atomic.save(self.folder / f"{part}-{r:06d}-{step:04d}.safetensors", tensors, meta)
+        self._tidy(part)
+
+    def _tidy(self, part: str) -> None:
+        """Keep all versions of this round, the last of each of the KEPT_ROUNDS before, and the newest before those."""
+        r = self.now[0]
+        last: dict[int, Path] = {when[0]: path for _, when, path in self.versions(part) if when[0] < r}
+        keep = {path for when, path in last.items() if when >= r - KEPT_ROUNDS}
+        older = [path for when, path in last.items() if when < r - KEPT_ROUNDS]
+        keep |= set(older[-1:]) if len(keep) <= KEPT_ROUNDS - 1 else set()
+        for _, when, path in self.versions(part):
+            if when[0] < r and path not in keep:
+                path.unlink()

@@ -1,0 +1,1 @@
+"""Data sets, their partitions, and the one door to a client's personal rows."""

@@ -1,0 +1,207 @@
+"""Data sets: three splits of rows, and the classes with the prompt that names them.
+
+A data set is a directory of train, validation and test .parquet files with the columns `id`, `image`, `text`, `label`
+and, where they are known, `tags`, `concept` (rows that show one thing), `style` (a domain) and `part` (`private`
+rows are the clients', `public` ones pre-trained the models), beside a classes.json [{"name": ...}]. Axes: N rows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from florilegium import assets
+from florilegium.data import toy
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = ("train", "validation", "test")
+COLUMNS = ("id", "image", "text", "label")
+NO_ARTICLE = frozenset({"clothing", "weather", "trousers"})  # nouns that stand without "a"; classes.json may say more
+PROMPT = "A picture of {article} {name}."
+
+
+class DataError(ValueError):
+    """A data set cannot be used; the one-line message names the file and, where there is one, the row."""
+
+
+@dataclass(frozen=True)
+class Classes(Sequence):
+    """The class names in label order, and the prompt of each."""
+
+    names: tuple[str, ...]
+    articles: tuple[str, ...]
+    template: str = PROMPT
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, label: Any) -> Any:
+        return self.names[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def prompt(self, label: int) -> str:
+        """What the T2I model is asked for, e.g. "A picture of an aircraft."."""
+        return " ".join(self.template.format(article=self.articles[label], name=self.names[label]).split())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits as `datasets.Dataset`s; `place` is where they came from, for messages."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    classes: Classes
+    place: str
+
+    def private(self, split: str) -> Dataset:
+        """The rows of a split that are the clients' (all of them when the data set has no `part`)."""
+        dataset = getattr(self, split)
+        if "part" not in dataset.column_names:
+            return dataset
+        return dataset.select(np.flatnonzero(np.array(dataset["part"][:]) == "private"))
+
+    def prompt(self, label: int) -> str:
+        return self.classes.prompt(label)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Decoded rows of one modality: ids [N], labels [N], and images uint8 [N, 3, S, S] or texts with their tags."""
+
+    ids: Tensor
+    labels: Tensor
+    images: Tensor = field(default_factory=lambda: torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
+    texts: tuple[str, ...] = ()
+    tags: tuple[tuple[str, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+# -- opening ---------------------------------------------------------------------------------------------------------
+
+
+def open_dataset(data: Any) -> Splits:
+    """The data set of `conf.data` {name, path, prompt, image_size}; read once in a process. DataError, AssetError."""
+    if data.name == "toy":
+        return _toy(data.get("prompt") or PROMPT, int(data.image_size))
+    place = Path(data.get("path") or assets.path("data", data.name))
+    return _read(str(place), data.get("prompt") or PROMPT)
+
+
+@lru_cache(maxsize=4)
+def _toy(template: str, side: int) -> Splits:
+    named = [{"name": name} for name in toy.CLASSES]
+    return Splits(*(toy.dataset(split, side) for split in SPLITS), _classes(named, template, "toy"), "toy")
+
+
+@lru_cache(maxsize=4)
+def _read(place: str, template: str) -> Splits:
+    file = Path(place, "classes.json")
+    try:
+        named = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    classes = _classes(named, template, str(file))
+    return Splits(*(_split(Path(place, f"{split}.parquet"), len(classes)) for split in SPLITS), classes, place)
+
+
+def _classes(named: list[Mapping[str, str]], template: str, file: str) -> Classes:
+    if not isinstance(named, list) or not named or not all(isinstance(c, Mapping) and c.get("name") for c in named):
+        raise DataError(f'{file} should be a list of {{"name": ...}}, one per class')
+    articles = (entry.get("article", _article(entry["name"])) for entry in named)
+    return Classes(tuple(entry["name"] for entry in named), tuple(articles), template)
+
+
+def _article(name: str) -> str:
+    return "" if name in NO_ARTICLE else "an" if name[0].lower() in "aeiou" else "a"
+
+
+def _split(file: Path, classes: int) -> Dataset:
+    """One split, its columns, labels and ids checked; no image is decoded yet."""
+    import pyarrow.parquet
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    try:
+        dataset = Dataset(InMemoryTable(pyarrow.parquet.read_table(file)))
+    except Exception as error:  # Arrow has a dozen errors for a torn file
+        raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    if missing := [column for column in COLUMNS if column not in dataset.column_names]:
+        raise DataError(f"{file} has no column {missing[0]!r}; it has {', '.join(dataset.column_names)}")
+    labels, ids = np.array(dataset["label"][:]), np.array(dataset["id"][:])
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise DataError(f"{file}, row {wrong[0]} (id {ids[wrong[0]]}): label {labels[wrong[0]]} of {classes} classes")
+    if len(np.unique(ids)) != len(ids):
+        raise DataError(f"{file} has the same id on two rows")
+    return dataset
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def modality_rows(dataset: Dataset, modality: str) -> Dataset:
+    """The rows a modality uses: every image, but each text once (a concept's styles share their text)."""
+    if modality != "text" or "concept" not in dataset.column_names:
+        return dataset
+    _, first = np.unique(np.array(dataset["concept"][:]), return_index=True)
+    return dataset.select(np.sort(first))
+
+
+def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Sequence[int] | None = None) -> Rows:
+    """Decode the rows with these ids (None: all), images resized to side x side. DataError names place and row."""
+    if ids is not None:
+        where = {int(i): n for n, i in enumerate(dataset["id"][:])}
+        if unknown := [i for i in ids if int(i) not in where]:
+            raise DataError(f"{place} has no row with id {unknown[0]}")
+        dataset = dataset.select([where[int(i)] for i in ids])
+    numbers = {name: torch.tensor(dataset[column][:], dtype=torch.int64).reshape(-1)
+               for name, column in (("ids", "id"), ("labels", "label"))}
+    if modality == "text":
+        tags = dataset["tags"][:] if "tags" in dataset.column_names else [()] * len(dataset)
+        return Rows(**numbers, texts=tuple(dataset["text"][:]), tags=tuple(tuple(t or ()) for t in tags))
+    return Rows(**numbers, images=_images(dataset, numbers["ids"].tolist(), side, place))
+
+
+def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Tensor:
+    from datasets import Image as ImageColumn
+
+    encoded = dataset.cast_column("image", ImageColumn(decode=False))["image"][:]
+    images = torch.empty(len(ids), 3, side, side, dtype=torch.uint8)
+    for n, cell in enumerate(encoded):
+        try:
+            image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]).convert("RGB")
+        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+            raise DataError(f"{place}, id {ids[n]}: the image cannot be read ({str(error).splitlines()[0]})") from error
+        if image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.LANCZOS)
+        images[n] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return images
+
+
+@lru_cache(maxsize=16)
+def _held_out(place: str, template: str, split: str, modality: str, side: int) -> Rows:
+    splits = _toy(template, side) if place == "toy" else _read(place, template)
+    return read_rows(modality_rows(splits.private(split), modality), modality, side, f"{place}/{split}")
+
+
+def held_out(data: Any, split: str, modality: str) -> Rows:
+    """All rows of the global `validation` or `test` split in the clients' domain, decoded once in a process."""
+    splits = open_dataset(data)
+    return _held_out(splits.place, splits.classes.template, split, modality, int(data.image_size))

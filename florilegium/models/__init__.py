@@ -1,0 +1,84 @@
+"""Client models. Every model speaks encode(x) -> z [B, D] and head(z) -> logits [B, C].
+
+Bodies are transformers classes: small configurations trained from scratch, or pre-trained ones of full size, by
+setting. z has an affine-free LayerNorm over D, which puts all clients on one scale.
+Axes: B batch, C classes, D representation width (clients.width), S image side, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from florilegium.objectives import normalised
+
+ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
+
+
+class ModelError(ValueError):
+    """A model cannot be built; the one-line message names the setting."""
+
+
+class Classifier(nn.Module):
+    """A body [B, ...] -> [B, H], its projection to the common width D, and a linear classifier.
+
+    Inputs: image float [B, 3, S, S] in [-1, 1], or text int64 token ids [B, T].
+    """
+
+    def __init__(self, body: nn.Module, hidden: int, width: int, classes: int, project: bool = False) -> None:
+        super().__init__()
+        self.body = body
+        self.project = nn.Linear(hidden, width) if project or hidden != width else nn.Identity()
+        self.classifier = nn.Linear(width, classes)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[B, ...] -> z [B, D]."""
+        return normalised(self.project(self.body(x)))
+
+    def head(self, z_BD: Tensor) -> Tensor:
+        """z [B, D] -> logits [B, C]."""
+        return self.classifier(z_BD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encode(x))
+
+
+def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
+    """ModelError, listing the choices, unless the modality has that architecture."""
+    if modality not in ARCHITECTURES:
+        raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}")
+    if architecture not in ARCHITECTURES[modality]:
+        raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {', '.join(ARCHITECTURES[modality])}")
+
+
+def sizes(clients: DictConfig, architecture: str) -> dict[str, Any]:
+    """The settings of one architecture, `clients.architectures.<name>`, as a plain dict."""
+    node = (clients.get("architectures") or {}).get(architecture)
+    if node is None:
+        raise ModelError(f"clients.architectures.{architecture} is missing")
+    return dict(OmegaConf.to_container(node, resolve=True))
+
+
+def build(clients: DictConfig, modality: str, architecture: str, classes: int, vocabulary: Any = None) -> Classifier:
+    """A fresh model for a client of `conf.clients`. `vocabulary` is a text model's `tokens.Vocabulary`.
+
+    Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
+    """
+    check(modality, architecture)
+    given = sizes(clients, architecture)
+    width = int(clients.width)
+    try:
+        if modality == "image":
+            from florilegium.models.image import ImageBody
+
+            body: nn.Module = ImageBody(architecture, given)
+        else:
+            from florilegium.models.text import TextBody
+
+            body = TextBody(architecture, given, vocabulary)
+    except (TypeError, ValueError, OSError, AttributeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"clients.architectures.{architecture}: {text}") from error
+    return Classifier(body, body.hidden, width, classes, project=architecture == "resnet")

@@ -1,0 +1,36 @@
+"""Text bodies: BERT, DistilBERT, RoBERTa; the representation is the first token's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+
+from florilegium.models.image import known
+from florilegium.models.tokens import Vocabulary
+
+KINDS = {"bert": "Bert", "distilbert": "DistilBert", "roberta": "Roberta"}
+
+
+class TextBody(nn.Module):
+    """int64 token ids [B, T] -> [B, H]; padding is what equals the vocabulary's pad id."""
+
+    def __init__(self, architecture: str, given: dict[str, Any], vocabulary: Vocabulary) -> None:
+        super().__init__()
+        kind, given, self.pad = KINDS[architecture], dict(given), vocabulary.pad
+        pretrained = given.pop("pretrained", None)
+        config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}Model")
+        extra = {} if architecture == "distilbert" else {"add_pooling_layer": False}
+        if pretrained:
+            self.net = model_class.from_pretrained(pretrained, **extra, **given)
+        else:
+            # RoBERTa counts positions from pad + 1
+            given |= {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad,
+                      "max_position_embeddings": vocabulary.longest + vocabulary.pad + 1}
+            self.net = model_class(known(config_class, given), **extra)
+        self.hidden = int(self.net.config.hidden_size)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        mask_BT = (ids_BT != self.pad).long()
+        return self.net(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state[:, 0]
