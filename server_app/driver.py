@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
+from flwr.common import log
 from omegaconf import DictConfig
 
 from florilegium import atomic, settings
@@ -34,7 +36,7 @@ class RowJournal(Journal):
             try:
                 tensors, meta = atomic.load(path)
             except Exception as error:  # a torn file is skipped, whatever the reader calls it
-                self.run.warn(f"checkpoint {path.name} of {self.row} is unreadable ({error}); trying the one before")
+                log(WARNING, "checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.row, error)
                 continue
             strategy.restore(tensors, meta["strategy"])
             self.run.rewind(self.row, meta["round"])
@@ -50,7 +52,6 @@ class RowJournal(Journal):
         if strategy.asks_clients:
             figures |= self.evaluation.clients(federation)
         if strategy.generator is not None:
-            self.run.progress(row=self.row, round=r, phase="judge images", done=0, total=1)
             judged = self.evaluation.generator(strategy.generator)
             figures |= judged.metrics
             self.run.grid(self.row, r, judged.images, judged.captions)
@@ -70,22 +71,34 @@ class RowJournal(Journal):
             old.unlink()
 
 
+class Narrator:
+    """Tells the run's progress which row and round a phase belongs to."""
+
+    def __init__(self, run: Run, rounds: int) -> None:
+        self.run, self.rounds = run, rounds
+        self.row, self.federation = settings.MAIN, None
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        r = self.federation.round if self.federation is not None else 0
+        self.run.progress(row=self.row, round=r, rounds=self.rounds, phase=phase, done=done, total=total)
+
+
 def drive(conf: DictConfig, grid: Any) -> None:
     """Run the method and its reference rows, each resumed where it stopped, then write summary and report."""
     run = Run.open(conf.out, conf, resume=conf.resume)
-    resources = Resources(conf, progress=run.progress)
+    narrator = Narrator(run, conf.rounds)
+    resources = Resources(conf, progress=narrator)
     run.partition(partition(conf))
     evaluation = Evaluation(conf, resources)
     for row, node in settings.rows(conf).items():
         Half = half(node.name, "server")
         strategy = Half(settings.typed(Half.Settings, node.get("server"), f"{row}.server"), resources)
-        federation = Federation(
+        narrator.row, narrator.federation = row, Federation(
             grid, row, seed=conf.seed, timeout=conf.timeouts.exchange, quorum=conf.timeouts.quorum,
-            fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.get("fatal_codes", [])),
-            progress=lambda phase, done, total, row=row: run.progress(row=row, phase=phase, done=done, total=total))
-        run.progress(row=row, round=0, rounds=conf.rounds, phase="start", done=0, total=1)
+            fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.fatal_codes),
+            progress=narrator)
         journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
-        strategy.start(grid, num_rounds=conf.rounds, federation=federation, journal=journal)
+        strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if row == settings.MAIN and strategy.generator is not None:
             strategy.generator.save(run.model_dir)
     run.finish(conf, protocol=evaluation.protocol())
