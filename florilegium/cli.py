@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 COMPLETION = ("-sc", "--shell-completion")
 
@@ -16,7 +17,12 @@ def main() -> None:
     if arguments[:1] == ["run"] or any(option in arguments for option in COMPLETION):
         sys.exit(run(arguments[1:] if arguments[0] == "run" else arguments))
     options = parser().parse_args(arguments)
-    sys.exit(options.command(options))
+    from florilegium.recorded import RunError
+
+    try:
+        options.command(options)
+    except RunError as error:
+        sys.exit(f"florilegium: {error}")
 
 
 def run(arguments: list[str]) -> int:
@@ -35,47 +41,51 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="run a method: florilegium run [-m] [Hydra overrides]; --help shows the settings")
     methods = commands.add_parser("methods", help="list the methods")
     methods.set_defaults(command=show_methods)
-    for name, command, text in (("report", write_reports, "write report.html of each run"),
-                                ("compare", compare_runs, "one table over runs: mean and spread over seeds")):
-        sub = commands.add_parser(name, help=text)
-        sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
-        sub.set_defaults(command=command)
+    reports = commands.add_parser("report", help="write report.html of each run")
+    reports.set_defaults(command=write_reports)
+    table = commands.add_parser("compare", help="one table over runs: mean and spread over seeds")
+    table.add_argument("--at", choices=("last", "best_on_validation"), default="last", help="which round's figures")
+    table.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
+    table.add_argument("--force", action="store_true", help="also runs under different protocols")
+    table.set_defaults(command=compare_runs)
+    for command in (reports, table):
+        command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
     return top
 
 
-def show_methods(_: argparse.Namespace) -> int:
+def show_methods(_: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from florilegium.report import methods_table
+
+    table = Table("method", "paper", "exchanges", "clients", box=None, header_style="bold")
+    for row in methods_table():
+        table.add_row(*row)
+    console().print(table)
+
+
+def write_reports(options: argparse.Namespace) -> None:
     from florilegium import report
 
-    print(report.methods_table())
-    return 0
+    for directory in options.runs:
+        print(report.write(directory))
 
 
-def write_reports(options: argparse.Namespace) -> int:
-    from florilegium import report
+def compare_runs(options: argparse.Namespace) -> None:
+    from florilegium.report import compare
 
-    if bad := not_runs(options.runs):
-        return bad
-    for run_directory in options.runs:
-        print(report.write_report(run_directory))
-    return 0
-
-
-def compare_runs(options: argparse.Namespace) -> int:
-    from florilegium import report
-
-    if bad := not_runs(options.runs):
-        return bad
-    print(report.compare(options.runs))
-    return 0
+    found = compare(options.runs, at=options.at, force=options.force)
+    if options.format == "table":
+        console().print(found.table())
+    else:
+        print(found.markdown() if options.format == "markdown" else found.csv(), end="")
 
 
-def not_runs(directories: list[Path]) -> int:
-    """0 when each directory holds a run; else says in one line which does not, and returns 2."""
-    for directory in directories:
-        if not (directory / "rounds.jsonl").is_file():
-            print(f"florilegium: {directory} is no run directory: it has no rounds.jsonl", file=sys.stderr)
-            return 2
-    return 0
+def console() -> Any:
+    """The terminal; a pipe gets the whole width of a table instead of a cut one."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets, settings
 from florilegium.progress import Screen
+from florilegium.recorded import RunError
 from florilegium.settings import SettingsError
 from florilegium.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
 PACKAGE = Path(__file__).resolve().parent
 INTERRUPTED = 130
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-EXPECTED = (SettingsError, LaunchError, assets.AssetError)  # their messages are written for the user
+EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their messages are written for the user
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -128,8 +129,8 @@ def open_directory(conf: DictConfig) -> Path:
             pass
     except OSError as error:
         raise SettingsError(f"out: cannot write to {out}: {error.strerror}") from error
-    held = (out / "rounds.jsonl").exists() or (out / "settings.yaml").exists()
-    if held and not conf.resume:
+    records = out / "rounds.jsonl"
+    if records.exists() and records.stat().st_size and not conf.resume:
         raise SettingsError(f"out: {shown(out)} already holds a run; resume=true goes on with it, or choose another")
     return out
 

@@ -43,20 +43,20 @@ class Screen:
 
     def __init__(self, out: Path, rows: list[str], rounds: int, stream: TextIO | None = None) -> None:
         self.rows, self.rounds, self.stream = rows, rounds, stream or sys.stdout
-        self.events, self.records = Tail(out / "progress.jsonl"), Tail(out / "rounds.jsonl")
-        self.row, self.round = rows[0], 0
+        self.states, self.records = Tail(out / "progress.jsonl"), Tail(out / "rounds.jsonl")
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.bars = self._bars() if self.stream.isatty() else None
 
     def _bars(self) -> Any:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"),
+                        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                         console=Console(file=self.stream), speed_estimate_period=3600, transient=True)
-        self.all = bars.add_task("starting Flower", total=len(self.rows) * (self.rounds + 1))
-        self.phase = bars.add_task("", total=None)
+        self.all = bars.add_task("starting Flower", total=len(self.rows) * (self.rounds + 1), count="")
+        self.phase = bars.add_task("", total=None, count="")
         return bars
 
     def __enter__(self) -> Screen:
@@ -77,19 +77,19 @@ class Screen:
             self._look()
 
     def _look(self) -> None:
-        for event in self.events.new():
-            self.row, self.round = event.get("row", self.row), event.get("round", self.round)
-            if self.bars:
-                self._show(event)
+        states = list(self.states.new())
+        if self.bars and states:
+            self._show(states[-1])
         for record in self.records.new():
             self._say(record)
 
-    def _show(self, event: dict[str, Any]) -> None:
-        at = self.rows.index(self.row) if self.row in self.rows else 0
-        self.bars.update(self.all, completed=at * (self.rounds + 1) + self.round,
-                         description=f"{self.row}, round {self.round} of {self.rounds}")
-        self.bars.update(self.phase, description=f"  {event.get('phase', '')}",
-                         completed=event.get("done", 0), total=event.get("total"))
+    def _show(self, state: dict[str, Any]) -> None:
+        row, r, done, total = (state.get(key) or 0 for key in ("row", "round", "done", "total"))
+        before = self.rows.index(row) if row in self.rows else 0
+        self.bars.update(self.all, completed=before * (self.rounds + 1) + r, description=f"{row}",
+                         count=f"round {r} of {self.rounds}")
+        self.bars.update(self.phase, completed=done, total=total or None, description=f"  {state.get('phase', '')}",
+                         count=f"{done} of {total}" if total else "")
 
     def _say(self, record: dict[str, Any]) -> None:
         metrics = record.get("metrics", {})

@@ -123,6 +123,7 @@ def validate(conf: DictConfig) -> None:
         typed(section, conf.get(key), key)
     _validate_clients(conf)
     _validate_data(conf)
+    _validate_diffusion(conf)
     for row, node in rows(conf).items():
         for side in ("server", "client"):
             try:
@@ -134,8 +135,11 @@ def validate(conf: DictConfig) -> None:
 
 
 def _validate_clients(conf: DictConfig) -> None:
+    from florilegium import models
     from florilegium.catalogue import CATALOGUE
+    from florilegium.data.partition import PartitionSettings
 
+    typed(PartitionSettings, conf.clients.partition, "clients.partition")
     mix = conf.clients.get("mix") or []
     if not mix:
         raise SettingsError("clients.mix is empty: list at least one {modality, model}")
@@ -143,6 +147,10 @@ def _validate_clients(conf: DictConfig) -> None:
         if member.get("modality") not in sections.MODALITIES or not member.get("model"):
             raise SettingsError(f"clients.mix[{k}]: a client has a modality ({', '.join(sections.MODALITIES)}) "
                                 f"and a model, got {dict(member)}")
+        try:
+            models.check(member.modality, member.model, f"clients.mix[{k}]")
+        except models.ModelError as error:
+            raise SettingsError(str(error)) from error
     if conf.timeouts.quorum > len(mix):
         raise SettingsError(f"timeouts.quorum is {conf.timeouts.quorum}, but there are {len(mix)} clients")
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})
@@ -165,6 +173,16 @@ def _validate_data(conf: DictConfig) -> None:
             stream.seek(-4, os.SEEK_END) if file.stat().st_size >= 8 else None
             if head != b"PAR1" or stream.read(4) != b"PAR1":
                 raise assets.AssetError(f"{file} is not a whole Parquet file (`make assets` rebuilds it)")
+
+
+def _validate_diffusion(conf: DictConfig) -> None:
+    """The settings of the generator, and that each of its embedded models is there. SettingsError, AssetError."""
+    from florilegium.diffusion import DiffusionSettings
+
+    given = typed(DiffusionSettings, conf.diffusion, "diffusion")
+    for model in (given.model, given.captioner, given.clip):
+        if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
+            assets.path("models", model)
 
 
 # -- one-line messages -----------------------------------------------------------------------------------------------

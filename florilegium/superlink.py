@@ -173,9 +173,9 @@ def marked_processes(mark: str) -> list[psutil.Process]:
     return found
 
 
-def end_processes(mark: str) -> None:
+def end_processes(mark: str, patience: float = END_SECONDS) -> None:
     """Terminate, then kill, whatever carries the mark, until nothing is left."""
-    for signal_name, seconds in (("terminate", END_SECONDS), ("kill", 2.0), ("kill", 2.0)):
+    for signal_name, seconds in (("terminate", patience), ("kill", 2.0), ("kill", 2.0)):
         processes = marked_processes(mark)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,0 +1,56 @@
+"""What the tests share: one thread, toy settings, and a federation run in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests and Flower's processes share few cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # embedded assets only
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from florilegium import settings
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> list[str]:
+    """Overrides that put millisecond models, built once a session, in the place of the embedded ones."""
+    from florilegium.data.datasets import open_dataset
+    from tests.tiny_models import tiny_models
+
+    classes = tuple(str(name) for name in open_dataset(settings.compose(["data=toy", "diffusion=mini"]).data).classes)
+    made = tiny_models(classes)
+    return ["diffusion=toy", f"+data.judge={made['judge']}",
+            *(f"diffusion.{name}={made[name]}" for name in ("model", "captioner", "clip"))]
+
+
+@pytest.fixture
+def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., DictConfig]:
+    """`toy_conf("rounds=2", ...)`: complete settings on toy data, clients and models, in a directory of the test's."""
+    def composed(*overrides: str) -> DictConfig:
+        given = ["data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
+        return settings.complete(settings.compose([*given, *overrides]))
+
+    return composed
+
+
+@pytest.fixture
+def federated() -> Callable[..., Path]:
+    """`federated(conf, tamper=None)`: run the real ServerApp and ClientApp in this process; gives the run directory."""
+    def run(conf: DictConfig, tamper: Callable | None = None) -> Path:
+        from client_app.app import app as client_app
+        from server_app.app import app as server_app
+        from tests.local_grid import run_apps
+
+        run_config = {"settings": json.dumps(settings.plain(conf)), "overrides": ""}
+        run_apps(server_app, client_app, len(conf.clients.mix), run_config, tamper)
+        return Path(conf.out)
+
+    return run

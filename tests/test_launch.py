@@ -1,0 +1,149 @@
+"""The launcher with real Flower processes: one whole run, one that fails, one that is interrupted; nothing is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from florilegium import launch, settings, superlink
+from florilegium.recorded import read_lines
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 180
+
+
+def florilegium(*arguments: str, where: Path = ROOT) -> subprocess.Popen:
+    """The command as a user's shell would start it, from any directory."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(where)}
+    return subprocess.Popen([sys.executable, "-m", "florilegium.cli", *arguments], cwd=where, env=environment,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def nothing_left(where: Path) -> bool:
+    """No process whose launch had its temporary files below `where`, and none of those files."""
+    def ours(process: psutil.Process) -> bool:
+        try:
+            environment = process.environ()
+        except (psutil.Error, OSError):
+            return False
+        return superlink.MARK in environment and environment.get("TMPDIR") == str(where)
+
+    return not any(map(ours, psutil.process_iter())) and not list(where.glob("flo*"))
+
+
+@pytest.fixture
+def toy(tiny_overrides: list[str], tmp_path: Path) -> list[str]:
+    return ["run", "data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
+
+
+@pytest.mark.flower
+def test_a_run_through_flower_completes_and_leaves_nothing(toy: list[str], tmp_path: Path) -> None:
+    process = florilegium(*toy, where=tmp_path)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, out + err
+    assert out.splitlines()[-1] == "run"  # the directory, as seen from where it was started
+    assert [record["round"] for record in read_lines(tmp_path / "run" / "rounds.jsonl")] == [0, 1]
+    for name in ("settings.yaml", "partition.json", "summary.json", "ledger.jsonl", "report.html", "run.log"):
+        assert (tmp_path / "run" / name).stat().st_size, name
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.flower
+def test_a_run_that_fails_says_why_and_leaves_nothing(toy: list[str], tmp_path: Path) -> None:
+    process = florilegium(*toy, "timeouts.exchange=0.1", where=tmp_path)  # no client can answer in time
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1
+    assert out.splitlines()[-1] == "run"
+    assert "within 0 s" in err.splitlines()[-1] and "Traceback" not in err, err
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.flower
+def test_ctrl_c_ends_everything(toy: list[str], tmp_path: Path) -> None:
+    process = florilegium(*toy, "rounds=500", where=tmp_path)
+    deadline = time.monotonic() + LIMIT
+    while not read_lines(tmp_path / "run" / "rounds.jsonl") and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in err.splitlines()[-1], out + err
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("override", ["method.server.vote_treshold=1", "rounds=x", "method=fedmkt"])
+def test_a_bad_setting_ends_the_command_before_flower_starts(override: str, tmp_path: Path) -> None:
+    process = florilegium("run", override, where=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("florilegium: "), err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_directory_and_one_that_holds_a_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    conf = settings.complete(settings.compose([f"out={tmp_path / 'file' / 'run'}"]))
+    with pytest.raises(settings.SettingsError, match="out: cannot write to .*: Not a directory"):
+        launch.open_directory(conf)
+    conf.out = str(tmp_path / "held")
+    assert launch.open_directory(conf).is_dir()
+    Path(conf.out, "rounds.jsonl").write_text("{}\n")
+    with pytest.raises(settings.SettingsError, match="already holds a run; resume=true goes on"):
+        launch.open_directory(conf)
+    conf.resume = True
+    launch.open_directory(conf)
+
+
+def test_the_bundle_is_complete_whatever_the_checkout_is_called(tmp_path: Path) -> None:
+    from flwr.cli.build import build_fab_from_disk
+
+    app = launch.bundle(tmp_path / "florilegium")
+    held = {path.relative_to(app).as_posix() for path in app.rglob("*") if path.is_file()}
+    assert {"pyproject.toml", "LICENSE", "server_app/app.py", "client_app/app.py", "conf/config.yaml"} <= held
+    assert not [name for name in held if not re.search(r"\.(py|yaml|toml|md)$|^LICENSE$", name)]
+    assert len(build_fab_from_disk(app)) < 1_000_000
+
+
+def test_no_more_actors_than_clients_or_cores() -> None:
+    conf = settings.compose(["runtime.cpus=8"])
+    assert f"num-supernodes={len(conf.clients.mix)}" in launch.federation(conf)
+    assert f"init-args-num-cpus={min(8, len(conf.clients.mix))}" in launch.federation(conf)
+    assert launch.federation(settings.compose(["runtime=deployment", "runtime.superlink=lab"])) is None
+
+
+def test_the_reason_is_the_servers_own_words(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    log.write_text("ERROR :     x\nTraceback\nValueError: told in the log\n")
+    failed = "finished:failed"
+    details = "Simulation failed with exception: the worker of client 2 died"
+    assert launch.reason(superlink.Status(failed, details), log) == "the worker of client 2 died"
+    assert launch.reason(superlink.Status(failed, "N/A"), log) == "ValueError: told in the log"
+
+
+def test_processes_that_detach_are_found_by_their_mark_and_ended() -> None:
+    mark = "test-" + os.urandom(8).hex()
+    sleeper = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import signal, time; " \
+              "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'], start_new_session=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", sleeper], env={**os.environ, superlink.MARK: mark})
+    deadline = time.monotonic() + 10
+    while len(superlink.marked_processes(mark)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(superlink.marked_processes(mark)) == 2
+    superlink.end_processes(mark, patience=1.0)
+    assert not superlink.marked_processes(mark)
+    process.wait()
+
+
+def test_multirun_jobs_share_no_directory(tmp_path: Path) -> None:
+    """Two jobs, both refused before Flower starts: their directories are named by what differs."""
+    process = florilegium("run", "-m", "seed=0,1", "timeouts.quorum=99", "out=sweep", where=tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.count("timeouts.quorum is 99") == 2, err
