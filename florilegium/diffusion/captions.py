@@ -1,0 +1,64 @@
+"""The captioner (FedMMKT eq 2): a BLIP directory that says in words what a synthesized image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from florilegium.checks import between
+
+
+@dataclass
+class CaptionSettings:
+    """How captions are decoded. No sampling: the same image always gets the same caption."""
+
+    batch: int = 64
+    beams: int = 1
+    min_tokens: int = 0
+    max_tokens: int = 24
+    repetition_penalty: float = 1.0
+    prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        between("batch", self.batch, 1, 100_000)
+        between("beams", self.beams, 1, 64)
+        between("max_tokens", self.max_tokens, 1, 512)
+        between("min_tokens", self.min_tokens, 0, self.max_tokens)
+        between("repetition_penalty", self.repetition_penalty, 0.1, 10)
+
+
+class Captioner:
+    """`caption(images)`: BlipForConditionalGeneration with its processor, which brings images to its own size."""
+
+    def __init__(self, model: str, settings: CaptionSettings | None = None, device: str = "cpu") -> None:
+        from transformers import BlipForConditionalGeneration, BlipProcessor
+
+        self.settings, self.device = settings or CaptionSettings(), device
+        self.processor = BlipProcessor.from_pretrained(model)
+        self.model = BlipForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval().to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """uint8 [N, 3, H, W] -> N captions."""
+        captions: list[str] = []
+        for chunk in images.split(self.settings.batch):
+            captions += self._chunk(chunk)
+            if progress:
+                progress(len(captions), len(images))
+        return captions
+
+    def _chunk(self, images: Tensor) -> list[str]:
+        s = self.settings
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        prompt = {}
+        if s.prefix:
+            encoded = self.processor.tokenizer([s.prefix] * len(images), return_tensors="pt")
+            prompt = {k: encoded[k].to(self.device) for k in ("input_ids", "attention_mask")}
+        tokens = self.model.generate(
+            pixel_values=pixels.to(self.device), **prompt, do_sample=False, num_beams=s.beams,
+            min_new_tokens=s.min_tokens or None, max_new_tokens=s.max_tokens, repetition_penalty=s.repetition_penalty)
+        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]

@@ -1,0 +1,306 @@
+"""Fine-tuning the decoder of a T2I model on text and fused representations (FedMMKT eqs 11-12, Annex B).
+
+Only the decoder (U-Net) and the projection P train; text encoder and autoencoder are frozen, so latents and text
+embeddings arrive here computed. Axes: N samples, B batch, T tokens, W token width, D representation width, U texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from florilegium import seeds
+from florilegium.checks import between, one_of
+
+
+@dataclass
+class TuneSettings:
+    """conf/tuning: the paper's symbol or origin in the comment, `ours` where the paper is silent."""
+
+    merge: str = "token"           # eq 11's operator: token | add | time; ours
+    text: str = "label+caption"    # label | caption | label+caption; ours
+    label_only: float = 0.5        # with label+caption: probability of the label alone, the evaluation's prompt; ours
+    omission: float = 0.2          # p, eq 12
+    text_drop: float = 0.1         # keeps classifier-free guidance alive: empty text and no representation; ours
+    lr: float = 2.0e-4             # paper: Adam, cosine annealing
+    epochs: int = 2                # passes over a round's samples; ours
+    batch: int = 32
+    clip: float = 1.0              # gradient norm; ours
+    ema: float = 0.999             # decay of the average that synthesizes: min(ema, (1 + step) / (10 + step)); ours
+    schedule: str = "cosine"       # over all rounds: cosine | constant
+    lora: int | None = None        # rank of adapters on the attention; null: the whole decoder
+
+    def __post_init__(self) -> None:
+        one_of("merge", self.merge, ("token", "add", "time"))
+        one_of("text", self.text, ("label", "caption", "label+caption"))
+        one_of("schedule", self.schedule, ("cosine", "constant"))
+        for key in ("label_only", "omission", "text_drop"):
+            between(key, getattr(self, key), 0, 1)
+        between("lr", self.lr, 0, 1)
+        between("epochs", self.epochs, 1, 100_000)
+        between("batch", self.batch, 1, 100_000)
+        between("clip", self.clip, 1e-6, 1e6)
+        between("ema", self.ema, 0, 1)
+        between("lora", self.lora or 1, 1, 4096)
+
+
+@dataclass(frozen=True)
+class TuneTexts:
+    """Two texts a sample: the label's prompt, and the text with the caption in it."""
+
+    label: Sequence[str]
+    full: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TuneData:
+    """What the frozen parts made of the samples; `text_UTW` holds each distinct text once, row 0 is the empty one."""
+
+    latents_N: Tensor            # [N, channels, h, w]
+    text_UTW: Tensor
+    label_N: Tensor              # row of the label's prompt
+    full_N: Tensor               # row of the text with the caption
+    representations_ND: Tensor | None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random in one step, on the CPU, named by seed and step."""
+
+    omit_B: Tensor      # b of eq 12
+    drop_B: Tensor      # text dropped, and the representation with it
+    label_B: Tensor     # label only
+    time_B: Tensor
+    noise_B: Tensor
+
+
+def learning_rate(settings: TuneSettings, done: float) -> float:
+    """Cosine annealing to 0 over the whole run; `done` is the finished share of it."""
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def predict(
+    decoder: nn.Module, noisy_B: Tensor, time_B: Tensor, text_BTW: Tensor, extra_BW: Tensor | None, omit_B: Tensor,
+    merge: str,
+) -> Tensor:
+    """Dec(x_t, t, h) of eqs 11-12. A row with b = 1 gives the text-only decoder's output, bit for bit.
+
+    `token`: a row without representation must not meet the extra key at all. Rows are split into two calls, because a
+    masked key, though its weight is exactly zero, changes the shape of the products and so their last bits.
+    `add` and `time`: what is added to such a row is exactly zero.
+    """
+    if extra_BW is None or bool(omit_B.all()):
+        return decoder(noisy_B, time_B, text_BTW).sample
+    if merge == "token":
+        with_B, without_B = (~omit_B).nonzero().flatten(), omit_B.nonzero().flatten()
+        longer_BTW = torch.cat([text_BTW[with_B], extra_BW[with_B, None]], 1)
+        parts = [decoder(noisy_B[with_B], time_B[with_B], longer_BTW).sample]
+        if len(without_B):
+            parts.append(decoder(noisy_B[without_B], time_B[without_B], text_BTW[without_B]).sample)
+        return torch.cat(parts)[torch.argsort(torch.cat([with_B, without_B]))]
+    shown_BW = extra_BW.masked_fill(omit_B[:, None], 0)
+    if merge == "add":
+        return decoder(noisy_B, time_B, text_BTW + shown_BW[:, None]).sample
+    hook = decoder.time_embedding.register_forward_hook(lambda module, inputs, output: output + shown_BW)
+    try:
+        return decoder(noisy_B, time_B, text_BTW).sample
+    finally:
+        hook.remove()
+
+
+class Tuner:
+    """The trainable parts of a T2I model: decoder (or its adapters), projection, Adam, moving average, step.
+
+    `noise` is a scheduler of training steps with diffusers' interface: add_noise, get_velocity, config.
+    """
+
+    def __init__(self, decoder: nn.Module, noise: Any, autocast: Callable[[], Any] = nullcontext) -> None:
+        self.decoder, self.noise, self.autocast = decoder, noise, autocast
+        self.projection: nn.Linear | None = None
+        self.rank: int | None = None
+        self.merge: str | None = None
+        self.step = 0
+        self.trained: dict[str, nn.Parameter] = {}
+        self.average: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Adam | None = None
+        decoder.requires_grad_(False)
+
+    # -- what trains -------------------------------------------------------------------------------------------------
+
+    def prepare(self, rank: int | None, merge: str, width: int | None, seed: int) -> None:
+        """Make decoder, and projection if there are representations of `width`, trainable; once each."""
+        if self.optimizer is None:
+            self.rank, self.merge = rank, merge
+            self._open_decoder(seed)
+        if (rank, merge) != (self.rank, self.merge):
+            raise ValueError(f"the decoder is tuned with lora={self.rank}, merge={self.merge}; "
+                             f"lora={rank}, merge={merge} cannot go on from it")
+        if width and self.projection is None:
+            self._open_projection(width, seed)
+        if width and self.projection.in_features != width:
+            raise ValueError(f"representations have width {width}, the projection takes {self.projection.in_features}")
+
+    def _open_decoder(self, seed: int) -> None:
+        if self.rank:
+            from peft import LoraConfig
+
+            with seeds.scoped(seed, "lora"):
+                self.decoder.add_adapter(LoraConfig(
+                    r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian",
+                    target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        else:
+            self.decoder.requires_grad_(True)
+        parameters = {f"decoder.{k}": v for k, v in self.decoder.named_parameters() if v.requires_grad}
+        self.optimizer = torch.optim.Adam(parameters.values(), lr=0.0)
+        self._follow(parameters)
+
+    def _open_projection(self, width: int, seed: int) -> None:
+        """P of eq 11. Zero at first where it is added (the start is the original model), random where it is a token."""
+        config = self.decoder.config
+        out = self.decoder.time_embedding.linear_2.out_features if self.merge == "time" else config.cross_attention_dim
+        with seeds.scoped(seed, "projection"):
+            self.projection = nn.Linear(width, out)
+        if self.merge != "token":
+            nn.init.zeros_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+        self.projection.to(next(self.decoder.parameters()).device)
+        parameters = {f"projection.{k}": v for k, v in self.projection.named_parameters()}
+        self.optimizer.add_param_group({"params": list(parameters.values())})
+        self._follow(parameters)
+
+    def _follow(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.trained |= parameters
+        self.average |= {name: p.detach().clone() for name, p in parameters.items()}
+
+    # -- training (eqs 11-12) ----------------------------------------------------------------------------------------
+
+    def fit(
+        self, data: TuneData, settings: TuneSettings, rounds: tuple[int, int], seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Train on the data of round `rounds[0]` of `rounds[1]`. FloatingPointError when the loss is not finite."""
+        reps = data.representations_ND
+        self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed)
+        batches = [rows for epoch in range(settings.epochs)
+                   for rows in self._order(len(data.latents_N), settings, seed, epoch)]
+        losses, omitted, seen = 0.0, 0.0, 0
+        self.decoder.train()
+        for i, rows in enumerate(batches):
+            lr = learning_rate(settings, (max(rounds[0] - 1, 0) + i / len(batches)) / max(rounds[1], 1))
+            loss, hidden = self._step(data, rows, settings, lr, seed)
+            losses, omitted, seen = losses + loss * len(rows), omitted + hidden, seen + len(rows)
+            if progress:
+                progress(i + 1, len(batches))
+        self.decoder.eval()
+        return {"t2i/loss": losses / max(seen, 1), "t2i/omitted": omitted / max(seen, 1), "t2i/steps": float(self.step)}
+
+    def _order(self, samples: int, settings: TuneSettings, seed: int, epoch: int) -> Sequence[Tensor]:
+        return torch.randperm(samples, generator=seeds.generator(seed, "order", epoch)).split(settings.batch)
+
+    def _draw(self, data: TuneData, rows: Tensor, settings: TuneSettings, seed: int) -> Draws:
+        random = seeds.generator(seed, "step", self.step)
+        size = len(rows)
+        omit, drop, label = (torch.rand(size, generator=random) < p
+                             for p in (settings.omission, settings.text_drop, settings.label_only))
+        time = torch.randint(self.noise.config.num_train_timesteps, (size,), generator=random)
+        noise = torch.randn(size, *data.latents_N.shape[1:], generator=random)
+        if settings.text != "label+caption":
+            label = torch.full_like(label, settings.text == "label")
+        if data.representations_ND is None:
+            omit = torch.ones_like(omit)
+        return Draws(omit, drop, label, time, noise)
+
+    def _step(self, data: TuneData, rows: Tensor, settings: TuneSettings, lr: float, seed: int) -> tuple[float, float]:
+        drawn, device = self._draw(data, rows, settings, seed), data.latents_N.device
+        latents, noise, time = data.latents_N[rows], drawn.noise_B.to(device), drawn.time_B.to(device)
+        text = torch.where(drawn.label_B, data.label_N[rows], data.full_N[rows]).masked_fill(drawn.drop_B, 0)
+        extra = None
+        if data.representations_ND is not None:
+            extra = self.projection(data.representations_ND[rows].to(device))
+        noisy = self.noise.add_noise(latents, noise, time).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            said = predict(self.decoder, noisy, time, data.text_UTW[text], extra,
+                           (drawn.omit_B | drawn.drop_B).to(device), settings.merge)
+        loss = mse_loss(said.float(), self._target(latents, noise, time))                        # eq 12
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the T2I loss is {loss.item()} at step {self.step}; lower the learning rate")
+        self._descend(loss, settings, lr)
+        return loss.item(), float(drawn.omit_B.sum())
+
+    def _target(self, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        kind = self.noise.config.prediction_type
+        if kind == "v_prediction":
+            return self.noise.get_velocity(latents, noise, time)
+        return latents if kind == "sample" else noise
+
+    def _descend(self, loss: Tensor, settings: TuneSettings, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
+        self.optimizer.step()
+        # a plain 0.999 would still hold 80 % of the start after 200 steps, so the average begins short and lengthens
+        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                self.average[name].lerp_(parameter, 1 - decay)
+        self.step += 1
+
+    # -- the average synthesizes -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the decoder holds the moving average."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self.trained.items():
+            parameter.data, self.average[name] = self.average[name], parameter.data
+
+    # -- checkpoint --------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Copies of everything that a further step depends on."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.trained.items():
+            parts = {"weight": parameter.detach(), "average": self.average[name], **self.optimizer.state[parameter]}
+            tensors |= {f"{name}/{part}": value.cpu().clone() for part, value in parts.items()}
+        return tensors, {"step": self.step, "lora": self.rank, "merge": self.merge}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Continue from `state`, on a tuner that has not trained. ValueError names a tensor that does not fit."""
+        if not tensors:
+            return
+        width = tensors["projection.weight/weight"].shape[1] if "projection.weight/weight" in tensors else None
+        self.prepare(meta["lora"], meta["merge"], width, seed=0)
+        self.step = int(meta["step"])
+        for name, parameter in self.trained.items():
+            fitting(tensors, f"{name}/weight", parameter.data)
+            fitting(tensors, f"{name}/average", self.average[name])
+            if f"{name}/step" in tensors:
+                moments = {part: torch.zeros_like(parameter.data) for part in ("exp_avg", "exp_avg_sq")}
+                for part, value in moments.items():
+                    fitting(tensors, f"{name}/{part}", value)
+                self.optimizer.state[parameter] = {"step": tensors[f"{name}/step"].clone(), **moments}
+
+
+def fitting(tensors: dict[str, Tensor], name: str, target: Tensor) -> None:
+    """Copy a named tensor into one of the same shape, keeping the target's memory layout."""
+    if name not in tensors or tensors[name].shape != target.shape:
+        found = tuple(tensors[name].shape) if name in tensors else "nothing"
+        raise ValueError(f"the checkpoint does not fit this model: {name} is {found}, needed {tuple(target.shape)}")
+    target.copy_(tensors[name])

@@ -1,0 +1,170 @@
+"""What a run needs beside its settings: data, generator, captioner and judges, built when first asked for.
+
+A name in the settings is an asset (`mini-sd`), a directory, or a hub id (`org/name`). AssetError is one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from florilegium import assets
+from florilegium.assets import AssetError
+from florilegium.data.datasets import open_dataset
+from florilegium.diffusion import DiffusionSettings, Generator, device_of, load
+from florilegium.diffusion.captions import Captioner
+from florilegium.metrics import ClipScore, Judge
+from florilegium.settings import SettingsError, first_line, typed
+
+
+def located(name: str) -> str:
+    """Where a model lies: an asset by its name, a directory by its path, else the hub id itself. AssetError."""
+    if (place := Path(name).expanduser()).is_absolute() or name.startswith("."):
+        if not place.is_dir():
+            raise AssetError(f"no model directory {place}")
+        return str(place)
+    try:
+        return str(assets.path("models", name))
+    except AssetError:
+        if place.is_dir():
+            return str(place.resolve())
+        if name.count("/") == 1 and not name.startswith("judges/"):
+            return name
+        raise
+
+
+@contextmanager
+def loading(what: str, place: str) -> Iterator[None]:
+    """Whatever a library raises over a missing or corrupt file becomes one AssetError line."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (AssetError, SettingsError):
+        raise
+    except Exception as error:  # each format has exceptions of its own; all mean that the model cannot be read
+        raise AssetError(f"{what} {place} cannot be loaded: {type(error).__name__}: {first_line(error)[:200]}"
+                         " (`make assets` rebuilds the embedded ones)") from error
+
+
+class Resources:
+    """Built once per run and handed to every row. `progress(phase=, done=, total=)` hears of long work."""
+
+    def __init__(self, conf: DictConfig, progress: Callable[..., None] | None = None) -> None:
+        self.conf, self.progress = conf, progress or (lambda **news: None)
+        self.seed, self.width = int(conf.seed), int(conf.clients.width)
+        self.diffusion = typed(DiffusionSettings, conf.diffusion, "diffusion")
+        self._judge: Judge | None = None
+        self._clip: ClipScore | None = None
+        self._captioner: Captioner | None = None
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def splits(self) -> Any:
+        """Train, validation and test rows, and the classes."""
+        return open_dataset(self.conf.data)
+
+    @property
+    def classes(self) -> Any:
+        """The classes in the order of their ids: `len`, iteration over names, `prompt(c)`."""
+        return self.splits.classes
+
+    def test_images(self) -> tuple[Tensor, Tensor]:
+        """uint8 [N, 3, H, W] and labels [N] of the real test rows."""
+        rows = self.splits.test
+        return pixels(rows["image"]), torch.tensor(rows["label"])
+
+    def pooled_private(self) -> tuple[Tensor, Tensor, list[str]]:
+        """(images uint8 [N, 3, H, W], labels [N], texts) of all clients' rows: for the Centralised bound alone."""
+        return self._pooled
+
+    @cached_property
+    def _pooled(self) -> tuple[Tensor, Tensor, list[str]]:
+        rows = self.splits.train
+        if "part" in rows.column_names:
+            rows = rows.select([i for i, part in enumerate(rows["part"]) if part == "private"])
+        return pixels(rows["image"]), torch.tensor(rows["label"]), list(rows["text"])
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def generator(self) -> Generator:
+        """The un-tuned generator. Every row tunes a copy of its own, so each call reads it again."""
+        place = located(self.diffusion.model)
+        with loading("the generator", place):
+            return Narrated(load(self.diffusion, place), self.progress)
+
+    fresh_generator = generator
+
+    def captioner(self) -> Callable[[Tensor], list[str]]:
+        """uint8 [N, 3, H, W] -> captions."""
+        if self._captioner is None:
+            place = located(self.diffusion.captioner)
+            with loading("the captioner", place):
+                self._captioner = Captioner(place, self.diffusion.captions, device_of(self.diffusion.device))
+        return lambda images: self._captioner(images, self._hear("caption"))
+
+    def judge(self) -> Judge:
+        """The classifier of the T2I accuracy: conf.data.judge, else that of the clients' domain of these data."""
+        if self._judge is None:
+            place = located(self.conf.data.get("judge") or self._default_judge())
+            with loading("the judge", place):
+                judge = Judge(place, device_of(self.diffusion.device))
+            known = [str(name) for name in self.classes]
+            named = not judge.names[0].startswith("LABEL_")
+            if len(judge.names) != len(known) or (named and judge.names != known):
+                raise AssetError(f"the judge {place} knows {len(judge.names)} classes ({', '.join(judge.names[:3])}, "
+                                 f"...), the data have {len(known)} ({', '.join(known[:3])}, ...)")
+            self._judge = judge
+        return self._judge
+
+    def _default_judge(self) -> str:
+        private = f"judges/{self.conf.data.name}-private"
+        there = (assets.root() / "models" / private).is_dir()
+        return private if there else f"judges/{self.conf.data.name}"
+
+    def clip_score(self) -> ClipScore:
+        """CLIP for the score, the diversity and, in self-tuning, as the public image encoder."""
+        if self._clip is None:
+            place = located(self.diffusion.clip)
+            with loading("the CLIP model", place):
+                self._clip = ClipScore(place, device_of(self.diffusion.device))
+        return self._clip
+
+    def _hear(self, phase: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.progress(phase=phase, done=done, total=total)
+
+
+class Narrated:
+    """A generator that tells a run's progress what it is doing."""
+
+    def __init__(self, generator: Generator, progress: Callable[..., None]) -> None:
+        self._generator, self._progress = generator, progress
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def synthesize(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """As the generator's, with progress."""
+        return self._generator.synthesize(
+            prompts, seeds, progress=lambda done, total: self._progress(phase="synthesize", done=done, total=total))
+
+    def finetune(self, *parts: Any, **how: Any) -> dict[str, float]:
+        """As the generator's, with progress."""
+        return self._generator.finetune(
+            *parts, **how, progress=lambda done, total: self._progress(phase="tune", done=done, total=total))
+
+
+def pixels(images: Sequence[Any]) -> Tensor:
+    """PIL images of one size -> uint8 [N, 3, H, W]."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,102 @@
+"""The one protocol by which every method is judged, after every evaluated round, with the same prompts and noise.
+
+Clients: accuracy of the private models on the global test set of their modality. Generator: images of fixed prompts
+and seeds, judged by a classifier of real images (GAN-test) and by CLIP. Axes: M generated images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from florilegium import seeds
+from florilegium.checks import between
+from florilegium.federation import Federation, Reply
+from florilegium.metrics import accuracy, mean_cosine, pairwise_distance
+from florilegium.settings import typed
+from florilegium.wire import Nothing, Report
+
+IN_GRID = 2  # images of each class in a grid
+FIGURES = ("accuracy", "validation")
+
+
+@dataclass
+class EvaluationSettings:
+    """conf.evaluation."""
+
+    every: int = 1
+    images_per_class: int = 10
+
+    def __post_init__(self) -> None:
+        between("every", self.every, 1, 1_000_000)
+        between("images_per_class", self.images_per_class, 1, 10_000)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Flat metrics, and the first images of each class, uint8 [M, 3, H, W], with their captions."""
+
+    metrics: dict[str, float]
+    images: Tensor
+    captions: list[str]
+
+
+class Evaluation:
+    """Prompts and seeds are fixed once: two rounds, and two methods, differ in the weights alone."""
+
+    def __init__(self, conf: DictConfig, resources: Any) -> None:
+        self.settings = typed(EvaluationSettings, conf.evaluation, "evaluation")
+        self.resources = resources
+        self.class_names = [str(name) for name in resources.classes]
+        each = self.settings.images_per_class
+        self.labels_M = torch.arange(len(self.class_names)).repeat_interleave(each)
+        self.prompts = [resources.classes.prompt(c) for c in self.labels_M.tolist()]
+        self.noise = [seeds.seed_of(resources.seed, "evaluation", c, i)
+                      for c in range(len(self.class_names)) for i in range(each)]
+        self._judge_accuracy: float | None = None
+
+    def clients(self, federation: Federation) -> dict[str, float]:
+        """Every client's figures, and their mean over the clients of each modality there is."""
+        return client_figures(federation.ask("evaluate", Nothing(), Report, clients=federation.clients))
+
+    def generator(self, generator: Any) -> Judged:
+        """T2I accuracy, CLIP score and diversity of one image for each fixed prompt and seed."""
+        images = generator.synthesize(self.prompts, self.noise)
+        clip = self.resources.clip_score()
+        seen = clip.encode_images(images)
+        metrics = {
+            "t2i/accuracy": accuracy(self.resources.judge().predict(images), self.labels_M, len(self.class_names)),
+            "t2i/clip_score": mean_cosine(seen, clip.encode_texts(self.prompts)),
+        }
+        if self.settings.images_per_class > 1:
+            metrics["t2i/diversity"] = pairwise_distance(seen, self.labels_M)
+        shown = [m for m in range(len(images)) if m % self.settings.images_per_class < IN_GRID]
+        return Judged(metrics, images[shown], [self.class_names[self.labels_M[m]] for m in shown])
+
+    def protocol(self) -> dict[str, Any]:
+        """What stands beside the figures: how many images, and how often the judge is right on real test images."""
+        if self._judge_accuracy is None:
+            images, labels = self.resources.test_images()
+            self._judge_accuracy = self.resources.judge().accuracy(images, labels)
+        return {"images": len(self.prompts), "images_per_class": self.settings.images_per_class,
+                "judge_accuracy": self._judge_accuracy}
+
+
+def client_figures(replies: list[Reply]) -> dict[str, float]:
+    """client/accuracy/<id>, client/accuracy/<modality> and their mean client/accuracy; validation likewise."""
+    figures: dict[str, float] = {}
+    for name in FIGURES:
+        told = [(x.client, x.body.metrics[name]) for x in replies if name in x.body.metrics]
+        figures |= {f"client/{name}/{client.id}": value for client, value in told}
+        means = []
+        for modality in sorted({client.modality for client, _ in told}):
+            values = [value for client, value in told if client.modality == modality]
+            means.append(sum(values) / len(values))
+            figures[f"client/{name}/{modality}"] = means[-1]
+        if means:
+            figures[f"client/{name}"] = sum(means) / len(means)
+    return figures
