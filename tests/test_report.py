@@ -1,0 +1,192 @@
+"""The page and the tables: figures worked by hand, pictures that decode, a browser that does not complain."""
+
+import ast
+import base64
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from florilegium import charts, comparison, report
+from florilegium.catalogue import CATALOGUE
+from florilegium.page import duration, size
+from florilegium.recorded import RunError
+from florilegium.runs import Run
+from tests.synthetic_run import build, conf
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MODULES = ("runs", "recorded", "report", "comparison", "page", "panels", "charts", "pictures", "stylesheet")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> str:
+    return (build(tmp_path_factory.mktemp("page") / "run") / "report.html").read_text()
+
+
+def test_the_page_asks_nobody_for_anything(whole):
+    assert not re.findall(r"""(?:src|href|action)\s*=\s*["']?\s*(?!data:)[^\s"'>]""", whole)
+    assert "://" not in whole and "<script" not in whole and "url(" not in whole and "@import" not in whole
+
+
+def test_every_picture_decodes(whole):
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', whole)
+    assert len(found) == 3 * 4                          # three classes; before, after, self-tuned, centralised
+    for text in found:
+        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+            picture.load()
+            assert picture.size == (4 * 8 + 3, 8)
+
+
+def test_the_headline_is_the_hand_worked_one(whole):
+    # method, round 2: image 30 + 20 = 50, Standalone 30, so +20 points; T2I 40 beside un-tuned 20, centralised 60
+    assert "50.0<small>%</small>" in whole and '30.0 <span class="up">+20.0</span>' in whole
+    assert '20.0 <span class="up">+20.0</span>' in whole and '60.0 <span class="down">−20.0</span>' in whole
+    assert "↑ 1.00 MB" in whole and "↓ 3.00 MB" in whole and "<dd>2.50 MB</dd>" in whole
+    assert "<b>80.0 %</b>" in whole                     # the judge on real images
+    # one standard error of 40 % on 3 classes x 4 images: sqrt(.4 * .6 / 12) = 14.1 points
+    assert "12 generated images" in whole and "14.1 points" in whole
+    assert "9 of 12 samples (75.0 %)" in whole          # the diagonal 3 + 4 + 2 of the last vote
+
+
+def test_bytes_and_faults_are_counted(whole):
+    text = re.sub(r"<[^>]+>", " ", whole)
+    # represent, image clients: rounds 1 and 2, clients 0 and 1: 2 x (1000 + 2000) down, 4 x 500 up
+    assert re.search(r"represent\s+image\s+4\s+1\.5 kB\s+500 B\s+5\.9 kB\s+2\.0 kB", text)
+    assert "raised: &lt;b&gt;no disk&lt;/b&gt;" in whole
+    assert re.search(r"client 3\s+FedMMKT\s+distill\s+1\s+1\s+raised", text)
+
+
+def test_a_row_has_one_colour_in_table_and_charts(whole):
+    assert re.search(r'swatch s1"[^§]*?</svg>Standalone', whole)
+    assert len(re.findall(r'<g class="s1">', whole)) >= 2
+
+
+@pytest.mark.parametrize("how", [{"generator": False}, {"clients": False}, {"rounds": 1}, {"rounds": -1}])
+def test_runs_without_a_part_have_a_page_without_it(tmp_path, how):
+    page = (build(tmp_path / "run", **how) / "report.html").read_text()
+    assert ("The generator, before and after" in page) == (how.get("generator", True) and how.get("rounds") != -1)
+    assert ("The clients" in page) == (how.get("clients", True) and how.get("rounds") != -1)
+    assert ("is not finished" in page) == ("rounds" in how)
+
+
+def test_a_run_that_was_only_opened_has_a_page(tmp_path):
+    Run.open(tmp_path / "run", conf())
+    assert "FedMMKT" in report.write_report(tmp_path / "run").read_text()
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(RunError, match="not a run directory"):
+        report.page(tmp_path)
+
+
+def test_mean_and_standard_deviation_over_seeds(tmp_path):
+    runs = [build(tmp_path / f"s{n}", seed=n, lift=0.03 * n) for n in range(3)]
+    lines = {line.name: line for line in report.compare(runs).lines}
+    # last round: .50, .53, .56: mean .53, sample std sqrt((.03^2 + 0 + .03^2) / 2) = .03; CLIP .2 + T2I / 10
+    assert comparison.texts(lines["FedMMKT"]) == ["53.0 ± 3.0", "73.0 ± 3.0", "43.0 ± 3.0", "0.243 ± 0.003",
+                                                  "1.00 ± 0.00", "3.00 ± 0.00"]
+    assert comparison.texts(lines["Standalone"])[:3] == ["30.0 ± 0.0", "50.0 ± 0.0", "–"]
+    assert comparison.texts(lines["Un-tuned T2I"])[2] == "20.0 ± 0.0"
+    assert comparison.texts(lines["Centralised T2I"])[2] == "60.0 ± 0.0"
+    assert [line.reference for line in lines.values()] == [False, True, True, True, True]
+
+
+def test_one_seed_has_no_spread_and_repeats_of_a_seed_count_once(tmp_path):
+    runs = [build(tmp_path / "a"), build(tmp_path / "b", label="-LabVote", lift=0.1)]
+    lines = {line.name: line for line in report.compare(runs).lines}
+    assert comparison.texts(lines["-LabVote"])[0] == "60.0" and comparison.texts(lines["FedMMKT"])[0] == "50.0"
+    assert lines["Standalone"].seeds == (0,) and comparison.texts(lines["Standalone"])[0] == "30.0"
+
+
+def test_best_on_validation_is_another_round(tmp_path):
+    runs = [build(tmp_path / "run", lift=-0.15)]
+    assert comparison.texts(report.compare(runs).lines[0])[0] == "35.0"
+    assert comparison.texts(report.compare(runs, at="best_on_validation").lines[0])[0] == "40.0"
+
+
+def test_forms_of_the_table(tmp_path):
+    found = report.compare([build(tmp_path / f"s{n}", seed=n, lift=0.03 * n) for n in range(2)])
+    assert "| FedMMKT | 2 | 51.5 ± 2.1 |" in found.markdown()
+    assert found.markdown().startswith("data emoji · clients 2 image + 2 text · rounds 2 · seeds 0, 1 · last round\n")
+    head, first = found.csv().splitlines()[:2]
+    assert head.split(",")[3] == "client/accuracy/image mean" and first.split(",")[:3] == ["FedMMKT", "0", "0 1"]
+    assert float(first.split(",")[3]) == pytest.approx(0.515)
+    assert "51.5 ± 2.1" in str(found) and found.text("csv") == found.csv()
+    with pytest.raises(RunError, match="'tex' is none of table, markdown, csv"):
+        found.text("tex")
+
+
+def test_runs_of_different_protocols_are_not_mixed(tmp_path):
+    one = build(tmp_path / "one")
+    other = build(tmp_path / "other", data={"name": "fashion"})
+    with pytest.raises(RunError, match="differs from .* in data.name") as why:
+        report.compare([one, other])
+    assert "\n" not in str(why.value)
+    assert any("data.name" in w for w in report.compare([one, other], force=True).warnings)
+    elsewhere = build(tmp_path / "gpu", clients_on="cuda", seed=1)
+    assert not report.compare([one, elsewhere]).warnings
+
+
+def test_a_folder_stands_for_its_runs_and_a_stopped_run_is_told(tmp_path):
+    build(tmp_path / "all" / "a")
+    build(tmp_path / "all" / "b", seed=1, rounds=1)
+    found = report.compare([tmp_path / "all"])
+    assert found.lines[0].seeds == (0, 1) and "b stopped at round 1 of 2" in found.warnings[0]
+    with pytest.raises(RunError, match="no run directory given"):
+        report.compare([])
+
+
+def test_the_methods_table_is_the_catalogue():
+    table = report.methods_table().splitlines()
+    assert len(table) == 2 + len(CATALOGUE) and len({len(line) for line in table}) == 1
+    assert all(any(line.startswith(f"| {name} ") for line in table) for name in CATALOGUE)
+
+
+def test_ticks_and_labels():
+    assert charts.nice_ticks(0.22, 0.47) == [0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
+    assert charts.nice_ticks(0, 4, 8) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    level = charts.nice_ticks(0.3, 0.3)
+    assert level[0] < 0.3 < level[-1]
+    assert charts.apart([10, 12, 40], 13, 100) == [10, 23, 40] and charts.apart([95, 99], 13, 100) == [87, 100]
+    assert charts.tick_text(0.225, [0.2, 0.225], True) == "22.5" and charts.tick_text(0.2, [0.2, 0.25], True) == "20"
+
+
+def test_sizes_and_times_for_readers():
+    assert [size(n) for n in (None, 12, 2048, 2**20 * 2.35)] == ["–", "12 B", "2.0 kB", "2.35 MB"]
+    assert [duration(n) for n in (59.6, 61, 3599.7, 3700)] == ["1 min 00 s", "1 min 01 s", "1 h 00 min", "1 h 01 min"]
+
+
+def test_reading_and_reporting_need_no_torch():
+    for name in MODULES:
+        tree = ast.parse((Path(report.__file__).parent / f"{name}.py").read_text())
+        imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not {m for m in imported if m and m.split(".")[0] in {"torch", "flwr", "hydra", "diffusers"}}, name
+    said = subprocess.run([sys.executable, "-c", "import sys, florilegium.report; print('torch' in sys.modules)"],
+                          text=True, capture_output=True, cwd=Path(report.__file__).parents[1], check=True)
+    assert said.stdout.strip() == "False"
+
+
+SCRIPT = """<script>window.addEventListener("load", () => {
+const shown = [...document.images], bad = shown.filter(i => !i.complete || i.naturalWidth === 0).length;
+const fit = document.documentElement.scrollWidth > innerWidth ? "too wide" : "fits";
+document.body.dataset.seen = `${shown.length} pictures, ${bad} bad, ${fit}`; });</script>"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_shows_it(whole, tmp_path, width):
+    (tmp_path / "page.html").write_text(whole.replace("</body>", SCRIPT + "</body>"))
+    seen = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+         "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0", "--dump-dom",
+         (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    assert 'data-seen="12 pictures, 0 bad, fits"' in seen.stdout
+    assert not [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
