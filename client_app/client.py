@@ -52,7 +52,8 @@ class Client:
         models.check(self.modality, self.architecture, f"clients.mix[{id_}]")
         self.classes, self.examples, self.width = len(data.classes), len(data.train), int(conf.clients.width)
         self.device = torch.device(conf.clients.device)
-        self.trained = 0  # how often the model was trained before this message
+        if not self.examples:
+            raise ClientError(f"client {id_} has no {self.modality} row to train on")
 
     def seed(self, *names: object) -> int:
         """A seed for this client in this round. The same in every row, so that rows differ by their method alone."""
@@ -67,15 +68,23 @@ class Client:
         return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
 
     @cached_property
+    def left(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and counters as the message before left them."""
+        return self.memory.read("model") or ({}, {"trained": 0})
+
+    @property
+    def trained(self) -> int:
+        """How many messages have trained the model before this one."""
+        return int(self.left[1]["trained"])
+
+    @cached_property
     def model(self) -> models.Classifier:
         """The model as it was left by the message before, or as the seed starts it."""
         vocabulary = self.vocabulary if self.modality == "text" else None
         with seeds.scoped(self.conf.seed, "model", self.id, self.architecture):
             model = models.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
-        if (found := self.memory.read("model")) is not None:
-            tensors, meta = found
-            model.load_state_dict(tensors)
-            self.trained = int(meta["trained"])
+        if self.trained:
+            model.load_state_dict(self.left[0])
         return model.to(self.device)
 
     def load(self, tensors: Mapping[str, Tensor]) -> models.Classifier:
@@ -83,7 +92,8 @@ class Client:
         try:
             self.model.load_state_dict(dict(tensors))
         except RuntimeError as error:
-            raise ClientError(f"the weights do not fit {self.architecture}: {' '.join(str(error).split())[:160]}") from error
+            why = " ".join(str(error).split())[:160]
+            raise ClientError(f"the weights do not fit {self.architecture}: {why}") from error
         return self.model
 
     def save(self) -> None:
@@ -115,7 +125,7 @@ class Client:
         """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
         filled, empty = (samples.images, samples.texts) if self.modality == "image" else (samples.texts, samples.images)
         if len(filled) != len(samples.ids) or empty:
-            raise ClientError(f"an {self.modality} client was sent {len(samples.images)} images and"
+            raise ClientError(f"this client reads {self.modality}s; it was sent {len(samples.images)} images and"
                               f" {len(samples.texts)} texts for {len(samples.ids)} ids")
         if self.modality == "image":
             images = resized(pixels.decode(filled), int(self.conf.data.image_size))
@@ -212,7 +222,7 @@ def resized(images_N3SS: Tensor, side: int) -> Tensor:
 
 
 def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
-    """A random order of `count` rows in pieces of `size`; a last piece of one joins no batch norm, so it is left out."""
+    """A random order of `count` rows in pieces of `size`; a last piece of one, which batch norm refuses, is not."""
     for piece in torch.randperm(count, generator=random).split(size):
         if len(piece) > 1 or count == 1:
             yield piece
@@ -226,10 +236,11 @@ def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header
         raise ClientError("the node configuration has no partition-id (or client-id)") from error
     if not 0 <= id_ < len(conf.clients.mix):
         raise ClientError(f"this node is client {id_}, but clients.mix has {len(conf.clients.mix)} clients")
-    place = node_config.get("state-dir") or conf.clients.get("state_dir") or (conf.get("out") and Path(conf.out, "state"))
+    out = conf.get("out")
+    place = node_config.get("state-dir") or conf.clients.get("state_dir") or (out and Path(out, "state"))
     if not place:
         raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
-    federation = Path(conf.get("out") or "federation").name
+    federation = Path(out or "federation").name
     memory = Memory(Path(str(place), federation, header.row, f"client-{id_}"), header.round, header.step)
     data = open_private(conf, id_, str(conf.clients.mix[id_].modality), node_config)
     return Client(conf, id_, data, memory, header.round)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,8 @@ def to_tensors(samples: Samples) -> dict[str, Tensor]:
     """Samples as flat tensors: ids, the joined bytes and their lengths."""
     kind = "texts" if samples.texts else "images"
     pieces = [p.encode() if isinstance(p, str) else p for p in getattr(samples, kind)]
-    return {"ids": samples.ids, kind: torch.tensor(list(b"".join(pieces)), dtype=torch.uint8),
+    data = np.frombuffer(b"".join(pieces), np.uint8).copy()
+    return {"ids": samples.ids, kind: torch.from_numpy(data),
             "lengths": torch.tensor([len(p) for p in pieces], dtype=torch.int64)}
 
 

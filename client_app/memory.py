@@ -57,12 +57,12 @@ class Memory:
         self._tidy(part)
 
     def _tidy(self, part: str) -> None:
-        """Keep all versions of this round, the last of each of the KEPT_ROUNDS before, and the newest before those."""
+        """Keep this round's versions, the last of each of the KEPT_ROUNDS before, and so many of them in any case."""
         r = self.now[0]
         last: dict[int, Path] = {when[0]: path for _, when, path in self.versions(part) if when[0] < r}
+        # a client that sat out the last rounds still needs what it knew before them
         keep = {path for when, path in last.items() if when >= r - KEPT_ROUNDS}
-        older = [path for when, path in last.items() if when < r - KEPT_ROUNDS]
-        keep |= set(older[-1:]) if len(keep) <= KEPT_ROUNDS - 1 else set()
+        keep |= set(list(last.values())[-KEPT_ROUNDS:])
         for _, when, path in self.versions(part):
             if when[0] < r and path not in keep:
                 path.unlink()

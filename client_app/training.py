@@ -52,7 +52,7 @@ def fit(
             terms = objective(batch)
             loss = torch.stack(list(terms.values())).sum()
             if not math.isfinite(loss.item()):
-                raise TrainingError(f"the loss is {loss.item()} at step {steps + 1}; is the learning rate {lr} too high?")
+                raise TrainingError(f"the loss is {loss.item()} at step {steps + 1}: is learning_rate {lr} too high?")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if before_step is not None:
@@ -62,7 +62,7 @@ def fit(
             steps += 1
             for name, value in {**terms, "gradient": norm}.items():
                 totals[name] = totals.get(name, 0.0) + value.item()
-    return {name: value / steps for name, value in totals.items()} | {"steps": float(steps)}
+    return {name: value / max(steps, 1) for name, value in totals.items()} | {"steps": float(steps)}
 
 
 def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str, float]:

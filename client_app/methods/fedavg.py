@@ -41,4 +41,5 @@ class FedAvgClient:
         if down.tensors:
             client.load(down.tensors)
             fit_private(client, self.settings, self.settings.local_epochs, "private")
-        return Weights({name: value.detach().cpu() for name, value in client.model.state_dict().items()}, client.examples)
+        tensors = {name: value.detach().cpu() for name, value in client.model.state_dict().items()}
+        return Weights(tensors, client.examples)

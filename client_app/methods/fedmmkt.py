@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -62,10 +61,8 @@ class FedMMKTClient:
 
     def train(self, client: Client, _: Nothing) -> Nothing:
         """Private epochs: E0 of them the first time, `local_epochs` in later rounds."""
-        s, model = self.settings, client.model  # the model knows whether it was trained before
-        first = client.trained == 0
-        fit_private(client, s, s.pretrain_epochs if first else s.local_epochs, "private")                     # eq 1
-        client.model = model
+        s = self.settings
+        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")            # eq 1
         return Nothing()
 
     def represent(self, client: Client, samples: Samples) -> Answers | Logits:
@@ -91,18 +88,19 @@ class FedMMKTClient:
 
         def objective(pair: tuple[Batch, Batch | None]) -> dict[str, Tensor]:                                 # eq 13
             batch, private = pair
-            if private is not None:
-                task = {"private": cross_entropy(model(private.inputs), private.labels)}
             z_BD = model.encode(batch.inputs)
             terms = {"label": cross_entropy(model.head(z_BD), batch.labels)}
             if s.alignment and batch.fused.shape[-1]:
                 teacher = normalised(batch.fused) if s.renorm_target else batch.fused
                 terms["align"] = s.alignment * feature_kl(teacher, z_BD, s.feature_temperature)
-            return terms if private is None else terms | task
+            if private is not None:
+                terms["private"] = cross_entropy(model(private.inputs), private.labels)
+            return terms
 
-        lessons = lambda epoch: zip(client.lesson_batches(lesson, inputs, s.batch, epoch),  # noqa: E731
-                                    self.beside(client, epoch), strict=False)
-        means = fit(model, lessons, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay,
+        def batches(epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
+            return zip(client.lesson_batches(lesson, inputs, s.batch, epoch), self.beside(client, epoch), strict=False)
+
+        means = fit(model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay,
                     epochs=s.distill_epochs)
         return Report(means, len(lesson))
 

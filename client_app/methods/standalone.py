@@ -1,4 +1,4 @@
-"""Standalone, client half: private epochs alone, as many as FedMMKT's clients have. Server half: strategies/standalone.py.
+"""Standalone, client half: private epochs, as many as FedMMKT's clients have. Server half: strategies/standalone.py.
 
 Down and up: nothing.
 """
@@ -42,11 +42,9 @@ class StandaloneClient:
 
     def train(self, client: Client, _: Nothing) -> Nothing:
         """E0 epochs the first time, in the same order of rows as FedMMKT's clients see; then a round's share."""
-        s, _model = self.settings, client.model
-        if client.trained == 0:
-            fit_private(client, s, s.pretrain_epochs, "private")
-        else:
-            fit_private(client, s, s.local_epochs, "private")
+        s = self.settings
+        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
+        if client.trained:
             batches = -(-client.examples // s.batch)
             fit_private(client, s, max(s.extra_epochs, -(-s.extra_batches // batches)), "extra")
         return Nothing()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -100,6 +101,8 @@ def open_dataset(data: Any) -> Splits:
     """The data set of `conf.data` {name, path, prompt, image_size}; read once in a process. DataError, AssetError."""
     if data.name == "toy":
         return _toy(data.get("prompt") or PROMPT, int(data.image_size))
+    if data.get("hub"):
+        return _hub(str(data.hub), data.get("prompt") or PROMPT)
     place = Path(data.get("path") or assets.path("data", data.name))
     return _read(str(place), data.get("prompt") or PROMPT)
 
@@ -119,6 +122,30 @@ def _read(place: str, template: str) -> Splits:
         raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     classes = _classes(named, template, str(file))
     return Splits(*(_split(Path(place, f"{split}.parquet"), len(classes)) for split in SPLITS), classes, place)
+
+
+@lru_cache(maxsize=2)
+def _hub(name: str, template: str) -> Splits:
+    """A labelled image data set of a hub (or a directory of parquet files) with splits train and test.
+
+    The last tenth of train becomes validation; a row's text is its class name; all rows are the clients'.
+    """
+    from datasets import concatenate_datasets, load_dataset
+
+    try:
+        found = load_dataset(name)
+        labels = found["train"].features["label"].names
+        whole = concatenate_datasets([found["train"], found["test"]])
+        images = whole.select_columns(["image", "label"])
+    except Exception as error:  # no network, no such set, other columns: each has its own class
+        raise DataError(f"data.hub: {name} cannot be used: {str(error).splitlines()[0]}") from error
+    numbers = np.array(images["label"][:])
+    texts = [labels[n].replace("_", " ").lower() for n in numbers]
+    images = images.add_column("id", np.arange(len(images))).add_column("text", texts)
+    first, end = int(0.9 * len(found["train"])), len(found["train"])
+    parts = ((0, first), (first, end), (end, len(images)))
+    named = [{"name": label.replace("_", " ").lower()} for label in labels]
+    return Splits(*(images.select(range(*part)) for part in parts), _classes(named, template, name), f"hub {name}")
 
 
 def _classes(named: list[Mapping[str, str]], template: str, file: str) -> Classes:
@@ -196,12 +223,13 @@ def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _held_out(place: str, template: str, split: str, modality: str, side: int) -> Rows:
-    splits = _toy(template, side) if place == "toy" else _read(place, template)
-    return read_rows(modality_rows(splits.private(split), modality), modality, side, f"{place}/{split}")
+def _held_out(data: str, split: str, modality: str) -> Rows:
+    conf = OmegaConf.create(data)
+    splits = open_dataset(conf)
+    rows = modality_rows(splits.private(split), modality)
+    return read_rows(rows, modality, int(conf.image_size), f"{splits.place}/{split}")
 
 
 def held_out(data: Any, split: str, modality: str) -> Rows:
     """All rows of the global `validation` or `test` split in the clients' domain, decoded once in a process."""
-    splits = open_dataset(data)
-    return _held_out(splits.place, splits.classes.template, split, modality, int(data.image_size))
+    return _held_out(OmegaConf.to_yaml(data, resolve=True), split, modality)

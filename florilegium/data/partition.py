@@ -113,8 +113,10 @@ def deal(rows: Dataset, count: int, s: PartitionSettings, modality: str, seed: i
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its re-draws until min_samples is met are no news
-            partitioner = _partitioner(s, count, table, seeds.seed_of(seed, "partition", modality) % 2**32)
-            partitioner.dataset = table
+            draw = seeds.seed_of(seed, "partition", modality) % 2**32
+            partitioner = _partitioner(s, count, table, draw)
+            # IID deals the rows out in order, so they are shuffled first
+            partitioner.dataset = table.shuffle(seed=draw) if s.name == "iid" else table
             if partitioner.num_partitions != count:
                 raise DataError(f"clients.partition: {s.name} makes {partitioner.num_partitions} parts"
                                 f" for {count} {modality} clients")
@@ -143,8 +145,6 @@ def _partitioner(s: PartitionSettings, count: int, table: Dataset, seed: int) ->
         if values < count:
             raise DataError(f"clients.partition.by: {s.by} has {values} values for {count} clients")
         return flower.GroupedNaturalIdPartitioner(s.by, values // count, "allow-bigger", sort_unique_ids=True)
-    table_order = np.random.default_rng(seed).permutation(len(table))  # IID deals rows in order: shuffle them first
-    table._data, table._indices = table.select(table_order).flatten_indices()._data, None
     return flower.IidPartitioner(count)
 
 

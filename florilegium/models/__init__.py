@@ -50,7 +50,8 @@ def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
     if modality not in ARCHITECTURES:
         raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}")
     if architecture not in ARCHITECTURES[modality]:
-        raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {', '.join(ARCHITECTURES[modality])}")
+        there = ", ".join(ARCHITECTURES[modality])
+        raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {there}")
 
 
 def sizes(clients: DictConfig, architecture: str) -> dict[str, Any]:

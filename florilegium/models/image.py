@@ -1,4 +1,4 @@
-"""Image bodies: ResNet (pooled output), ViT (first token), BEiT (mean of the patch tokens)."""
+"""Image bodies: ResNet (pooled output), ViT (first token), BEiT (its pooler: the mean of the patch tokens, normed)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ImageBody(nn.Module):
         mean, std = given.pop("mean", [0.5] * 3), given.pop("std", [0.5] * 3)
         pretrained = given.pop("pretrained", None)
         config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}Model")
-        extra = {} if architecture == "resnet" else {"add_pooling_layer": False}
+        extra = {"add_pooling_layer": False} if architecture == "vit" else {}
         if pretrained:
             self.net = model_class.from_pretrained(pretrained, **extra, **given)
         else:
@@ -42,10 +42,8 @@ class ImageBody(nn.Module):
         x = ((x_B3SS + 1) / 2 - self.mean) / self.std
         if x.shape[-1] != self.size:
             x = interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        if self.architecture == "resnet":
-            return self.net(x).pooler_output.flatten(1)
-        hidden_BTH = self.net(x).last_hidden_state
-        return hidden_BTH[:, 0] if self.architecture == "vit" else hidden_BTH[:, 1:].mean(1)
+        out = self.net(x)
+        return out.last_hidden_state[:, 0] if self.architecture == "vit" else out.pooler_output.flatten(1)
 
 
 def known(config_class: type, given: dict[str, Any]) -> Any:

@@ -1,0 +1,89 @@
+"""Every architecture speaks encode and head, reproducibly, and refuses what it cannot build in one line."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from florilegium import models, seeds
+from florilegium.models.tokens import open_vocabulary
+
+KINDS = [(modality, name) for modality, names in models.ARCHITECTURES.items() for name in names]
+
+
+def inputs(modality, vocabulary):
+    if modality == "image":
+        return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return vocabulary(["a red disc", "picture of a blue cross , large", "green"])
+
+
+def built(conf, modality, name, *seed):
+    vocabulary = open_vocabulary("toy", 12)
+    with seeds.scoped("model", *seed):
+        return models.build(conf.clients, modality, name, 4, vocabulary).eval(), inputs(modality, vocabulary)
+
+
+@pytest.mark.parametrize(("modality", "name"), KINDS)
+def test_shapes_norm_and_seed(toy_conf, modality, name):
+    conf = toy_conf()
+    model, x = built(conf, modality, name, 1)
+    with torch.no_grad():
+        z_BD = model.encode(x)
+        assert z_BD.shape == (3, 32) and model.head(z_BD).shape == (3, 4)
+        assert torch.allclose(z_BD.mean(-1), torch.zeros(3), atol=1e-5)
+        assert torch.allclose(z_BD.var(-1, unbiased=False), torch.ones(3), atol=1e-2)
+        assert torch.equal(z_BD, built(conf, modality, name, 1)[0].encode(x))
+        assert not torch.equal(z_BD, built(conf, modality, name, 2)[0].encode(x))
+
+
+@pytest.mark.parametrize(("modality", "name"), KINDS)
+def test_small_and_full_sizes_have_every_architecture(modality, name):
+    from florilegium.settings import CONF
+
+    small, full = (OmegaConf.load(CONF / "architectures" / f"{size}.yaml") for size in ("small", "full"))
+    assert full[name].pretrained
+    with seeds.scoped("small"):
+        model = models.build(OmegaConf.create({"width": 128, "architectures": small}), modality, name, 24,
+                             open_vocabulary("toy", 32))
+    assert 2e4 < sum(p.numel() for p in model.parameters()) < 2e6
+
+
+def test_a_text_does_not_see_its_padding(toy_conf):
+    for name in models.ARCHITECTURES["text"]:
+        model, _ = built(toy_conf(), "text", name, 1)
+        vocabulary = open_vocabulary("toy", 12)
+        with torch.no_grad():
+            alone = model.encode(vocabulary(["a red disc"]))
+            padded = model.encode(vocabulary(["a red disc", "a picture of a small green square , also named box"]))
+        assert torch.allclose(alone[0], padded[0], atol=1e-5)
+
+
+def test_vocabulary_by_hand():
+    vocabulary = open_vocabulary("toy", 4)
+    ids = vocabulary(["disc square", "zebra"])
+    assert ids.tolist() == [[2, 3, 4], [2, 1, 0]]  # [CLS] is 2, unknown 1, padding 0
+    assert vocabulary(["disc square disc square disc"]).shape == (1, 4)
+    assert vocabulary([]).shape[0] == 0
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"vit": {"hiden_size": 32}}, "clients.architectures.vit: ViTConfig has no key 'hiden_size'"),
+    ({"vit": None}, "clients.architectures.vit is missing"),
+    ({"vit": {"pretrained": "/nowhere/at/all"}}, "clients.architectures.vit: "),
+])
+def test_a_wrong_size_is_named(changes, message):
+    clients = OmegaConf.create({"width": 32, "architectures": changes})
+    with pytest.raises(models.ModelError) as caught:
+        models.build(clients, "image", "vit", 4)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_lists_the_choices():
+    with pytest.raises(models.ModelError, match="no image model 'bert'; there are resnet, vit, beit"):
+        models.check("image", "bert")
+    with pytest.raises(models.ModelError, match="no modality 'sound'; there are image, text"):
+        models.check("sound", "bert")
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    with pytest.raises(ValueError, match="clients.tokenizer: .*nothing.json cannot be read"):
+        open_vocabulary(str(tmp_path / "nothing.json"), 8)
