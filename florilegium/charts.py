@@ -144,3 +144,15 @@ def heat_map(matrix_CC: list[list[float]], names: list[str], rows: str, columns:
 def square(kind: str, x: float, y: float, cell: int, how: str = "", told: str = "") -> str:
     title = f"<title>{escape(told)}</title>" if told else ""
     return f'<rect class="{kind}" x="{x:.0f}" y="{y:.0f}" width="{cell - 1}" height="{cell - 1}" {how}>{title}</rect>'
+
+
+def bars(counts: dict[str, int]) -> str:
+    """A client's rows of each class, as a strip of bars."""
+    most, step = max(counts.values(), default=0) or 1, 5
+    drawn = "".join(f'<rect class="bar" x="{n * step}" y="{18 - 17 * count / most:.1f}" width="{step - 1}" '
+                    f'height="{17 * count / most:.1f}"><title>{escape(name)}: {count}</title></rect>'
+                    for n, (name, count) in enumerate(counts.items()) if count)
+    told = escape(", ".join(f"{name} {count}" for name, count in counts.items() if count))
+    wide = step * len(counts)
+    return (f'<svg class="bars" style="width:{wide}px" viewBox="0 0 {wide} 19" role="img" aria-label="{told}">{drawn}'
+            f'<line class="rule" x1="0" x2="{wide}" y1="18.5" y2="18.5"/></svg>')

@@ -107,7 +107,8 @@ def plates(run: Recorded) -> str:
             f'src="{data_uri(strip(images[places[caption][:TILES]]))}" alt="{escape(caption)}, {escape(name)}"></div>'
             for name, images, places in held if caption in places)
         drawn.append(f'<figure class="plate"><h3>{escape(caption)}</h3>{lines}</figure>')
-    return f'<div class="plates">{"".join(drawn)}</div>' if drawn else ""
+    tiles = max((len(places[c][:TILES]) for _, _, places in held for c in places), default=0)
+    return f'<div class="plates" style="--plate:{124 + 34 * tiles}px">{"".join(drawn)}</div>' if drawn else ""
 
 
 def vote_map(run: Recorded) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from florilegium.charts import bars
 from florilegium.comparison import compare, methods_table
 from florilegium.page import card, difference, document, duration, percent, plain_number, section, size, table
 from florilegium.panels import curves, plates, row_colours, row_name, vote_map
@@ -174,25 +175,23 @@ def traffic(run: Recorded) -> str:
 
 def clients(run: Recorded) -> str:
     """One line per client: what it is, what it holds, its accuracy in every row that has one."""
-    by_id = {row: {k.rsplit("/", 1)[1]: v for k, v in run.metrics(row).items() if k.startswith("client/accuracy/")}
-             for row in run.rows}
-    mix = {str(n): c for n, c in enumerate(run.get("clients.mix") or []) if isinstance(c, dict)}
-    known = {i for told in by_id.values() for i in told if i not in ("image", "text")}
-    shown = [row for row in run.rows if any(i in by_id[row] for i in known)]
-    rows = [[f"client {escape(i)}", escape(str(mix.get(i, {}).get("modality", "–"))),
-             escape(str(mix.get(i, {}).get("model", "–"))), holding(run.partition, i),
-             *(percent(by_id[row].get(i)) for row in shown)]
-            for i in sorted(known | (set(mix) if shown else set()), key=lambda i: (len(i), i))]
-    return table(["Client", "Modality", "Model", "Samples", *(run.title(row) for row in shown)], rows, words=[1, 2]) \
-        if rows else ""
+    told = {row: {k.rsplit("/", 1)[1]: v for k, v in run.metrics(row).items() if k.startswith("client/accuracy/")}
+            for row in run.rows}
+    holds = {str(c.get("client", n)): c for n, c in enumerate(run.partition.get("clients") or [])}
+    known = {i for figures in told.values() for i in figures if i not in ("image", "text")}
+    shown = [row for row in run.rows if known & told[row].keys()]
+    rows = [[f"client {escape(i)}", escape(str(holds.get(i, {}).get("modality", "–"))),
+             escape(str(holds.get(i, {}).get("model", "–"))), *holding(holds.get(i, {})),
+             *(percent(told[row].get(i)) for row in shown)] for i in sorted(known, key=lambda i: (len(i), i))]
+    head = ["Client", "Modality", "Model", "Samples", "Classes", *(run.title(row) for row in shown)]
+    return table(head, rows, words=[1, 2]) if rows else ""
 
 
-def holding(partition: dict, client: str) -> str:
-    """How many training rows a client holds, as far as partition.json says."""
-    held = (partition.get("clients") if isinstance(partition.get("clients"), dict) else partition).get(client)
-    if isinstance(held, dict):
-        held = next((held[k] for k in ("train", "rows", "ids", "examples") if k in held), None)
-    return str(len(held)) if isinstance(held, list) else str(held) if isinstance(held, int) else "–"
+def holding(client: dict) -> tuple[str, str]:
+    """How many training rows a client holds, and of which classes."""
+    counts = client.get("classes") or {}
+    rows = str(len(client["rows"])) if "rows" in client else "–"
+    return rows, f"{sum(n > 0 for n in counts.values())} of {len(counts)}{bars(counts)}" if counts else "–"
 
 
 def faults(run: Recorded) -> str:
@@ -215,8 +214,8 @@ def notes(run: Recorded) -> str:
     judge, accuracy = run.protocol.get("judge_accuracy"), main.get("t2i/accuracy")
     if accuracy is not None and isinstance(judge, int | float):
         told.append(f"T2I accuracy is what a judge, a classifier trained on real images of the clients’ domain, "
-                    f"recognises. On real held-out images the same judge is right in <b>{percent(judge)}</b> of all cases; "
-                    f"the generator’s {percent(accuracy)} should be read against that.")
+                    f"recognises. On real held-out images the same judge is right in <b>{percent(judge)}</b> of all "
+                    f"cases; the generator’s {percent(accuracy)} should be read against that.")
     elif accuracy is not None:
         told.append("T2I accuracy is what a trained judge recognises; its own accuracy on real images is not recorded.")
     count = images_judged(run)

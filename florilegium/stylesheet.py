@@ -75,15 +75,16 @@ td small{display:block;color:var(--soft);font-size:.78rem}
 tr.main td{background:var(--bed)}
 tr.main td:first-child{font-weight:600}
 td .swatch{display:inline-block;vertical-align:-1px;margin-right:8px}
+.bars{height:19px;margin:3px 0 0 auto}.bar{fill:var(--leaf)}
 .heat{fill:var(--s0)}.bed{fill:var(--bed)}
 .diagonal{fill:none;stroke:var(--soft);stroke-opacity:.55;stroke-width:1}
 svg.votes text{font-size:11px}
-.plates{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr))}
+.plates{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--plate)),1fr))}
 .plate{padding:12px 14px 14px;break-inside:avoid}
 .plate h3{text-transform:capitalize}
 .strip{display:grid;grid-template-columns:72px 1fr;gap:10px;align-items:center;margin-top:7px;font-size:.74rem;
 line-height:1.25;color:var(--soft)}
-.strip img{width:100%;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff;display:block}
+.strip img{width:100%;max-width:220px;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff;display:block}
 .notes{padding-left:20px;max-width:76ch;margin:10px 0 0}.notes li{margin-bottom:8px}
 details{border:1px solid var(--rule);border-radius:12px;background:var(--card);padding:12px 18px}
 summary{cursor:pointer;font-weight:600}

@@ -47,7 +47,9 @@ def build(out, seed=0, lift=0.0, rounds=2, clients=True, generator=True, clients
     settings = conf(seed, **changes)
     settings["clients"]["device"] = clients_on
     run = Run.open(out, settings)
-    run.partition({"0": [1, 2, 3], "1": [4, 5], "2": [6], "3": [7, 8, 9, 10]})
+    run.partition({"clients": [{"client": k, "modality": client["modality"], "model": client["model"],
+                                "rows": list(range(10 * k, 10 * k + 5 + k)), "classes": {"bird": 5, "boat": k, "heart": 0}}
+                               for k, client in enumerate(settings["clients"]["mix"])]})
     for r in range(rounds + 1):
         rise = 0.1 * r + (lift if r == 2 else 0.0)
         t2i = 0.2 + rise if generator else None

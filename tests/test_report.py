@@ -61,6 +61,12 @@ def test_bytes_and_faults_are_counted(whole):
     assert re.search(r"client 3\s+FedMMKT\s+distill\s+1\s+1\s+raised", text)
 
 
+def test_clients_are_what_the_partition_says(whole):
+    text = re.sub(r"<[^>]+>", " ", re.sub(r"<title>.*?</title>", "", whole))
+    assert re.search(r"client 0\s+image\s+resnet\s+5\s+1 of 3\s+50\.0 %\s+30\.0 %", text)
+    assert re.search(r"client 3\s+text\s+distilbert\s+8\s+2 of 3\s+70\.0 %\s+50\.0 %", text)
+
+
 def test_a_row_has_one_colour_in_table_and_charts(whole):
     assert re.search(r'swatch s1"[^§]*?</svg>Standalone', whole)
     assert len(re.findall(r'<g class="s1">', whole)) >= 2
