@@ -70,7 +70,7 @@ th,td{padding:9px 14px;text-align:right;border-bottom:1px solid var(--rule);whit
 th{font-weight:600;font-size:.82rem;color:var(--soft);vertical-align:bottom}
 tr:last-child td{border-bottom:0}
 th:first-child,td:first-child,.words{text-align:left}
-td.words{white-space:normal;min-width:220px}
+td.words{white-space:normal}td.words:last-child{min-width:220px}
 td small{display:block;color:var(--soft);font-size:.78rem}
 tr.main td{background:var(--bed)}
 tr.main td:first-child{font-weight:600}
@@ -84,7 +84,8 @@ svg.votes text{font-size:11px}
 .plate h3{text-transform:capitalize}
 .strip{display:grid;grid-template-columns:72px 1fr;gap:10px;align-items:center;margin-top:7px;font-size:.74rem;
 line-height:1.25;color:var(--soft)}
-.strip img{width:100%;max-width:220px;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff;display:block}
+.strip img{width:100%;max-width:220px;height:auto;
+image-rendering:pixelated;border-radius:4px;background:#fff;display:block}
 .notes{padding-left:20px;max-width:76ch;margin:10px 0 0}.notes li{margin-bottom:8px}
 details{border:1px solid var(--rule);border-radius:12px;background:var(--card);padding:12px 18px}
 summary{cursor:pointer;font-weight:600}
