@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +11,25 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
+MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as image processors keep them
 
-def normalised(images: Tensor, size: tuple[int, int] | None, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [N, 3, H, W] -> float, resized (bicubic, antialiased) and normalised per channel."""
-    pixels = images.float() / 255
-    if size and tuple(pixels.shape[-2:]) != tuple(size):
-        pixels = interpolate(pixels, tuple(size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    mean_3, std_3 = (torch.tensor(list(x), device=pixels.device).view(1, 3, 1, 1) for x in (mean, std))
-    return (pixels - mean_3) / std_3
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images; without a size they keep their own."""
+
+    size: tuple[int, int] | None = None
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+    mode: str = "bicubic"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> float, resized (antialiased) and normalised per channel."""
+        pixels = images.float() / 255
+        if self.size and tuple(pixels.shape[-2:]) != self.size:
+            pixels = interpolate(pixels, self.size, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
+        mean_3, std_3 = (torch.tensor(list(x), device=pixels.device).view(1, 3, 1, 1) for x in (self.mean, self.std))
+        return (pixels - mean_3) / std_3
 
 
 def accuracy(predicted_N: Tensor, labels_N: Tensor, classes: int) -> float:
@@ -41,34 +53,36 @@ class Judge:
         self.device, self.batch = device, batch
         self.model = AutoModelForImageClassification.from_pretrained(model, dtype=torch.float32).eval().to(device)
         self.names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        self.size, self.mean, self.std = preprocessing(model)
+        self.preprocess = preprocessing(model)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> labels int64 [N]."""
-        chunks = (normalised(chunk.to(self.device), self.size, self.mean, self.std) for chunk in images.split(self.batch))
-        labels = [self.model(chunk).logits.argmax(-1).cpu() for chunk in chunks]
+        labels = [self.model(chunk).logits.argmax(-1).cpu() for chunk in self._chunks(images)]
         return torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64)
+
+    def _chunks(self, images: Tensor) -> Iterator[Tensor]:
+        return (self.preprocess(chunk.to(self.device)) for chunk in images.split(self.batch))
 
     def accuracy(self, images: Tensor, labels_N: Tensor) -> float:
         """T2I accuracy: the share of images whose predicted class is the prompt's."""
         return accuracy(self.predict(images), labels_N, len(self.names))
 
 
-def preprocessing(model: str) -> tuple[tuple[int, int] | None, Sequence[float], Sequence[float]]:
-    """(size, mean, std) of a classifier's image processor; a local directory without one takes images in [-1, 1]."""
-    plain = (None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+def preprocessing(model: str) -> Preprocessing:
+    """That of a classifier's image processor; a local directory without one takes images in [-1, 1]."""
     if Path(model).is_dir() and not (Path(model) / "preprocessor_config.json").exists():
-        return plain
+        return Preprocessing()
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(model)
-    given = dict(processor.size or {})
-    side = given.get("shortest_edge")
-    size = (given["height"], given["width"]) if "height" in given else (side, side) if side else None
-    if not getattr(processor, "do_resize", True):
-        size = None
-    return size, processor.image_mean, processor.image_std
+    size = None
+    if getattr(processor, "do_resize", True) and processor.size:
+        given = dict(processor.size)
+        side = given.get("shortest_edge")
+        size = (given["height"], given["width"]) if "height" in given else (side, side)
+    mode = MODES.get(int(processor.resample), "bicubic")
+    return Preprocessing(size, tuple(processor.image_mean), tuple(processor.image_std), mode)
 
 
 class ClipScore:
@@ -83,14 +97,14 @@ class ClipScore:
         self.tokenizer = open_clip.get_tokenizer(name)
         how = open_clip.get_model_preprocess_cfg(self.model)
         size = how["size"]
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.mean, self.std = how["mean"], how["std"]
+        self.preprocess = Preprocessing((size, size) if isinstance(size, int) else tuple(size), how["mean"], how["std"],
+                                        how["interpolation"] if how["interpolation"] in MODES.values() else "bicubic")
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> unit vectors [N, E], on the CPU."""
-        chunks = (normalised(chunk.to(self.device), self.size, self.mean, self.std) for chunk in images.split(self.batch))
-        return normalize(torch.cat([self.model.encode_image(chunk).float().cpu() for chunk in chunks]), dim=-1)
+        vectors = [self.model.encode_image(chunk).float().cpu() for chunk in self._chunks(images)]
+        return normalize(torch.cat(vectors), dim=-1)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -100,6 +114,9 @@ class ClipScore:
         vectors = torch.cat([self.model.encode_text(chunk.to(self.device)).float().cpu() for chunk in tokens])
         row = {text: u for u, text in enumerate(distinct)}
         return normalize(vectors, dim=-1)[[row[text] for text in texts]]
+
+    def _chunks(self, images: Tensor) -> Iterator[Tensor]:
+        return (self.preprocess(chunk.to(self.device)) for chunk in images.split(self.batch))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> float:
         """CLIP score: the mean over images of cos(image, its prompt)."""

@@ -11,14 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from florilegium import assets
 from florilegium.assets import AssetError
-from florilegium.data.datasets import open_dataset
+from florilegium.data.datasets import Classes, Splits, held_out, open_dataset, read_rows
 from florilegium.diffusion import DiffusionSettings, Generator, device_of, load
 from florilegium.diffusion.captions import Captioner
 from florilegium.metrics import ClipScore, Judge
@@ -70,30 +68,29 @@ class Resources:
     # -- data --------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def splits(self) -> Any:
+    def splits(self) -> Splits:
         """Train, validation and test rows, and the classes."""
         return open_dataset(self.conf.data)
 
     @property
-    def classes(self) -> Any:
+    def classes(self) -> Classes:
         """The classes in the order of their ids: `len`, iteration over names, `prompt(c)`."""
         return self.splits.classes
 
     def test_images(self) -> tuple[Tensor, Tensor]:
-        """uint8 [N, 3, H, W] and labels [N] of the real test rows."""
-        rows = self.splits.test
-        return pixels(rows["image"]), torch.tensor(rows["label"])
+        """uint8 [N, 3, S, S] and labels [N] of the real test rows in the clients' domain."""
+        rows = held_out(self.conf.data, "test", "image")
+        return rows.images, rows.labels
 
     def pooled_private(self) -> tuple[Tensor, Tensor, list[str]]:
-        """(images uint8 [N, 3, H, W], labels [N], texts) of all clients' rows: for the Centralised bound alone."""
+        """(images uint8 [N, 3, S, S], labels [N], texts) of all clients' rows: for the Centralised bound alone."""
         return self._pooled
 
     @cached_property
     def _pooled(self) -> tuple[Tensor, Tensor, list[str]]:
-        rows = self.splits.train
-        if "part" in rows.column_names:
-            rows = rows.select([i for i, part in enumerate(rows["part"]) if part == "private"])
-        return pixels(rows["image"]), torch.tensor(rows["label"]), list(rows["text"])
+        private = self.splits.private("train")
+        rows = read_rows(private, "image", int(self.conf.data.image_size), f"{self.splits.place}/train")
+        return rows.images, rows.labels, list(private["text"][:])
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -162,9 +159,3 @@ class Narrated:
         """As the generator's, with progress."""
         return self._generator.finetune(
             *parts, **how, progress=lambda done, total: self._progress(phase="tune", done=done, total=total))
-
-
-def pixels(images: Sequence[Any]) -> Tensor:
-    """PIL images of one size -> uint8 [N, 3, H, W]."""
-    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()

@@ -44,6 +44,8 @@ class Captioner:
     def __call__(self, images: Tensor, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """uint8 [N, 3, H, W] -> N captions."""
         captions: list[str] = []
+        if not len(images):
+            return captions
         for chunk in images.split(self.settings.batch):
             captions += self._chunk(chunk)
             if progress:
