@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from florilegium import settings
+from florilegium.data import toy
 from florilegium.data.datasets import DataError, held_out, modality_rows, open_dataset, read_rows
 from florilegium.data.partition import PartitionSettings, partition
 
@@ -24,7 +25,10 @@ def png(colour=(255, 0, 0), side=8):
 def write(folder, rows=None, split="train", **changes):
     """A small data set in the embedded format; `changes` replace columns of the split's rows."""
     folder.mkdir(exist_ok=True)
-    (folder / "classes.json").write_text(json.dumps([{"name": "apple"}, {"name": "scissors", "article": ""}]))
+    named = [{"name": "apple"}, {"name": "scissors", "article": ""}]
+    if max(changes.get("label", [0])) == 3:  # as many classes as the toy federation
+        named = [{"name": name} for name in toy.CLASSES]
+    (folder / "classes.json").write_text(json.dumps(named))
     for k, name in enumerate(("train", "validation", "test")):
         table = {"id": [10 * k + n for n in range(4)], "image": [{"bytes": png(), "path": None}] * 4,
                  "text": ["apple", "apple", "scissors", "scissors"], "label": [0, 0, 1, 1],
@@ -39,8 +43,8 @@ def write(folder, rows=None, split="train", **changes):
 
 
 def test_prompts_have_the_right_article():
-    toy = {"name": "toy", "image_size": 16, "prompt": "One {article} {name}!"}
-    classes = open_dataset(OmegaConf.create(toy)).classes
+    data = {"name": "toy", "image_size": 16, "prompt": "One {article} {name}!"}
+    classes = open_dataset(OmegaConf.create(data)).classes
     assert classes.prompt(0) == "One a disc!" and list(classes) == ["disc", "square", "triangle", "cross"]
 
 
@@ -95,6 +99,23 @@ def test_embedded_emoji_keep_concepts_apart():
     ids = [i for split in ("train", "validation", "test") for i in getattr(splits, split)["id"][:]]
     assert len(set(ids)) == len(ids) and len(splits.classes) == 24
     assert set(splits.private("test")["style"][:]) == {"twemoji", "openmoji", "fluent-flat", "emojione"}
+
+
+def test_a_hub_set_gets_ids_texts_and_a_validation_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["Ankle_Boot", "bag"])})
+    (tmp_path / "hub").mkdir()
+    for split, count in (("train", 20), ("test", 4)):
+        table = {"image": [{"bytes": png(), "path": None}] * count, "label": [n % 2 for n in range(count)]}
+        datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "hub" / f"{split}.parquet"))
+    data = OmegaConf.create({"name": "fashion", "hub": str(tmp_path / "hub"), "image_size": 8, "prompt": None})
+    splits = open_dataset(data)
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [18, 2, 4]
+    assert splits.classes.prompt(0) == "A picture of an ankle boot." and splits.test["id"][:] == [20, 21, 22, 23]
+    assert held_out(data, "test", "image").images.shape == (4, 3, 8, 8)
+    data.hub = str(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="data.hub: .*nowhere cannot be used"):
+        open_dataset(data)
 
 
 # -- partitions --------------------------------------------------------------------------------------------------------
@@ -153,6 +174,11 @@ def test_what_cannot_be_dealt_is_said_in_one_line(toy_conf, overrides, message):
     with pytest.raises(ValueError) as caught:
         partition(toy_conf(*(f"clients.partition.{o}" for o in overrides)))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_is_refused_before_anything_starts(toy_conf):
+    with pytest.raises(ValueError, match=r"clients.mix\[0\]: no image model 'bert'; there are resnet, vit, beit"):
+        partition(toy_conf("clients.mix=[{modality:image,model:bert}]"))
 
 
 def test_a_class_that_nobody_has_warns(tmp_path, toy_conf):

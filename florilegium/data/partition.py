@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from florilegium import seeds
+from florilegium import models, seeds
 from florilegium.checks import between, one_of
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset
 from florilegium.settings import typed
@@ -65,6 +65,8 @@ def partition(conf: DictConfig) -> dict[str, Any]:
 def _partition(text: str, seed: int) -> dict[str, Any]:
     conf = OmegaConf.create(json.loads(text))
     s = typed(PartitionSettings, conf.partition, "clients.partition")
+    for k, member in enumerate(conf.mix):
+        models.check(str(member.modality), str(member.model), f"clients.mix[{k}]")
     splits = open_dataset(conf.data)
     private = splits.private("train")
     members = {m: [k for k, member in enumerate(conf.mix) if member.modality == m] for m in ("image", "text")}

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from florilegium.data.datasets import PROMPT, Rows, held_out, modality_rows, open_dataset, read_rows
+from florilegium.data.datasets import DataError, Rows, held_out, modality_rows, open_dataset, read_rows
 from florilegium.data.partition import partition
 
 
@@ -33,7 +32,9 @@ def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapp
     own = str(node_config.get("data-path", ""))
     names = tuple(open_dataset(conf.data).classes)
     if own:
-        train = _own(own, conf.data.get("prompt") or PROMPT, modality, int(conf.data.image_size))
+        train, classes = _own(own, modality, int(conf.data.image_size))
+        if classes != names:
+            raise DataError(f"{own}/classes.json names {', '.join(classes)}; the federation has {', '.join(names)}")
     else:
         rows = tuple(partition(conf)["clients"][client]["rows"])
         train = _part(OmegaConf.to_yaml(conf.data, resolve=True), modality, rows)
@@ -48,6 +49,7 @@ def _part(data: str, modality: str, ids: tuple[int, ...]) -> Rows:
 
 
 @lru_cache(maxsize=4)
-def _own(place: str, template: str, modality: str, side: int) -> Rows:
-    splits = open_dataset(OmegaConf.create({"name": Path(place).name, "path": place, "prompt": template}))
-    return read_rows(modality_rows(splits.private("train"), modality), modality, side, f"{place}/train")
+def _own(place: str, modality: str, side: int) -> tuple[Rows, tuple[str, ...]]:
+    splits = open_dataset(OmegaConf.create({"name": "own", "path": place}))
+    rows = read_rows(modality_rows(splits.private("train"), modality), modality, side, f"{place}/train")
+    return rows, tuple(splits.classes)
