@@ -11,15 +11,15 @@ from pathlib import Path
 import yaml
 
 from florilegium.charts import bars
-from florilegium.comparison import compare, methods_table
+from florilegium.comparison import compare, methods_markdown, methods_table
 from florilegium.page import card, difference, document, duration, percent, plain_number, section, size, table
 from florilegium.panels import curves, plates, row_colours, row_name, vote_map
 from florilegium.recorded import MAIN, Recorded, mean, recorded, replace
 
-__all__ = ["compare", "methods_table", "page", "write_report"]
+__all__ = ["compare", "methods_markdown", "methods_table", "page", "write"]
 
 
-def write_report(out) -> Path:
+def write(out) -> Path:
     """Write `out`/report.html from what the run directory holds. RunError if it is no run directory."""
     path = Path(out) / "report.html"
     replace(path, page(out).encode())

@@ -146,7 +146,7 @@ class Run:
                    "method": rows.pop("method", None), "references": rows}
         replace(self.out / "summary.json", to_json(summary))
         (self.out / "progress.jsonl").unlink(missing_ok=True)
-        return report.write_report(self.out)
+        return report.write(self.out)
 
 
 def rewrite(path: Path, objects: list[dict]) -> None:

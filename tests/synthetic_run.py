@@ -48,7 +48,8 @@ def build(out, seed=0, lift=0.0, rounds=2, clients=True, generator=True, clients
     settings["clients"]["device"] = clients_on
     run = Run.open(out, settings)
     run.partition({"clients": [{"client": k, "modality": client["modality"], "model": client["model"],
-                                "rows": list(range(10 * k, 10 * k + 5 + k)), "classes": {"bird": 5, "boat": k, "heart": 0}}
+                                "rows": list(range(10 * k, 10 * k + 5 + k)),
+                                "classes": {"bird": 5, "boat": k, "heart": 0}}
                                for k, client in enumerate(settings["clients"]["mix"])]})
     for r in range(rounds + 1):
         rise = 0.1 * r + (lift if r == 2 else 0.0)

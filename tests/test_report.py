@@ -82,7 +82,7 @@ def test_runs_without_a_part_have_a_page_without_it(tmp_path, how):
 
 def test_a_run_that_was_only_opened_has_a_page(tmp_path):
     Run.open(tmp_path / "run", conf())
-    assert "FedMMKT" in report.write_report(tmp_path / "run").read_text()
+    assert "FedMMKT" in report.write(tmp_path / "run").read_text()
 
 
 def test_what_is_no_run_is_named(tmp_path):
@@ -148,9 +148,10 @@ def test_a_folder_stands_for_its_runs_and_a_stopped_run_is_told(tmp_path):
 
 
 def test_the_methods_table_is_the_catalogue():
-    table = report.methods_table().splitlines()
+    table = report.methods_markdown().splitlines()
     assert len(table) == 2 + len(CATALOGUE) and len({len(line) for line in table}) == 1
     assert all(any(line.startswith(f"| {name} ") for line in table) for name in CATALOGUE)
+    assert report.methods_table()[0] == ("fedmmkt", "arXiv 2510.12254", "answers on synthetic samples", "image, text")
 
 
 def test_ticks_and_labels():
