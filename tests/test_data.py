@@ -157,6 +157,7 @@ def test_one_modality_takes_everything(toy_conf):
     ({"name": "natural", "by": "style", "min_samples": 2}, lambda c: sum(c) > 0),
     ({"name": "dirichlet", "alpha": 1000.0}, lambda c: max(c) - min(c) <= 6),
 ])
+@pytest.mark.filterwarnings("ignore:no .* client has a row")
 def test_other_partitions(toy_conf, given, fact):
     conf = toy_conf(*(f"clients.partition.{k}={v}" for k, v in given.items()))
     for client in partition(conf)["clients"]:
