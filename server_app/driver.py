@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from logging import WARNING
+import logging
 from pathlib import Path
 from typing import Any
 
-from flwr.common import log
 from omegaconf import DictConfig
 
 from florilegium import atomic, settings
@@ -18,6 +17,7 @@ from florilegium.runs import Run
 from server_app.evaluation import Evaluation
 from strategies.rounds import Journal, Rounds
 
+LOG = logging.getLogger("flwr")  # Flower's log is where a server app is heard
 KEEP_CHECKPOINTS = 2  # the newest could be the one a failing disk tore
 
 
@@ -36,7 +36,7 @@ class RowJournal(Journal):
             try:
                 tensors, meta = atomic.load(path)
             except Exception as error:  # a torn file is skipped, whatever the reader calls it
-                log(WARNING, "checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.row, error)
+                LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.row, error)
                 continue
             strategy.restore(tensors, meta["strategy"])
             self.run.rewind(self.row, meta["round"])
