@@ -22,7 +22,7 @@ from strategies.rounds import Rounds
 class CentralisedSettings:
     """As FedMMKT's: as many samples a round and the same tuning."""
 
-    samples: int = 400
+    samples: int = 240
     t2i: TuneSettings = field(default_factory=TuneSettings)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class FedMMKTSettings:
     """Server settings; the paper's symbol in the comment, `ours` where the paper is silent."""
 
     variant: str = "representation"       # representation (FedMMKT) | logit (l-) | unimodal (u-)
-    samples: int = 400                    # N, synthetic samples a round
+    samples: int = 240                    # N, synthetic samples a round
     class_sampling: str = "stratified"    # stratified | uniform; ours
     image_format: str = "png"             # png | webp | jpeg on the wire
     labvote: bool = True                  # off: prompt labels, all samples kept (Table VI, -LabVote)

@@ -21,7 +21,7 @@ class SelfTunedSettings:
     """As FedMMKT's: the same samples a round and the same tuning."""
 
     source: str = "label"               # label (x, prompt) | caption (x, caption) | representation (x, caption, r)
-    samples: int = 400
+    samples: int = 240
     class_sampling: str = "stratified"
     t2i: TuneSettings = field(default_factory=TuneSettings)
 
