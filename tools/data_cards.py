@@ -85,8 +85,8 @@ def fashion_card(counts: dict[str, int], classes: list[str]) -> str:
 # Fashion-MNIST, the federated part
 
 Fashion-MNIST by Han Xiao, Kashif Rasul and Roland Vollgraf (Zalando Research), MIT licence, from Debian's package
-`dataset-fashion-mnist`; padded with black from 28x28 to 32x32 by `tools/build_fashion.py`. The PNG bytes are grey to keep the files small; the
-column is declared `Image(mode="RGB")`, so `datasets` decodes RGB pictures.
+`dataset-fashion-mnist`; padded with black from 28x28 to 32x32 by `tools/build_fashion.py`. The PNG bytes are grey to
+keep the files small; the column is declared `Image(mode="RGB")`, so `datasets` decodes RGB pictures.
 
 {table(["split", "images", "from"], [
     ["train", f"{counts['train']:,}", "official training images, class-balanced"],

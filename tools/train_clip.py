@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from augmentation import SIDE, augmented, cut_out
 from open_clip.model import CLIP
 from pretraining import Examples, pretraining_examples, scaled
 from safetensors.torch import save_file
@@ -19,7 +20,6 @@ from text_tower import text_model
 from text_vocabulary import CONTEXT, learnt_tokenizer, save_tokenizer
 from training_loop import arguments, device_of, halved, record, train
 
-SIDE = 64  # the ResNet's stem halves twice; twice the pixels leave it 16x16 places to look at
 MODEL = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": SIDE, "layers": [1, 2, 2, 1], "width": 20, "head_width": 40},
@@ -42,31 +42,6 @@ PREPROCESS = {
     "resize_mode": "squash",
     "fill_color": 0,
 }
-
-
-def augmented(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random zoom, shift, small turn and flip at once, then brightness; B x 3 x 64 x 64."""
-    batch = len(images)
-    zoom = rng.uniform(0.75, 1.2, batch)
-    angle = rng.normal(0, 0.15, batch)
-    mirror = np.where(rng.random(batch) < 0.5, -1, 1)
-    theta = np.zeros((batch, 2, 3), np.float32)
-    theta[:, 0, 0], theta[:, 0, 1] = mirror * np.cos(angle) * zoom, -np.sin(angle) * zoom
-    theta[:, 1, 0], theta[:, 1, 1] = mirror * np.sin(angle) * zoom, np.cos(angle) * zoom
-    theta[:, :, 2] = rng.uniform(-0.2, 0.2, (batch, 2))
-    grid = F.affine_grid(torch.from_numpy(theta), (batch, 3, SIDE, SIDE), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    contrast = torch.from_numpy(rng.uniform(0.8, 1.2, (batch, 3, 1, 1)).astype(np.float32))
-    bright = torch.from_numpy(rng.uniform(-0.1, 0.1, (batch, 1, 1, 1)).astype(np.float32))
-    return (moved * contrast + bright).clamp(-1, 1)
-
-
-def cut_out(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A grey square in a quarter of the pictures: no single detail may decide."""
-    for i in np.flatnonzero(rng.random(len(images)) < 0.25):
-        x, y = rng.integers(0, SIDE - 20, 2)
-        images[i, :, y : y + 20, x : x + 20] = float(rng.uniform(-1, 1))
-    return images
 
 
 def contrastive_loss(image_BD: torch.Tensor, text_BD: torch.Tensor, scale: torch.Tensor, same_BB: torch.Tensor):

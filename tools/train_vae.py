@@ -1,4 +1,8 @@
-"""Trains the mini AutoencoderKL (32x32x3 -> 8x8x4) on the public pictures and fits its scaling factor."""
+"""Trains the mini AutoencoderKL (32x32x3 -> 8x8x4) on the public pictures and fits its scaling factor.
+
+The whole autoencoder learns first; the encoder is then locked, so that the U-Net's latents stay what they are, and the
+decoder goes on alone (as Stable Diffusion's ft-mse decoder did).
+"""
 
 from pathlib import Path
 
@@ -9,7 +13,7 @@ from diffusers import AutoencoderKL
 from pretraining import pretraining_examples, scaled
 from training_loop import arguments, device_of, halved, record, train
 
-KL_WEIGHT = 1e-5
+KL_WEIGHT = 1e-6
 
 
 def mini_vae() -> AutoencoderKL:
@@ -46,38 +50,64 @@ def fit_scaling(vae: AutoencoderKL, images: torch.Tensor) -> float:
     return round(1 / latents.std().item(), 4)
 
 
-def export(vae: AutoencoderKL, images: torch.Tensor, folder: Path) -> None:
-    scaling = fit_scaling(vae, images)
+def export(vae: AutoencoderKL, scaling: float, folder: Path) -> None:
     half = mini_vae().half()
     half.load_state_dict(halved(vae.state_dict()))
     half.register_to_config(scaling_factor=scaling)
     half.save_pretrained(folder)
 
 
+def lock_encoder(vae: AutoencoderKL) -> None:
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+
+
 def main() -> None:
-    args = arguments(__doc__, steps=6000, batch=48, lr=1e-3).parse_args()
-    device = device_of(args)
+    parser = arguments(__doc__, steps=2600, batch=48, lr=1e-3)
+    parser.add_argument("--decoder-steps", type=int, default=2000, help="steps of the decoder alone; 0 for none")
+    args = parser.parse_args()
+    device, folder = device_of(args), args.out / "mini-sd" / "vae"
     data = pretraining_examples(args.cache)
     emoji = np.array([label < 24 for label in data.labels])
     weights = np.where(emoji, 0.8 / emoji.sum(), 0.2 / (~emoji).sum())
     weights /= weights.sum()
     vae = mini_vae().to(device, memory_format=torch.channels_last)
 
-    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+    def drawn(rng: np.random.Generator) -> torch.Tensor:
         groups = np.array_split(rng.choice(len(weights), args.batch, p=weights), 3)
         images = torch.cat([varied(scaled(data.images[group]), rng) for group in groups])
-        images = images.to(device, memory_format=torch.channels_last)
+        return images.to(device, memory_format=torch.channels_last)
+
+    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+        images = drawn(rng)
         posterior = vae.encode(images).latent_dist
         rebuilt = vae.decode(posterior.sample()).sample
         return F.mse_loss(rebuilt, images) + 0.05 * F.l1_loss(rebuilt, images) + KL_WEIGHT * posterior.kl().mean()
 
+    def decoder_loss_of(rng: np.random.Generator) -> torch.Tensor:
+        images = drawn(rng)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mode()
+        return F.mse_loss(vae.decode(latents).sample, images)
+
     probe = scaled(data.images[np.random.default_rng(0).choice(len(weights), 1024, p=weights)]).to(device)
 
     def save(average: AutoencoderKL, facts: dict) -> None:
-        export(average, probe, args.out / "mini-sd" / "vae")
+        export(average, fit_scaling(average, probe), folder)
         record(args.cache, "vae", facts)
 
     train("vae", vae, loss_of, save, args)
+    if args.decoder_steps:
+        whole = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+        vae.load_state_dict(whole.state_dict())
+        lock_encoder(vae)
+        args.steps, args.lr = args.decoder_steps, args.lr / 2
+
+        def save_decoder(average: AutoencoderKL, facts: dict) -> None:
+            export(average, whole.config.scaling_factor, folder)
+            record(args.cache, "vae-decoder", facts)
+
+        train("vae-decoder", vae, decoder_loss_of, save_decoder, args)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ class Average:
                 value.copy_(new[name])
 
 
-def save_checkpoint(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int, seconds: float):
+def save_checkpoint(
+    path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int, seconds: float
+):
     tensors = {f"{name}.{k}": v.contiguous().clone() for name, m in parts.items() for k, v in m.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).contiguous().clone() for k, v in state.items()}

@@ -1,0 +1,135 @@
+"""Trains the three judges (GAN-test classifiers) on real training images; validation picks the weights.
+
+emoji-private sees the clients' styles only, emoji-public the public styles only, fashion the federated part: a judge
+that had seen other domains would also pass pictures in them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from augmentation import SIDE, augmented, cut_out
+from pretraining import DATA, Examples, class_names, examples, read, scaled
+from training_loop import arguments, device_of, record, train
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+STEPS = {"emoji-private": 1500, "emoji-public": 1500, "fashion": 1200}
+
+
+def mini_resnet(names: list[str]) -> ResNetForImageClassification:
+    return ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[48, 96, 160, 224],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            id2label=dict(enumerate(names)),
+            label2id={name: i for i, name in enumerate(names)},
+        )
+    )
+
+
+def processor() -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def enlarged(images: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(scaled(images), (SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
+def split_of(judge: str, split: str) -> Examples:
+    data, _, part = judge.partition("-")
+    rows = read(DATA / data / f"{split}.parquet")
+    names = class_names()[:24] if data == "emoji" else class_names()[24:]
+    return examples(rows.filter(lambda row: row == part, input_columns="part") if part else rows, names)
+
+
+@torch.no_grad()
+def accuracy(model: ResNetForImageClassification, data: Examples, device: torch.device) -> float:
+    """Share of pictures whose most likely class is the right one."""
+    model.eval()
+    right = 0
+    for images, labels in zip(data.images.split(512), torch.from_numpy(data.labels).split(512), strict=True):
+        right += (model(enlarged(images).to(device)).logits.argmax(1).cpu() == labels).sum().item()
+    return right / len(data.labels)
+
+
+def mixed(images: torch.Tensor, target_BC: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixup of half of the batches."""
+    if rng.random() < 0.5:
+        return images, target_BC
+    share, order = float(rng.beta(0.4, 0.4)), torch.from_numpy(rng.permutation(len(images)))
+    return images.lerp(images[order], share), target_BC.lerp(target_BC[order], share)
+
+
+def train_judge(judge: str, args, device: torch.device) -> None:
+    learnt, held = split_of(judge, "train"), split_of(judge, "validation")
+    model = mini_resnet(learnt.names).to(device, memory_format=torch.channels_last)
+    # the square root between natural and equal class frequencies: small classes are met often enough
+    weights = learnt.sampling_weights(others=0.0) ** 0.5
+    weights /= weights.sum()
+    kept = args.cache / "checkpoints" / f"judge-{judge}.json"
+    best = json.loads(kept.read_text()) if kept.exists() else {"validation": 0.0}
+
+    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+        chosen = rng.choice(len(weights), args.batch, p=weights)
+        images = enlarged(learnt.images[chosen])
+        images = cut_out(augmented(images, rng), rng)
+        target_BC = F.one_hot(torch.from_numpy(learnt.labels[chosen]), len(learnt.names)).float()
+        images, target_BC = mixed(images, target_BC, rng)
+        logits_BC = model(images.to(device, memory_format=torch.channels_last)).logits
+        return F.cross_entropy(logits_BC, target_BC.to(device), label_smoothing=0.05)
+
+    def save(average: ResNetForImageClassification, facts: dict) -> None:
+        found = accuracy(average, held, device)
+        print(f"{judge}: {found:.3f} on validation after {facts['steps']} steps", flush=True)
+        if found >= best["validation"]:
+            best.update(facts, validation=round(found, 4))
+            half = mini_resnet(learnt.names).half()
+            half.load_state_dict(average.state_dict())
+            folder = args.out / "judges" / judge
+            half.save_pretrained(folder)
+            processor().save_pretrained(folder)
+        record(args.cache, f"judge-{judge}", best)
+
+    train(f"judge-{judge}", model, loss_of, save, args, decay=0.998)
+    write_card(judge, best, split_of(judge, "test"), args.out / "judges" / judge, device)
+
+
+def write_card(judge: str, best: dict, test: Examples, folder: Path, device: torch.device) -> None:
+    model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).to(device)
+    found = accuracy(model, test, device)
+    record_line = f"{best['steps']} steps of {best['batch']} pictures in {best['seconds']} s"
+    (folder / "README.md").write_text(f"""---
+library_name: transformers
+pipeline_tag: image-classification
+---
+# Judge: {judge}
+
+A small ResNet that tells the {len(test.names)} classes apart. Trained on this repository's real training images of
+`{judge}` alone ({record_line}; random zoom, shift, turn, flip, cut-out, mixup); it judges generated images and is
+never trained on one. Input: RGB in [-1, 1], enlarged bilinearly to {SIDE}x{SIDE} (`preprocessor_config.json`).
+
+| real images | accuracy |
+| --- | --- |
+| validation (picked the weights) | {best["validation"]:.1%} |
+| test ({len(test.labels)} images, seen once) | {found:.1%} |
+
+Every T2I accuracy it gives is to be read beside its own {found:.1%}.
+""")
+
+
+def main() -> None:
+    parser = arguments(__doc__, steps=0, batch=96, lr=2e-3)
+    parser.add_argument("--judges", nargs="+", choices=STEPS, default=list(STEPS))
+    args = parser.parse_args()
+    device, asked = device_of(args), args.steps
+    for judge in args.judges:
+        args.steps = asked or STEPS[judge]
+        train_judge(judge, args, device)
+
+
+if __name__ == "__main__":
+    main()
