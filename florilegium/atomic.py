@@ -58,4 +58,5 @@ def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {}).get("meta", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return tensors, json.loads((file.metadata() or {}).get("meta", "{}"))

@@ -18,6 +18,7 @@ class Entry:
 
 
 # fmt: off
+# ruff: noqa: E501  (one method, one line)
 CATALOGUE = {
     "fedmmkt":     Entry("strategies.fedmmkt:FedMMKT",         "client_app.methods.fedmmkt:FedMMKTClient",       "answers on synthetic samples", "image, text", "arXiv 2510.12254"),
     "fedavg":      Entry("strategies.fedavg:FedAvg",           "client_app.methods.fedavg:FedAvgClient",         "weights",                      "one",         "arXiv 1602.05629"),

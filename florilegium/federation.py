@@ -94,7 +94,8 @@ class Federation:
             p = reply.body
             if p.client in met:
                 raise FederationError(f"two nodes call themselves client {p.client}")
-            met[p.client] = Client(reply.client.node, p.client, p.modality, p.architecture, p.examples, tuple(p.classes))
+            classes = tuple(p.classes)
+            met[p.client] = Client(reply.client.node, p.client, p.modality, p.architecture, p.examples, classes)
         self.clients = [met[k] for k in sorted(met)]
         self.begin(0)
 

@@ -145,8 +145,11 @@ class Run:
                    "seconds": rounded(seconds if seconds is not None else max(before, spent)),
                    "method": rows.pop("method", None), "references": rows}
         replace(self.out / "summary.json", to_json(summary))
-        (self.out / "progress.jsonl").unlink(missing_ok=True)
         return report.write(self.out)
+
+    def close(self) -> None:
+        """The run is over: nobody needs to see its progress any more."""
+        (self.out / "progress.jsonl").unlink(missing_ok=True)
 
 
 def rewrite(path: Path, objects: list[dict]) -> None:

@@ -107,7 +107,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a client shall learn on samples it keeps: consensus labels and fused representations (R = 0: labels only)."""
+    """What a client shall learn on samples it keeps: consensus labels, fused representations (R = 0: labels only)."""
 
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")

@@ -50,7 +50,7 @@ class RowJournal(Journal):
             return {}
         figures: dict[str, float] = {}
         if strategy.asks_clients:
-            figures |= self.evaluation.clients(federation)
+            figures |= self.evaluation.clients(federation, strategy.judged_model())
         if strategy.generator is not None:
             judged = self.evaluation.generator(strategy.generator)
             figures |= judged.metrics
@@ -101,4 +101,5 @@ def drive(conf: DictConfig, grid: Any) -> None:
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if row == settings.MAIN and strategy.generator is not None:
             strategy.generator.save(run.model_dir)
-    run.finish(conf, protocol=evaluation.protocol())
+        run.finish(conf, protocol=evaluation.protocol())  # after each row: a run killed later still has its page
+    run.close()

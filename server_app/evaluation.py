@@ -59,9 +59,12 @@ class Evaluation:
                       for c in range(len(self.class_names)) for i in range(each)]
         self._judge_accuracy: float | None = None
 
-    def clients(self, federation: Federation) -> dict[str, float]:
-        """Every client's figures, and their mean over the clients of each modality there is."""
-        return client_figures(federation.ask("evaluate", Nothing(), Report, clients=federation.clients))
+    def clients(self, federation: Federation, model: Any = None) -> dict[str, float]:
+        """Every client's figures, and their mean over the clients of each modality there is.
+
+        `model` is the global one (Weights) of a method that has one; otherwise clients judge their own.
+        """
+        return client_figures(federation.ask("evaluate", model or Nothing(), Report, clients=federation.clients))
 
     def generator(self, generator: Any) -> Judged:
         """T2I accuracy, CLIP score and diversity of one image for each fixed prompt and seed."""

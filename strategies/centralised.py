@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from florilegium import seeds
+from florilegium.checks import between
 from florilegium.diffusion.tuning import TuneSettings, TuneTexts
 from florilegium.federation import Federation
-from florilegium.checks import between
 from strategies.rounds import Rounds
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from florilegium import consensus, costs, pixels, seeds
+from florilegium.checks import between, one_of
 from florilegium.diffusion.tuning import TuneSettings, TuneTexts
 from florilegium.federation import Federation, Reply
-from florilegium.checks import between, one_of
 from florilegium.wire import Answers, Logits, Nothing, Report, Samples, Targets
 from strategies.replay import Reservoir
 from strategies.rounds import Rounds
@@ -137,7 +137,8 @@ class FedMMKT(Rounds):
         metrics = {f"labels/client_{x.client.id}_agrees": (v == label_N).float().mean().item()
                    for x, v in zip(replies, vote_KN, strict=True)}
         if weight_KN is not None:
-            metrics |= {f"fusion/weight_{x.client.id}": w.mean().item() for x, w in zip(replies, weight_KN, strict=True)}
+            mean_K = weight_KN.mean(1).tolist()
+            metrics |= {f"fusion/weight_{x.client.id}": w for x, w in zip(replies, mean_K, strict=True)}
         return label_N, keep_N, fused_ND, metrics
 
     def fuse(self, replies: list[Reply], modalities: list[str], keep_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class Journal:
         """Judge the state after round `r` by the one protocol of all methods."""
         if not strategy.asks_clients:
             return {}
-        reports = federation.ask("evaluate", Nothing(), Report, clients=federation.clients)
+        reports = federation.ask("evaluate", strategy.judged_model() or Nothing(), Report, clients=federation.clients)
         return {"client/accuracy": sum(x.body.metrics["accuracy"] for x in reports) / len(reports)}
 
     def close(
@@ -71,6 +71,10 @@ class Rounds(Strategy):
         replies = federation.ask("train", Weights(self.weights), Weights)
         self.weights = weighted_mean([x.body.tensors for x in replies], [x.body.examples for x in replies])
         return {"weights/replies": float(len(replies))}
+
+    def judged_model(self) -> Weights | None:
+        """What clients judge: the global model where there is one, their own otherwise."""
+        return Weights(self.weights) if self.weights else None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able values from which `restore` goes on exactly."""
@@ -145,9 +149,11 @@ class Rounds(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The `evaluate` phase to every node; clients judge the model they hold."""
-        body = wire.pack(Nothing(), Header("method", server_round, 2))
-        return [Message(body, node, wire.PHASES["evaluate"], group_id=str(server_round)) for node in grid.get_node_ids()]
+        """The `evaluate` phase to every node, with the global model where there is one."""
+        body = wire.pack(Weights(dict(arrays.to_torch_state_dict())) if len(arrays) else Nothing(),
+                         Header("method", server_round, 2))
+        group = str(server_round)
+        return [Message(body, node, wire.PHASES["evaluate"], group_id=group) for node in grid.get_node_ids()]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The plain mean over clients of each figure (the papers' client accuracy)."""

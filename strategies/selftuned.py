@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from florilegium import seeds
+from florilegium.checks import between, one_of
 from florilegium.diffusion.tuning import TuneSettings, TuneTexts
 from florilegium.federation import Federation
-from florilegium.checks import between, one_of
 from strategies.rounds import Rounds
 from strategies.synthesis import draw_classes
 

@@ -48,8 +48,8 @@ def test_labvote_does_not_depend_on_the_order_of_clients():
     g = torch.Generator().manual_seed(0)
     labels, weights = torch.randint(5, (8, 50), generator=g), torch.rand(8, 50, generator=g)
     order = torch.randperm(8, generator=g)
-    for a, b in zip(consensus.labvote(labels, weights, 5, 0.5), consensus.labvote(labels[order], weights[order], 5, 0.5),
-                    strict=True):
+    one, other = (consensus.labvote(y, w, 5, 0.5) for y, w in ((labels, weights), (labels[order], weights[order])))
+    for a, b in zip(one, other, strict=True):
         assert torch.equal(a, b)
 
 
@@ -100,7 +100,8 @@ def test_contrastive_score_by_hand():
 
 def test_scores_do_not_see_the_length_of_a_representation():
     r, anchor = torch.randn(7, 16), torch.randn(7, 16)
-    assert torch.allclose(consensus.contrastive_score(1000 * r, anchor), consensus.contrastive_score(r, anchor), atol=1e-3)
+    short, long = (consensus.contrastive_score(scale * r, anchor) for scale in (1, 1000))
+    assert torch.allclose(short, long, atol=1e-3)
 
 
 def test_equal_clients_weigh_the_same_and_weights_sum_to_one():

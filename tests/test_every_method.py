@@ -37,7 +37,7 @@ def toy(toy_conf, method, *overrides):
 
 def test_every_method_has_its_files():
     """FedJAX forgot one in its catalogue; a half without a catalogue line is dead code."""
-    named = {getattr(e, side).split(":")[0] for e in CATALOGUE.values() for side in ("server", "client") if getattr(e, side)}
+    named = {name.split(":")[0] for e in CATALOGUE.values() for name in (e.server, e.client) if name}
     there = {f"client_app.methods.{p.stem}" for p in (ROOT / "client_app/methods").glob("[a-z]*.py")}
     assert there <= named
     assert {p.stem for p in (ROOT / "conf/method").glob("*.yaml")} == set(CATALOGUE)
@@ -132,8 +132,8 @@ def broken(kind):
     return tamper
 
 
-@pytest.mark.parametrize("kind, line", [("nan", "NaN or infinite"), ("shape", "has 3 along D"), ("ids", "are not the ids"),
-                                        ("label", "there are 4 of C"), ("weight", "above 100.0"),
+@pytest.mark.parametrize("kind, line", [("nan", "NaN or infinite"), ("shape", "has 3 along D"),
+                                        ("ids", "are not the ids"), ("label", "there are 4 of C"), ("weight", "above 100.0"),
                                         ("raises", "out of memory"), ("silent", "gave no answer within")])
 def test_one_bad_client_is_named_and_the_round_goes_on(kind, line, toy_conf, federated):
     run = federated(toy(toy_conf, "fedmmkt", "timeouts.exchange=2" if kind == "silent" else "rounds=1"), broken(kind))

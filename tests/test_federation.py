@@ -48,7 +48,8 @@ def profile(node):
 
 
 def answers(n=3):
-    return Answers(torch.arange(n), torch.zeros(n, dtype=torch.long), torch.ones(n), torch.zeros(n, 4), torch.zeros(n, 0))
+    labels = torch.zeros(n, dtype=torch.long)
+    return Answers(torch.arange(n), labels, torch.ones(n), torch.zeros(n, 4), torch.zeros(n, 0))
 
 
 def federation(answer, **settings):

@@ -78,7 +78,8 @@ class FakeFederation:
         if self.logits is not None:
             return [Reply(c, Logits(ids, x)) for c, x in zip(CLIENTS, self.logits, strict=True)]
         reps = self.reps if self.reps is not None else torch.ones(4, 6, 4)
-        return [Reply(c, Answers(ids, y, torch.ones(6), r, torch.zeros(6, how["bounds"]["A"]) + r[:, :how["bounds"]["A"]]))
+        wide = how["bounds"]["A"]
+        return [Reply(c, Answers(ids, y, torch.ones(6), r, r[:, :wide]))
                 for c, y, r in zip(CLIENTS, LABELS, reps, strict=True)]
 
     def send(self, phase, payload, *expect, clients):
