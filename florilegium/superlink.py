@@ -75,6 +75,7 @@ def quiet_environment(extra: dict[str, str]) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",          # Ray's 15 starves the clients on a machine that does anything else
         **extra,
     }
 

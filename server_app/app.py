@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -14,4 +16,5 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run every row of the settings. An error's message is the reason that the launcher prints."""
+    logging.getLogger("flwr").propagate = False  # a library that configures the root logger would print each line twice
     driver.drive(settings.load(context.run_config), grid)
