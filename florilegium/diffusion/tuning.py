@@ -120,7 +120,7 @@ def predict(
 class Tuner:
     """The trainable parts of a T2I model: decoder (or its adapters), projection, Adam, moving average, step.
 
-    `noise` is a scheduler of training steps with diffusers' interface: add_noise, get_velocity, config.
+    `noise` is a training scheduler with diffusers' interface: add_noise, get_velocity, config.
     """
 
     def __init__(self, decoder: nn.Module, noise: Any, autocast: Callable[[], Any] = nullcontext) -> None:
@@ -190,21 +190,19 @@ class Tuner:
         """Train on the data of round `rounds[0]` of `rounds[1]`. FloatingPointError when the loss is not finite."""
         reps = data.representations_ND
         self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed)
-        batches = [rows for epoch in range(settings.epochs)
-                   for rows in self._order(len(data.latents_N), settings, seed, epoch)]
-        losses, omitted, seen = 0.0, 0.0, 0
+        orders = (torch.randperm(len(data.latents_N), generator=seeds.generator(seed, "order", epoch))
+                  for epoch in range(settings.epochs))
+        batches = [rows for order in orders for rows in order.split(settings.batch)]
+        losses, omitted, seen = 0.0, 0.0, settings.epochs * len(data.latents_N)
         self.decoder.train()
         for i, rows in enumerate(batches):
             lr = learning_rate(settings, (max(rounds[0] - 1, 0) + i / len(batches)) / max(rounds[1], 1))
             loss, hidden = self._step(data, rows, settings, lr, seed)
-            losses, omitted, seen = losses + loss * len(rows), omitted + hidden, seen + len(rows)
+            losses, omitted = losses + loss * len(rows), omitted + hidden
             if progress:
                 progress(i + 1, len(batches))
         self.decoder.eval()
-        return {"t2i/loss": losses / max(seen, 1), "t2i/omitted": omitted / max(seen, 1), "t2i/steps": float(self.step)}
-
-    def _order(self, samples: int, settings: TuneSettings, seed: int, epoch: int) -> Sequence[Tensor]:
-        return torch.randperm(samples, generator=seeds.generator(seed, "order", epoch)).split(settings.batch)
+        return {"t2i/loss": losses / seen, "t2i/omitted": omitted / seen, "t2i/steps": float(self.step)}
 
     def _draw(self, data: TuneData, rows: Tensor, settings: TuneSettings, seed: int) -> Draws:
         random = seeds.generator(seed, "step", self.step)
@@ -238,9 +236,8 @@ class Tuner:
 
     def _target(self, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         kind = self.noise.config.prediction_type
-        if kind == "v_prediction":
-            return self.noise.get_velocity(latents, noise, time)
-        return latents if kind == "sample" else noise
+        velocity = kind == "v_prediction"
+        return self.noise.get_velocity(latents, noise, time) if velocity else latents if kind == "sample" else noise
 
     def _descend(self, loss: Tensor, settings: TuneSettings, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -256,11 +253,9 @@ class Tuner:
                 self.average[name].lerp_(parameter, 1 - decay)
         self.step += 1
 
-    # -- the average synthesizes -------------------------------------------------------------------------------------
-
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the decoder holds the moving average."""
+        """Within, the decoder holds the moving average, which synthesizes."""
         self._swap()
         try:
             yield
