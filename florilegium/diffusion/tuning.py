@@ -134,8 +134,6 @@ class Tuner:
         self.optimizer: torch.optim.Adam | None = None
         decoder.requires_grad_(False)
 
-    # -- what trains -------------------------------------------------------------------------------------------------
-
     def prepare(self, rank: int | None, merge: str, width: int | None, seed: int) -> None:
         """Make decoder, and projection if there are representations of `width`, trainable; once each."""
         if self.optimizer is None:
@@ -265,8 +263,6 @@ class Tuner:
     def _swap(self) -> None:
         for name, parameter in self.trained.items():
             parameter.data, self.average[name] = self.average[name], parameter.data
-
-    # -- checkpoint --------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Copies of everything that a further step depends on."""
