@@ -8,6 +8,7 @@ a mark in their environment and ended by process id. `Flower` talks to this or t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ import psutil
 MARK = "FLORILEGIUM_LAUNCH"          # every process we start carries it, with this launch's id
 START_SECONDS = 60.0
 END_SECONDS = 8.0
+PR_SET_PDEATHSIG = 1                 # linux/prctl.h
 OBJECT_STORE_BYTES = 256 * 2**20     # Ray's shared memory; it would reserve 30 % of the machine
 SOCKET_ROOM = 40                     # Ray adds ~65 characters to its directory; a Unix socket's path may have 107
 
@@ -125,7 +127,8 @@ class OwnSuperLink:
                    "--host", "127.0.0.1", "--port", str(port)]
         with open(home / "superlink.log", "wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT, start_new_session=True)
+                                            stderr=subprocess.STDOUT, start_new_session=True,
+                                            preexec_fn=end_with_parent if sys.platform == "linux" else None)
         self._wait_until_healthy(port, home / "superlink.log")
         return Flower("own", environment, owned=True)
 
@@ -162,6 +165,11 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, action in before.items():
             signal.signal(number, action)
+
+
+def end_with_parent() -> None:
+    """Ask Linux to terminate this (child) process when its parent dies, even by kill -9; Flower's own follow it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
