@@ -142,8 +142,33 @@ def test_processes_that_detach_are_found_by_their_mark_and_ended() -> None:
     process.wait()
 
 
-def test_multirun_jobs_share_no_directory(tmp_path: Path) -> None:
-    """Two jobs, both refused before Flower starts: their directories are named by what differs."""
-    process = florilegium("run", "-m", "seed=0,1", "timeouts.quorum=99", "out=sweep", where=tmp_path)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and err.count("timeouts.quorum is 99") == 2, err
+@pytest.fixture
+def no_flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command up to the point where Flower would start, from an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "run_job", lambda conf: None)
+    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["florilegium"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+
+@pytest.mark.usefixtures("no_flower")
+@pytest.mark.parametrize(("given", "directories"), [
+    (["out=one"], ["one"]),
+    (["-m", "seed=0,1", "label=a", "out=sweep"], ["sweep/seed=0_label=a", "sweep/seed=1_label=a"]),
+    (["-m", "seed=0,1", "out=sweep/s${seed}"], ["sweep/s0", "sweep/s1"]),
+    (["-m", "out=a,b"], ["a", "b"]),
+])
+def test_every_job_has_a_directory_and_the_last_lines_name_them(
+    given: list[str], directories: list[str], capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert launch.main(given) == 0
+    assert capsys.readouterr().out.splitlines()[-len(directories):] == directories
+    assert all(Path(directory).is_dir() for directory in directories)
+
+
+@pytest.mark.usefixtures("no_flower")
+def test_one_bad_job_does_not_stop_the_others_but_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["-m", "timeouts.quorum=99,2", "out=sweep"]) == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines() == ["sweep/timeouts.quorum=2"] and "timeouts.quorum is 99" in told.err
