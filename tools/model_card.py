@@ -85,6 +85,8 @@ public judge learnt from, so a high figure may come from remembered pictures as 
 ## Training
 
 On two CPU cores that other work shared, so the seconds are wall-clock and long. fp32, AdamW, cosine, averaged weights.
+Where a row has fewer steps than its tool's default, the training was cut short: `make assets` trains longer. The
+U-Net's length was shortened twice while it ran, so its learning rate fell in steps rather than along one cosine.
 
 {table(["model", "steps", "batch", "seconds"], training(facts))}
 ## Samples

@@ -78,7 +78,7 @@ def text_parameters(model: CLIP) -> list[torch.nn.Parameter]:
 
 def main() -> None:
     parser = arguments(__doc__, steps=900, batch=128, lr=2e-3)
-    parser.add_argument("--picture-steps", type=int, default=2500, help="steps of the picture tower alone; 0 for none")
+    parser.add_argument("--picture-steps", type=int, default=1200, help="steps of the picture tower alone; 0 for none")
     args = parser.parse_args()
     device = device_of(args)
     data = pretraining_examples(args.cache)

@@ -138,7 +138,7 @@ def pipeline(folder, unet: UNet2DConditionModel, dtype: torch.dtype) -> StableDi
 
 
 def main() -> None:
-    parser = arguments(__doc__, steps=4000, batch=96, lr=1e-3)
+    parser = arguments(__doc__, steps=5000, batch=96, lr=1e-3)
     parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net (needs a C++ compiler)")
     args = parser.parse_args()
     device = device_of(args)
