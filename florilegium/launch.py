@@ -230,6 +230,8 @@ def follow(flower: Flower, run_id: str, log: Path) -> Status:
 def reason(status: Status, log: Path) -> str:
     """Why a run ended, in one line: what Flower says of it, else the last error in the log."""
     said = re.sub(r"^(Simulation|ServerApp) failed with exception: ", "", status.details)
+    if said == "No heartbeat received from the task":
+        return "the process of the server died (killed, or out of memory)"
     if said and said not in ("N/A", "Task failed with unknown error."):
         return said
     errors = re.findall(r"^(?:ERROR *: *)?(\w*(?:Error|Exception): .+)$", log.read_text(errors="replace"), re.MULTILINE)

@@ -125,6 +125,7 @@ def test_the_reason_is_the_servers_own_words(tmp_path: Path) -> None:
     failed = "finished:failed"
     details = "Simulation failed with exception: the worker of client 2 died"
     assert launch.reason(superlink.Status(failed, details), log) == "the worker of client 2 died"
+    assert "died" in launch.reason(superlink.Status(failed, "No heartbeat received from the task"), log)
     assert launch.reason(superlink.Status(failed, "N/A"), log) == "ValueError: told in the log"
 
 
