@@ -40,6 +40,14 @@ def learnt_tokenizer(data: Examples) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
 
 
+def kept_tokenizer(data: Examples, cache: Path) -> CLIPTokenizer:
+    """Learnt once and kept: ties between merges fall differently from run to run, and a resumed model needs its own."""
+    folder = cache / "checkpoints" / "clip-tokenizer"
+    if not (folder / "tokenizer_config.json").exists():
+        save_tokenizer(learnt_tokenizer(data), folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
 def bytes_to_letters() -> list[str]:
     """The 256 printable stand-ins of byte-level BPE."""
     from tokenizers.pre_tokenizers import ByteLevel

@@ -35,6 +35,14 @@ def learnt_tokenizer(data: Examples) -> BertTokenizer:
     return BertTokenizer(vocab=pieces.get_vocab(), model_max_length=CONTEXT)
 
 
+def kept_tokenizer(data: Examples, cache: Path) -> BertTokenizer:
+    """Learnt once and kept: ties between pieces fall differently from run to run, and a resumed model needs its own."""
+    folder = cache / "checkpoints" / "captioner-tokenizer"
+    if not (folder / "tokenizer_config.json").exists():
+        learnt_tokenizer(data).save_pretrained(folder)
+    return BertTokenizer.from_pretrained(folder)
+
+
 def mini_blip(vocabulary: int) -> BlipForConditionalGeneration:
     shape = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 384}
     text = BlipTextConfig(
@@ -87,7 +95,7 @@ def main() -> None:
     args = arguments(__doc__, steps=2500, batch=96, lr=1e-3).parse_args()
     device = device_of(args)
     data = pretraining_examples(args.cache)
-    tokenizer = learnt_tokenizer(data)
+    tokenizer = kept_tokenizer(data, args.cache)
     teacher = open_clip.create_model(f"local-dir:{args.out / 'mini-clip'}").to(device).eval()
     student = Student(mini_blip(len(tokenizer)), teacher.visual.output_dim).to(device)
     weights = data.sampling_weights(others=0.2)

@@ -17,7 +17,7 @@ from open_clip.model import CLIP
 from pretraining import Examples, pretraining_examples, scaled
 from safetensors.torch import save_file
 from text_tower import text_model
-from text_vocabulary import CONTEXT, learnt_tokenizer, save_tokenizer
+from text_vocabulary import CONTEXT, kept_tokenizer, save_tokenizer
 from training_loop import arguments, device_of, halved, record, train
 
 MODEL = {
@@ -82,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     device = device_of(args)
     data = pretraining_examples(args.cache)
-    tokenizer = learnt_tokenizer(data)
+    tokenizer = kept_tokenizer(data, args.cache)
     config = {**MODEL, "text_cfg": {**MODEL["text_cfg"], "vocab_size": len(tokenizer)}}
     model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"]).to(device)
     weights = data.sampling_weights(others=0.3)
