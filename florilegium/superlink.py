@@ -8,7 +8,6 @@ a mark in their environment and ended by process id. `Flower` talks to this or t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -30,7 +29,6 @@ import psutil
 MARK = "FLORILEGIUM_LAUNCH"          # every process we start carries it, with this launch's id
 START_SECONDS = 60.0
 END_SECONDS = 8.0
-PR_SET_PDEATHSIG = 1                 # linux/prctl.h
 OBJECT_STORE_BYTES = 256 * 2**20     # Ray's shared memory; it would reserve 30 % of the machine
 SOCKET_ROOM = 40                     # Ray adds ~65 characters to its directory; a Unix socket's path may have 107
 
@@ -101,6 +99,7 @@ class OwnSuperLink:
         self.extra = extra
         self.home: Path | None = None
         self.process: subprocess.Popen | None = None
+        self.guard: subprocess.Popen | None = None
 
     def __enter__(self) -> Flower:
         self.home = home = short_directory()
@@ -125,10 +124,10 @@ class OwnSuperLink:
         })
         command = [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
                    "--host", "127.0.0.1", "--port", str(port)]
+        self.guard = start_guard(self.mark, home)
         with open(home / "superlink.log", "wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT, start_new_session=True,
-                                            preexec_fn=end_with_parent if sys.platform == "linux" else None)
+                                            stderr=subprocess.STDOUT, start_new_session=True)
         self._wait_until_healthy(port, home / "superlink.log")
         return Flower("own", environment, owned=True)
 
@@ -146,11 +145,11 @@ class OwnSuperLink:
     def __exit__(self, *_: object) -> None:
         """End everything this launch started and remove its directory; a second Ctrl-C does not cut that short."""
         with uninterrupted():
-            end_processes(self.mark)
-            if self.process is not None:
-                self.process.wait()
             if self.home is not None:
-                shutil.rmtree(self.home, ignore_errors=True)
+                end_launch(self.mark, self.home)
+            for process in (self.process, self.guard):
+                if process is not None:
+                    process.communicate()  # closes the guard's pipe; both have nothing left to do
 
 
 @contextlib.contextmanager
@@ -167,9 +166,16 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, action)
 
 
-def end_with_parent() -> None:
-    """Ask Linux to terminate this (child) process when its parent dies, even by kill -9; Flower's own follow it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def start_guard(mark: str, home: Path) -> subprocess.Popen:
+    """This file as a process that ends the launch when our end of its pipe closes: also when we are killed with -9."""
+    return subprocess.Popen([sys.executable, str(Path(__file__).resolve()), mark, str(home)], stdin=subprocess.PIPE,
+                            start_new_session=True)
+
+
+def end_launch(mark: str, home: Path) -> None:
+    """End everything a launch started and remove its directory."""
+    end_processes(mark)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
@@ -242,3 +248,9 @@ class Flower:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+if __name__ == "__main__":  # the guard
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdin.read()
+    end_launch(sys.argv[1], Path(sys.argv[2]))

@@ -153,6 +153,25 @@ def no_flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
 
+def test_a_guard_ends_the_launch_when_the_launcher_is_killed(tmp_path: Path) -> None:
+    mark, home = "test-" + os.urandom(8).hex(), tmp_path / "home"
+    home.mkdir()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+                               env={**os.environ, superlink.MARK: mark})
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time; from pathlib import Path; from florilegium import superlink; "
+         "superlink.start_guard(sys.argv[1], Path(sys.argv[2])); print('up', flush=True); time.sleep(60)",
+         mark, str(home)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert launcher.stdout.readline() == b"up\n" and sleeper.poll() is None
+    launcher.kill()
+    launcher.communicate()
+    assert sleeper.wait(timeout=20) == -signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while home.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not home.exists()
+
+
 @pytest.mark.usefixtures("no_flower")
 @pytest.mark.parametrize(("given", "directories"), [
     (["out=one"], ["one"]),
