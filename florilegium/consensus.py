@@ -42,6 +42,14 @@ def bounded(confidence_KN: Tensor, kind: str = "exp_neg") -> Tensor:
     return confidence_KN.clamp(0, 100.0 if kind == "inverse" else 1.0)
 
 
+def balanced(confidence_KN: Tensor) -> Tensor:
+    """Divide each client's weights by their mean, so that all clients weigh the same over a round (ours).
+
+    A client that overfitted a few rows is sure of everything; without this its votes decide alone.
+    """
+    return confidence_KN / confidence_KN.mean(1, keepdim=True).clamp_min(1e-12)
+
+
 def labvote(
     labels_KN: Tensor, weights_KN: Tensor, classes: int, threshold: float, prompt_N: Tensor | None = None,
     prompt_weight: float = 0.0,

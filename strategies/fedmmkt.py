@@ -34,7 +34,8 @@ class FedMMKTSettings:
     labvote: bool = True                  # off: prompt labels, all samples kept (Table VI, -LabVote)
     confidence: str = "exp_neg"           # eq 3: exp_neg | inverse | normalized; ours
     vote_threshold: float = 0.5           # rho, eq 5; ours
-    prompt_weight: float = 0.0            # a vote for the drawn class; 0 in the paper
+    balance: bool = True                 # every client's weights sum to the same over a round; ours
+    prompt_weight: float = 1.0            # a vote for the drawn class, as of one client; 0 in the paper
     fusion: bool = True                   # off: no representation path (Table VI, -MultiRepFusion)
     cross_attention: str = "batch"        # eqs 6-7: batch | channel | single | none; ours
     attention_temperature: float | None = None  # None: 1 / sqrt(D)
@@ -127,6 +128,7 @@ class FedMMKT(Rounds):
         else:
             vote_KN = torch.stack([x.body.labels for x in replies])
             sure_KN = consensus.bounded(torch.stack([x.body.confidence for x in replies]), s.confidence)
+            sure_KN = consensus.balanced(sure_KN) if s.balance else sure_KN
             label_N, keep_N, _ = consensus.labvote(vote_KN, sure_KN, len(self.classes), s.vote_threshold,
                                                    drawn_N, s.prompt_weight)                       # eqs 4-5
             weight_KN = None

@@ -60,6 +60,15 @@ def test_one_bounded_client_cannot_overturn_an_agreement_that_weighs_more():
     assert label.tolist() == [0]
 
 
+def test_balanced_weights_have_mean_one_per_client():
+    # client 0 is always sure; balanced it weighs 1 everywhere, and client 1 wins where it is surer than usual
+    weights = torch.tensor([[0.9, 0.9], [0.1, 0.3]])
+    assert torch.allclose(consensus.balanced(weights), torch.tensor([[1.0, 1.0], [0.5, 1.5]]))
+    labels = torch.tensor([[0, 0], [1, 1]])
+    assert consensus.labvote(labels, weights, 2, 0.5)[0].tolist() == [0, 0]
+    assert consensus.labvote(labels, consensus.balanced(weights), 2, 0.5)[0].tolist() == [0, 1]
+
+
 def test_the_drawn_class_votes_only_when_asked():
     labels, weights = torch.tensor([[0], [1]]), torch.tensor([[0.6], [0.5]])
     drawn = torch.tensor([1])

@@ -133,7 +133,8 @@ def broken(kind):
 
 
 @pytest.mark.parametrize("kind, line", [("nan", "NaN or infinite"), ("shape", "has 3 along D"),
-                                        ("ids", "are not the ids"), ("label", "there are 4 of C"), ("weight", "above 100.0"),
+                                        ("ids", "are not the ids"), ("label", "there are 4 of C"),
+                                        ("weight", "above 100.0"),
                                         ("raises", "out of memory"), ("silent", "gave no answer within")])
 def test_one_bad_client_is_named_and_the_round_goes_on(kind, line, toy_conf, federated):
     run = federated(toy(toy_conf, "fedmmkt", "timeouts.exchange=2" if kind == "silent" else "rounds=1"), broken(kind))

@@ -92,7 +92,8 @@ class FakeFederation:
 
 def one_round(reps=None, logits=None, **settings):
     resources = FakeResources()
-    strategy = FedMMKT(FedMMKTSettings(samples=6, image_format="png", **settings), resources)
+    literal = {"balance": False, "prompt_weight": 0.0} | settings
+    strategy = FedMMKT(FedMMKTSettings(samples=6, **literal), resources)
     strategy.num_rounds = 2
     federation = FakeFederation(reps, logits)
     metrics = strategy.round(1, federation)
@@ -123,6 +124,14 @@ def test_clients_see_their_own_modality_and_never_the_drawn_class():
 def test_half_the_votes_keep_all_six():
     *_, metrics, _, targets = one_round(vote_threshold=0.5)
     assert metrics["labels/kept"] == 1.0 and targets.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_drawn_class_votes_as_one_client_of_mean_confidence():
+    # sample 3 of LABELS has votes 0 1 2 0: class 0 weighs 2, the drawn class 1 more wherever it is
+    _, resources, _, _, _, targets = one_round(balance=True, prompt_weight=1.5, vote_threshold=0.0)
+    drawn = resources.drawn.tolist()
+    ballots = [[LABELS[:, n].tolist().count(c) + 1.5 * (c == drawn[n]) for c in range(3)] for n in range(6)]
+    assert targets.labels.tolist() == [max(range(3), key=lambda c, b=b: (b[c], -c)) for b in ballots]
 
 
 def test_without_labvote_the_prompt_labels_everything():
@@ -158,7 +167,7 @@ def test_the_unimodal_variant_asks_for_an_augmented_view_and_ignores_modality():
 
 
 def test_nothing_kept_is_no_reason_to_fail():
-    strategy = FedMMKT(FedMMKTSettings(samples=6, vote_threshold=1.0), FakeResources())
+    strategy = FedMMKT(FedMMKTSettings(samples=6, vote_threshold=1.0, prompt_weight=0.0), FakeResources())
     disagree = FakeFederation()
     LABELS_BEFORE = LABELS.clone()
     try:
