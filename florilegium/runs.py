@@ -5,7 +5,6 @@ read and resumed. Torch-free.
 """
 
 import json
-import logging
 import re
 import time
 from pathlib import Path
@@ -107,15 +106,6 @@ class Run:
             stated = re.fullmatch(rf"{re.escape(row)}-round-(\d+)\.(png|npz)", path.name)
             if stated and int(stated[1]) > round:
                 path.unlink(missing_ok=True)
-
-    def warn(self, message: str) -> None:
-        """A line for run.log and the server's log: something is odd, the run goes on."""
-        logging.getLogger("flwr").warning("%s", message)
-        try:
-            with (self.out / "run.log").open("a", encoding="utf-8") as stream:
-                stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} WARNING {message}\n")
-        except OSError:
-            pass                                                        # a warning never ends a run
 
     def progress(self, **news) -> None:
         """Say where the run is: row, round, rounds, phase, done, total; what is left out stays as it was.

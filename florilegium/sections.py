@@ -45,6 +45,18 @@ class Timeouts:
 
 
 @dataclass
+class EvaluationSettings:
+    """How often all methods are judged, and on how many generated images."""
+
+    every: int = 1
+    images_per_class: int = 10
+
+    def __post_init__(self) -> None:
+        between("every", self.every, 1, MANY)
+        between("images_per_class", self.images_per_class, 1, 10_000)
+
+
+@dataclass
 class Runtime:
     """conf/runtime: how the clients run. `superlink` names a connection of the user's own Flower home."""
 

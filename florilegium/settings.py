@@ -119,11 +119,17 @@ def validate(conf: DictConfig) -> None:
 
     top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
     typed(sections.Plan, top, "")
-    for key, section in (("cohort", sections.Cohort), ("timeouts", sections.Timeouts), ("runtime", sections.Runtime)):
+    named = {"cohort": sections.Cohort, "timeouts": sections.Timeouts, "runtime": sections.Runtime,
+             "evaluation": sections.EvaluationSettings}
+    for key, section in named.items():
         typed(section, conf.get(key), key)
     _validate_clients(conf)
     _validate_data(conf)
     _validate_diffusion(conf)
+    if conf.runtime.name == "simulation":  # elsewhere the clients' data are their own
+        from florilegium.data.partition import partition
+
+        partition(conf)
     for row, node in rows(conf).items():
         for side in ("server", "client"):
             try:

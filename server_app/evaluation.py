@@ -14,26 +14,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.checks import between
 from florilegium.federation import Federation, Reply
 from florilegium.metrics import accuracy, mean_cosine, pairwise_distance
+from florilegium.sections import EvaluationSettings
 from florilegium.settings import typed
 from florilegium.wire import Nothing, Report
 
 IN_GRID = 2  # images of each class in a grid
 FIGURES = ("accuracy", "validation")
-
-
-@dataclass
-class EvaluationSettings:
-    """conf.evaluation."""
-
-    every: int = 1
-    images_per_class: int = 10
-
-    def __post_init__(self) -> None:
-        between("every", self.every, 1, 1_000_000)
-        between("images_per_class", self.images_per_class, 1, 10_000)
 
 
 @dataclass(frozen=True)
