@@ -7,47 +7,33 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # the report reads and writes runs without torch
+    from torch import Tensor
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Replace `path` by `data` in one step; on any failure the previous file stays whole."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def write_text(path: Path | str, text: str) -> None:
-    """`write_bytes` for UTF-8 text."""
-    write_bytes(path, text.encode())
-
-
-def append_line(path: Path | str, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line and flush it; a reader skips a torn last line."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def save(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
     """Write `tensors` and the JSON-able `meta` as one safetensors file."""
     from safetensors.torch import save as encode
 
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     # clone: safetensors refuses tensors that share memory (tied weights)
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     write_bytes(path, encode(whole, metadata={"meta": json.dumps(meta or {})}))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from florilegium import atomic
+
 MAIN = "method"                                 # the name of a run's main row; reference rows have their own names
 EVALUATED = ("client/", "t2i/")                 # a round that was evaluated carries at least one of these
 
@@ -63,15 +65,9 @@ def plain(value):
 
 def replace(path: Path, data: bytes) -> None:
     """Write `data` to `path` in one step. RunError when the directory cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
+        atomic.write_bytes(path, data)
     except OSError as why:
-        beside.unlink(missing_ok=True)
         raise RunError(f"run directory: cannot write {path} ({why.strerror})") from None
 
 

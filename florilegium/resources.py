@@ -100,8 +100,6 @@ class Resources:
         with loading("the generator", place):
             return Narrated(load(self.diffusion, place), self.progress)
 
-    fresh_generator = generator
-
     def captioner(self) -> Callable[[Tensor], list[str]]:
         """uint8 [N, 3, H, W] -> captions."""
         if self._captioner is None:

@@ -38,7 +38,7 @@ class Centralised(Rounds):
     def __init__(self, settings: CentralisedSettings, resources: Any) -> None:
         super().__init__(settings, resources)
         self.classes, self.seed = resources.classes, resources.seed
-        self.generator = resources.fresh_generator()
+        self.generator = resources.generator()
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         images, labels, texts = self.resources.pooled_private()

@@ -39,7 +39,7 @@ class SelfTuned(Rounds):
     def __init__(self, settings: SelfTunedSettings, resources: Any) -> None:
         super().__init__(settings, resources)
         self.classes, self.seed = resources.classes, resources.seed
-        self.generator = resources.fresh_generator()
+        self.generator = resources.generator()
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         s = self.settings

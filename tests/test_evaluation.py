@@ -123,7 +123,7 @@ def test_a_settings_typo_is_one_line(resources, toy_conf):
 
 def test_judges_are_built_once_and_generators_are_each_row_s_own(resources):
     assert resources.judge() is resources.judge() and resources.clip_score() is resources.clip_score()
-    one, two = resources.generator(), resources.fresh_generator()
+    one, two = resources.generator(), resources.generator()
     assert one.pipe.unet is not two.pipe.unet
     prompts = [resources.classes.prompt(0)]
     assert torch.equal(one.synthesize(prompts, [1]), two.synthesize(prompts, [1]))
