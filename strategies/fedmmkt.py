@@ -20,7 +20,7 @@ from florilegium.federation import Federation, Reply
 from florilegium.wire import Answers, Logits, Nothing, Report, Samples, Targets
 from strategies.replay import Reservoir
 from strategies.rounds import Rounds
-from strategies.synthesis import draw_classes
+from strategies.synthesis import draw_classes, filled
 
 
 @dataclass
@@ -48,6 +48,7 @@ class FedMMKTSettings:
     t2i_representations: bool = True      # off: T2I sees text only (Table VI, -T2I_Rep)
     tune_t2i: bool = True
     replay: int = 0                       # earlier kept samples the T2I model is tuned on again; 0: current only
+    fill: float = 0.0                     # share of each class's samples the T2I model is tuned on at least; ours
     t2i: TuneSettings = field(default_factory=TuneSettings)  # eqs 11-12
 
     def __post_init__(self) -> None:
@@ -59,6 +60,7 @@ class FedMMKTSettings:
         one_of("normalise", self.normalise, ("joint", "per_modality"))
         between("vote_threshold", self.vote_threshold, 0, 1)
         between("residual", self.residual, 0, 1)
+        between("fill", self.fill, 0, 1)
         between("temperature", self.temperature, 1e-4, 100)
         between("samples", self.samples, 1, 1_000_000)
         between("sample_guidance", self.sample_guidance or 1, 0, 100)
@@ -96,8 +98,8 @@ class FedMMKT(Rounds):
 
         distilling = federation.send("distill", Targets(ids, labels, fused), Report, Nothing,
                                      clients=[x.client for x in replies])                          # eq 13
-        kept = [c for c, k in zip(captions, keep_N.tolist(), strict=True) if k]
-        losses = self.tune(r, images[keep_N], labels, kept, fused_ND[keep_N])                      # eqs 11-12
+        shown_N, used_N = filled(drawn_N, label_N, keep_N, s.fill)
+        losses = self.tune(r, images, captions, fused_ND, shown_N, used_N)                        # eqs 11-12
         distilled = federation.collect(distilling)
         return metrics | losses | means_of(distilled) | self.judged(images, drawn_N, label_N, keep_N) \
             | self.modelled_bytes(replies, sent)
@@ -161,11 +163,15 @@ class FedMMKT(Rounds):
 
     # -- T2I fine-tuning (eqs 11-12) ---------------------------------------------------------------------------------
 
-    def tune(self, r: int, images: Tensor, labels: Tensor, captions: list[str], fused_ND: Tensor) -> dict[str, float]:
-        """Tune the decoder on the kept samples (and the replay), conditioned on text and representation."""
+    def tune(
+        self, r: int, images: Tensor, captions: list[str], fused_ND: Tensor, labels_N: Tensor, used_N: Tensor
+    ) -> dict[str, float]:
+        """Tune the decoder on the used samples (and the replay), conditioned on text and representation."""
         s = self.settings
-        if not s.tune_t2i or not len(images):
+        if not s.tune_t2i or not used_N.any():
             return {}
+        captions = [c for c, used in zip(captions, used_N.tolist(), strict=True) if used]
+        images, labels, fused_ND = images[used_N], labels_N[used_N], fused_ND[used_N]
         if not s.t2i_representations:
             fused_ND = fused_ND[:, :0]
         images, labels, captions, fused_ND = self.replay.mixed(images, labels, captions, fused_ND, (self.seed, r))

@@ -12,7 +12,8 @@ import torch
 
 from florilegium.diffusion import DiffusionSettings, load
 from florilegium.diffusion.captions import Captioner, CaptionSettings
-from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts, learning_rate, predict
+from florilegium.diffusion.merging import predict
+from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts, drawn_order, learning_rate
 from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 
 D = 24
@@ -133,7 +134,7 @@ def test_zero_projections_start_from_the_original_model():
 
 def test_empirical_omission_rate_is_within_three_sigma():
     made, settings = generator(), TuneSettings(omission=0.2, text_drop=0.1, label_only=0.5)
-    data = TuneData(torch.zeros(100, 4, 8, 8), torch.zeros(1), torch.zeros(100), torch.zeros(100), torch.zeros(100, D))
+    data = TuneData(torch.zeros(100, 4, 8, 8), torch.zeros(1), torch.zeros(100), torch.zeros(100), torch.ones(100, D))
     omitted, dropped, label = 0, 0, 0
     for made.tuner.step in range(200):
         drawn = made.tuner._draw(data, torch.arange(100), settings, seed=5)
@@ -337,6 +338,15 @@ def test_captions_are_deterministic_and_independent_of_the_batch():
     assert texts == caption(images)
     assert texts == Captioner(str(tiny_models()["captioner"]), CaptionSettings(max_tokens=6, batch=2))(images)
     assert caption(images[:0]) == []
+
+
+def test_a_balanced_pass_meets_rare_labels_as_often_as_frequent_ones():
+    labels = torch.tensor([7] * 900 + [3] * 100)
+    plain = drawn_order(labels, 0.0, torch.Generator().manual_seed(0))
+    assert sorted(plain.tolist()) == list(range(1000))
+    for balance, share in ((1.0, 0.5), (0.5, 0.25)):     # 900 / 900^.5 : 100 / 100^.5 = 30 : 10
+        order = drawn_order(labels, balance, torch.Generator().manual_seed(0))
+        assert len(order) == 1000 and abs((labels[order] == 3).float().mean().item() - share) < 0.04
 
 
 def test_words_that_begin_every_caption_can_be_dropped():

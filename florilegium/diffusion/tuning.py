@@ -18,6 +18,7 @@ from torch.nn.functional import mse_loss
 
 from florilegium import seeds
 from florilegium.checks import between, one_of
+from florilegium.diffusion.merging import predict
 
 
 @dataclass
@@ -32,6 +33,7 @@ class TuneSettings:
     lr: float = 2.0e-4             # paper: Adam, cosine annealing
     epochs: int = 2                # passes over a round's samples; ours
     batch: int = 32
+    balance: float = 0.0           # 0: every sample once a pass | 1: every label equally often; ours
     clip: float = 1.0              # gradient norm; ours
     ema: float = 0.999             # decay of the average that synthesizes: min(ema, (1 + step) / (10 + step)); ours
     schedule: str = "cosine"       # over all rounds: cosine | constant
@@ -41,7 +43,7 @@ class TuneSettings:
         one_of("merge", self.merge, ("token", "add", "time"))
         one_of("text", self.text, ("label", "caption", "label+caption"))
         one_of("schedule", self.schedule, ("cosine", "constant"))
-        for key in ("label_only", "omission", "text_drop"):
+        for key in ("label_only", "omission", "text_drop", "balance"):
             between(key, getattr(self, key), 0, 1)
         between("lr", self.lr, 0, 1)
         between("epochs", self.epochs, 1, 100_000)
@@ -81,40 +83,22 @@ class Draws:
     noise_B: Tensor
 
 
+def drawn_order(label_N: Tensor, balance: float, random: torch.Generator) -> Tensor:
+    """A pass over N samples: each once, or N drawn with a chance of (how often its label occurs) ** -balance.
+
+    Clients agree on the classes they know, so kept samples are skewed; a class that is seldom tuned is forgotten.
+    """
+    if not balance:
+        return torch.randperm(len(label_N), generator=random)
+    _, which_N, count = label_N.unique(return_inverse=True, return_counts=True)
+    return torch.multinomial(count[which_N].double() ** -balance, len(label_N), replacement=True, generator=random)
+
+
 def learning_rate(settings: TuneSettings, done: float) -> float:
     """Cosine annealing to 0 over the whole run; `done` is the finished share of it."""
     if settings.schedule == "constant":
         return settings.lr
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def predict(
-    decoder: nn.Module, noisy_B: Tensor, time_B: Tensor, text_BTW: Tensor, extra_BW: Tensor | None, omit_B: Tensor,
-    merge: str,
-) -> Tensor:
-    """Dec(x_t, t, h) of eqs 11-12. A row with b = 1 gives the text-only decoder's output, bit for bit.
-
-    `token`: a row without representation must not meet the extra key at all. Rows are split into two calls, because a
-    masked key, though its weight is exactly zero, changes the shape of the products and so their last bits.
-    `add` and `time`: what is added to such a row is exactly zero.
-    """
-    if extra_BW is None or bool(omit_B.all()):
-        return decoder(noisy_B, time_B, text_BTW).sample
-    if merge == "token":
-        with_B, without_B = (~omit_B).nonzero().flatten(), omit_B.nonzero().flatten()
-        longer_BTW = torch.cat([text_BTW[with_B], extra_BW[with_B, None]], 1)
-        parts = [decoder(noisy_B[with_B], time_B[with_B], longer_BTW).sample]
-        if len(without_B):
-            parts.append(decoder(noisy_B[without_B], time_B[without_B], text_BTW[without_B]).sample)
-        return torch.cat(parts)[torch.argsort(torch.cat([with_B, without_B]))]
-    shown_BW = extra_BW.masked_fill(omit_B[:, None], 0)
-    if merge == "add":
-        return decoder(noisy_B, time_B, text_BTW + shown_BW[:, None]).sample
-    hook = decoder.time_embedding.register_forward_hook(lambda module, inputs, output: output + shown_BW)
-    try:
-        return decoder(noisy_B, time_B, text_BTW).sample
-    finally:
-        hook.remove()
 
 
 class Tuner:
@@ -188,7 +172,7 @@ class Tuner:
         """Train on the data of round `rounds[0]` of `rounds[1]`. FloatingPointError when the loss is not finite."""
         reps = data.representations_ND
         self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed)
-        orders = (torch.randperm(len(data.latents_N), generator=seeds.generator(seed, "order", epoch))
+        orders = (drawn_order(data.label_N, settings.balance, seeds.generator(seed, "order", epoch))
                   for epoch in range(settings.epochs))
         batches = [rows for order in orders for rows in order.split(settings.batch)]
         losses, omitted, seen = 0.0, 0.0, settings.epochs * len(data.latents_N)
@@ -211,8 +195,9 @@ class Tuner:
         noise = torch.randn(size, *data.latents_N.shape[1:], generator=random)
         if settings.text != "label+caption":
             label = torch.full_like(label, settings.text == "label")
-        if data.representations_ND is None:
-            omit = torch.ones_like(omit)
+        # a sample that no client's representation was fused for has a row of zeros: nothing to show
+        shown = False if data.representations_ND is None else data.representations_ND[rows].any(1).cpu()
+        omit = omit | ~torch.as_tensor(shown)
         return Draws(omit, drop, label, time, noise)
 
     def _step(self, data: TuneData, rows: Tensor, settings: TuneSettings, lr: float, seed: int) -> tuple[float, float]:
