@@ -2,7 +2,8 @@
 
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
-field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D).
+field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D),
+P anchors of a class, W text width, Q features of a sample.
 """
 
 from __future__ import annotations
@@ -60,21 +61,23 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Profile:
-    """Who a client is: no personal data, only what scheduling and checking need."""
+    """Who a client is: no personal data, only what scheduling and checking need; `guide` is the version it keeps."""
 
     client: int
     modality: str
     architecture: str
     examples: int
     classes: list[int]
+    guide: str = ""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict and the number of examples it was trained on."""
+    """A state dict, the number of examples it was trained on, and what the training had to say about itself."""
 
     tensors: dict[str, Tensor]
     examples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,37 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Anchors:
+    """SemanticFL's class anchors: P visual ones of each class (P = 0: none) and one text embedding (W = 0: none)."""
+
+    version: str
+    visual: Tensor = array("float32", "C", "P", "D")
+    text: Tensor = array("float32", "C", "W")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
+    extracts, the features of the client's own rows."""
+
+    version: str
+    tensors: dict[str, Tensor]
+    visual: Tensor = array("float32", "C", "P", "D")
+    text: Tensor = array("float32", "C", "W")
+    ids: Tensor = array("int64", "N", low=0)
+    features: Tensor = array("float16", "N", "Q", "D")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A client's own labelled images. They leave it only where `guidance.allow_upload` says so."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    labels: Tensor = array("int64", "N", low=0, below="C")
+    images: tuple[bytes, ...] = blobs()
+
+
+@dataclass(frozen=True)
 class Report:
     """Named figures a client measured on `examples` examples."""
 
@@ -122,7 +156,8 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Report)}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Anchors, Guide,
+                                    Examples, Report)}
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 
