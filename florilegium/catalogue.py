@@ -22,6 +22,12 @@ class Entry:
 CATALOGUE = {
     "fedmmkt":     Entry("strategies.fedmmkt:FedMMKT",         "client_app.methods.fedmmkt:FedMMKTClient",       "answers on synthetic samples", "image, text", "arXiv 2510.12254"),
     "fedavg":      Entry("strategies.fedavg:FedAvg",           "client_app.methods.fedavg:FedAvgClient",         "weights",                      "one",         "arXiv 1602.05629"),
+    "fedprox":     Entry("strategies.fedavg:FedAvg",           "client_app.methods.fedprox:FedProxClient",       "weights",                      "one",         "arXiv 1812.06127"),
+    "scaffold":    Entry("strategies.scaffold:Scaffold",       "client_app.methods.scaffold:ScaffoldClient",     "weights, control variates",    "one",         "arXiv 1910.06378"),
+    "fednova":     Entry("strategies.fednova:FedNova",         "client_app.methods.fednova:FedNovaClient",       "weights, numbers of steps",    "one",         "arXiv 2007.07481"),
+    "moon":        Entry("strategies.fedavg:FedAvg",           "client_app.methods.moon:MoonClient",             "weights",                      "one",         "arXiv 2103.16257"),
+    "fednh":       Entry("strategies.fednh:FedNH",             "client_app.methods.fednh:FedNHClient",           "encoders, class means",        "one",         "arXiv 2212.02758"),
+    "flower":      Entry("strategies.flower:Flower",           "client_app.methods.flower:FlowerClient",         "weights",                      "one",         "Flower's built-in strategies"),
     "standalone":  Entry("strategies.standalone:Standalone",   "client_app.methods.standalone:StandaloneClient", "nothing (reference)",          "image, text", "arXiv 2510.12254, Table I"),
     "selftuned":   Entry("strategies.selftuned:SelfTuned",     None,                                             "nothing (reference)",          "server only", "arXiv 2510.12254, Table II"),
     "centralised": Entry("strategies.centralised:Centralised", None,                                             "private data (upper bound)",   "server only", "arXiv 2510.12254, Table II"),

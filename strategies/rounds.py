@@ -18,9 +18,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from florilegium import wire
-from florilegium.averaging import weighted_mean
+from florilegium.averaging import model_part, weighted_mean
 from florilegium.federation import Federation
 from florilegium.wire import Header, Nothing, Report, Weights
+from strategies.weights import figures, trained
 
 
 class Journal:
@@ -68,13 +69,13 @@ class Rounds(Strategy):
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         """One round; returns flat metrics. Default: average the clients' weights (McMahan 2017, Algorithm 1)."""
-        replies = federation.ask("train", Weights(self.weights), Weights)
+        replies = trained(federation, self.weights)
         self.weights = weighted_mean([x.body.tensors for x in replies], [x.body.examples for x in replies])
-        return {"weights/replies": float(len(replies))}
+        return figures(replies)
 
     def judged_model(self) -> Weights | None:
         """What clients judge: the global model where there is one, their own otherwise."""
-        return Weights(self.weights) if self.weights else None
+        return Weights(model_part(self.weights)) if self.weights else None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able values from which `restore` goes on exactly."""
