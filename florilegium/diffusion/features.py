@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,13 +21,12 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
 from florilegium.diffusion import DiffusionSettings, Progress, device_of
+from florilegium.diffusion.origin import directory, weights_hash
 from florilegium.diffusion.projection import Projection
 
 FORMAT = 1                              # raised whenever the same settings would give other features
 FEWEST_IMAGES = 256                     # that a PCA is fitted on, even where fewer have tokens enough
 PROMPTS_AT_ONCE = 256
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-SUFFIXES = (".safetensors", ".bin", ".json", ".txt")
 
 
 class _LastBlock(Exception):
@@ -43,7 +41,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, place: str, settings: DiffusionSettings) -> None:
-        self.folder, self.settings, self.features = _directory(str(place)), settings, settings.features
+        self.folder, self.settings, self.features = directory(str(place)), settings, settings.features
         self.device, self.name, self.passes = device_of(settings.device), self.folder.name, 0
         self.blocks = len(json.loads((self.folder / "unet" / "config.json").read_text())["up_block_types"])
         if self.features.layers[-1] > self.blocks:
@@ -54,7 +52,7 @@ class FeatureExtractor:
     def version(self) -> str:
         """A hash of the weights and of what changes features."""
         f = self.features
-        told = [FORMAT, _weights(self.folder), self.settings.dtype, f.timestep, list(f.layers), f.pool, f.size,
+        told = [FORMAT, weights_hash(self.folder), self.settings.dtype, f.timestep, list(f.layers), f.pool, f.size,
                 f.posterior, f.ensemble, f.pca, f.batch if f.pca == "per_batch" else None]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
@@ -78,6 +76,10 @@ class FeatureExtractor:
         """Pixels on a side that the VAE sees."""
         size = self.pipe.unet.config.sample_size
         return self.features.size or (size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor
+
+    def width(self, projection: Projection) -> int:
+        """D of the features under this projection."""
+        return sum(self.features.dims) if self.features.pca == "per_batch" else projection.width
 
     # -- features (FedDifRC) -------------------------------------------------------------------------------------------
 
@@ -106,7 +108,7 @@ class FeatureExtractor:
         f, done = self.features, 0
         projection = projection.to(self.device)
         text_UTW = self._text(prompts)
-        found = torch.zeros(len(rows_R2), sum(f.dims) if f.pca == "per_batch" else projection.width)
+        found = torch.zeros(len(rows_R2), self.width(projection))
         for first in range(0, len(images), f.batch):
             here = ((rows_R2[:, 0] >= first) & (rows_R2[:, 0] < first + f.batch)).nonzero().flatten()
             if not len(here):
@@ -128,6 +130,8 @@ class FeatureExtractor:
     @torch.no_grad()
     def fit(self, images: Tensor, ids: Tensor, seed: int, progress: Progress | None = None) -> Projection:
         """The axes of these images' maps under the empty prompt: shuffled images until there are tokens enough."""
+        if not len(images):
+            raise ValueError("a projection cannot be fitted on no image")
         f, tokens, held, seen = self.features, {name: [] for name in self.layers}, 0, 0
         order = torch.randperm(len(images), generator=seeds.generator(seed, "calibration"))
         blank_1TW = self._text([""])
@@ -141,8 +145,6 @@ class FeatureExtractor:
             seen, held = seen + len(chosen), held + min(len(parts[-1]) for parts in tokens.values())
             if progress:
                 progress(min(held, f.calibration), f.calibration)
-        if not seen:
-            raise ValueError("a projection cannot be fitted on no image")
         return Projection.fitted({name: _some(torch.cat(parts), f.calibration, seeds.generator(seed, "tokens", name))
                                   for name, parts in tokens.items()}, f.dims, seed)
 
@@ -267,33 +269,3 @@ def _drawn(like: Tensor, ids: Tensor, seed: int, *names: object) -> Tensor:
 def _some(tokens_RC: Tensor, most: int, random: torch.Generator) -> Tensor:
     """At most so many of the tokens."""
     return tokens_RC if len(tokens_RC) <= most else tokens_RC[torch.randperm(len(tokens_RC), generator=random)[:most]]
-
-
-def _directory(place: str) -> Path:
-    """Where the pipeline's files lie; those of a hub id are fetched into the hub's own cache."""
-    if Path(place).is_dir():
-        return Path(place)
-    from florilegium.diffusion.stable import fetched
-
-    return fetched(place)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for part in PARTS:
-        yield from sorted(path for path in (folder / part).glob("*") if path.suffix in SUFFIXES)
-
-
-def _weights(folder: Path) -> str:
-    """SHA-256 of the pipeline's files; read again in this process only where one changed."""
-    return _hashed(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _files(folder)))
-
-
-@cache
-def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
-    whole = hashlib.sha256()
-    for name, size, _ in files:
-        path = Path(name)
-        whole.update(f"{path.parent.name}/{path.name} {size}\n".encode())
-        with path.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()
