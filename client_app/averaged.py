@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from client_app import guidance
 from client_app.client import Batch, Client, ClientError
 from client_app.training import OPTIMIZERS, LearningRate, fit
 from florilegium.checks import between, one_of
+from florilegium.guidance import GuidanceSettings
 from florilegium.wire import Weights
 
 Terms = Callable[[Tensor, Batch], dict[str, Tensor]]  # (z [B, D], batch) -> named scalar terms of the objective
@@ -32,7 +33,7 @@ class LocalSettings:
     momentum: float = 0.9          # rho, sgd only
     weight_decay: float = 1e-5
     clip: float | None = 10.0      # norm the gradient is clipped to; null: not at all
-    guidance: Any = None           # conf/guidance; typed by client_app/guidance.py
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance
 
     def __post_init__(self) -> None:
         between("local_epochs", self.local_epochs, 1, 1_000_000)
@@ -42,37 +43,6 @@ class LocalSettings:
         between("weight_decay", self.weight_decay, 0, 10)
         if self.clip is not None:
             between("clip", self.clip, 1e-6, 1e6)
-
-
-class Guide(Protocol):
-    """What guidance adds to a client's local training (client_app/guidance.py has the real ones)."""
-
-    supervised: bool                         # False: the task's cross-entropy drops out
-    parameters: Mapping[str, nn.Parameter]   # trained too; they travel as "guidance.<name>"
-
-    def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]: ...
-    def metrics(self) -> dict[str, float]: ...
-
-
-class Unguided:
-    """No guidance."""
-
-    supervised, parameters = True, {}
-
-    def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-
-def guide_of(client: Client, node: Any) -> Guide:
-    """The guide of `method.client.guidance`; nothing is loaded for a client that has none."""
-    if not node:
-        return Unguided()
-    from client_app import guidance
-
-    return guidance.of(client, node)
 
 
 def local(
@@ -86,7 +56,7 @@ def local(
     objective, `head` replaces the model's, `beside` are parameters that are trained, sent and averaged with the model's
     (under their names, which no model's parameter may have). ClientError when the weights are of another architecture.
     """
-    model, guide = client.model, guide_of(client, settings.guidance)
+    model, guide = client.model, guidance.of(client, settings.guidance)
     beside = {**(beside or {}), **{f"guidance.{name}": p for name, p in guide.parameters.items()}}
     figures: dict[str, float] = {}
     if down.tensors:
@@ -95,8 +65,9 @@ def local(
 
         def objective(batch: Batch) -> dict[str, Tensor]:
             z_BD = model.encode(batch.inputs)
-            terms = {"task": cross_entropy(score(z_BD), batch.labels)} if guide.supervised else {}
-            terms |= guide.terms(z_BD, batch)
+            seen = z_BD if guide.supervised else z_BD.detach()
+            task = cross_entropy(score(seen), batch.labels)
+            terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch)
             return terms | extra_terms(z_BD, batch) if extra_terms else terms
 
         figures = fit(
@@ -109,7 +80,7 @@ def local(
 
 
 def receive(client: Client, tensors: Mapping[str, Tensor], beside: Mapping[str, nn.Parameter]) -> None:
-    """Put the server's weights into the client's model and into the parameters beside it. ClientError when they differ."""
+    """Put the server's weights into the client's model and the parameters beside it. ClientError when they differ."""
     for name, parameter in beside.items():
         if name not in tensors or tensors[name].shape != parameter.shape:
             there = tuple(tensors[name].shape) if name in tensors else "nothing"

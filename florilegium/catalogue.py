@@ -27,6 +27,8 @@ CATALOGUE = {
     "fednova":     Entry("strategies.fednova:FedNova",         "client_app.methods.fednova:FedNovaClient",       "weights, numbers of steps",    "one",         "arXiv 2007.07481"),
     "moon":        Entry("strategies.fedavg:FedAvg",           "client_app.methods.moon:MoonClient",             "weights",                      "one",         "arXiv 2103.16257"),
     "fednh":       Entry("strategies.fednh:FedNH",             "client_app.methods.fednh:FedNHClient",           "encoders, class means",        "one",         "arXiv 2212.02758"),
+    "feddifrc":    Entry("strategies.fedavg:FedAvg",           "client_app.methods.feddifrc:FedDifRCClient",     "weights, one guide",           "one",         "arXiv 2507.06482"),
+    "semanticfl":  Entry("strategies.fedavg:FedAvg",           "client_app.methods.semanticfl:SemanticFLClient", "weights, one guide",           "one",         "arXiv 2603.19337"),
     "flower":      Entry("strategies.flower:Flower",           "client_app.methods.flower:FlowerClient",         "weights",                      "one",         "Flower's built-in strategies"),
     "standalone":  Entry("strategies.standalone:Standalone",   "client_app.methods.standalone:StandaloneClient", "nothing (reference)",          "image, text", "arXiv 2510.12254, Table I"),
     "selftuned":   Entry("strategies.selftuned:SelfTuned",     None,                                             "nothing (reference)",          "server only", "arXiv 2510.12254, Table II"),

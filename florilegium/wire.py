@@ -112,15 +112,6 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Anchors:
-    """SemanticFL's class anchors: P visual ones of each class (P = 0: none) and one text embedding (W = 0: none)."""
-
-    version: str
-    visual: Tensor = array("float32", "C", "P", "D")
-    text: Tensor = array("float32", "C", "W")
-
-
-@dataclass(frozen=True)
 class Guide:
     """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
     extracts, the features of the client's own rows."""
@@ -150,8 +141,8 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Anchors, Guide,
-                                    Examples, Report)}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Guide, Examples,
+                                    Report)}
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 

@@ -6,13 +6,13 @@ Down and up: weights. Clients must share one architecture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from florilegium.averaging import weighted_mean
 from florilegium.federation import Federation
+from florilegium.guidance import GuidanceSettings
 from strategies.rounds import Rounds
-from strategies.weights import check_weighting, shared_start, figures, shares, trained
+from strategies.weights import check_weighting, figures, shared_start, shares, trained
 
 
 @dataclass
@@ -20,7 +20,7 @@ class FedAvgSettings:
     """The cohort's size is `cohort.fraction`."""
 
     weighting: str = "examples"    # p_k: examples (n_k / n) | uniform
-    guidance: Any = None           # conf/guidance, as the clients have it
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)

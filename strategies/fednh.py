@@ -6,7 +6,7 @@ Axes: K clients, C classes, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from florilegium import seeds
 from florilegium.averaging import model_part, prototype_head, weighted_mean, without
 from florilegium.checks import between
 from florilegium.federation import Federation
+from florilegium.guidance import GuidanceSettings
 from florilegium.wire import Weights, WireError
 from strategies.rounds import Rounds
-from strategies.weights import check_weighting, shared_start, figures, shares, trained
+from strategies.weights import check_weighting, figures, shared_start, shares, trained
 
 PROTOTYPES, SCALE, SUMS, COUNTS = "fednh.prototypes", "fednh.scale", "fednh.sums", "fednh.counts"
 
@@ -30,7 +31,7 @@ class FedNHSettings:
 
     smoothing: float = 0.9         # rho
     weighting: str = "uniform"     # of the encoders: uniform (the released code) | examples
-    guidance: Any = None           # conf/guidance, as the clients have it
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
         between("smoothing", self.smoothing, 0, 1)

@@ -5,15 +5,15 @@ Down: weights. Up: weights and the number of effective local steps a_k. Axes: K 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from florilegium.averaging import learned, weighted_mean
 from florilegium.federation import Federation
+from florilegium.guidance import GuidanceSettings
 from strategies.rounds import Rounds
-from strategies.weights import check_weighting, shared_start, figures, shares, trained
+from strategies.weights import check_weighting, figures, shared_start, shares, trained
 
 STEPS = (1.0, 1e9)  # a_k: at least one step
 
@@ -23,7 +23,7 @@ class FedNovaSettings:
     """No setting of its own beside p_k."""
 
     weighting: str = "examples"    # p_k: examples (n_k / n) | uniform
-    guidance: Any = None           # conf/guidance, as the clients have it
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)

@@ -1,13 +1,12 @@
 """Any built-in strategy of Flower as one of ours: FedAdam, FedYogi, Krum, FedMedian, ... and the DP wrappers.
 
-Down and up: weights. Client half: client_app/methods/flower.py. Our federation chooses the cohort, checks the uploads and
-counts the bytes; the built-in strategy does the arithmetic in its own configure_train and aggregate_train.
+Down and up: weights. Client half: client_app/methods/flower.py. Our federation chooses the cohort, checks the uploads
+and counts the bytes; the built-in strategy does the arithmetic in its own configure_train and aggregate_train.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +20,10 @@ from florilegium import seeds
 from florilegium.averaging import learned, weighted_mean
 from florilegium.checks import one_of
 from florilegium.federation import Federation, FederationError, Reply
-from florilegium.wire import Weights
+from florilegium.guidance import GuidanceSettings
+from strategies.moments import moments, put_moments
 from strategies.rounds import Rounds
-from strategies.weights import shared_start, figures, shares, trained
+from strategies.weights import figures, shared_start, shares, trained
 
 WRAPPERS = tuple(name for name in builtin.__all__ if name.startswith("DifferentialPrivacy"))
 ELSEWHERE = ("FedProx", "FedXgbBagging", "FedXgbCyclic", "Result", "Strategy")  # method=fedprox; trees; no strategies
@@ -45,7 +45,7 @@ class FlowerSettings:
     wrapper_options: dict[str, Any] = field(default_factory=dict)
     statistics: str | None = None   # batch norm's figures: mean | strategy; null: mean where the strategy takes steps
     secret_noise: bool = False      # DP noise from the system's entropy: private, but no run repeats another
-    guidance: Any = None            # conf/guidance, as the clients have it
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
         if self.strategy == "FedProx":
@@ -55,7 +55,7 @@ class FlowerSettings:
         one_of("statistics", self.statistics, (None, "mean", "strategy"))
         if self.wrapper_options and not self.wrapper:
             raise ValueError("wrapper_options need a wrapper")
-        build(self, 1)
+        build(self, 10_000)  # what it takes is known before the first round
 
 
 def build(s: FlowerSettings, cohort: int) -> builtin.Strategy:
@@ -108,7 +108,7 @@ class Flower(Rounds):
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         if self.strategy is None:
             self.strategy = build(self.settings, len(federation.cohort))
-            put_inner(self.strategy, *self.saved)
+            put_moments(self.strategy, *self.saved)
         with seeds.scoped(federation.seed, "flower", r):  # Flower samples nodes and draws noise from global state
             if self.settings.secret_noise:
                 np.random.seed(None)
@@ -154,7 +154,7 @@ class Flower(Rounds):
         return value.clamp_min(LEAST_VARIANCE) if name.endswith("running_var") else value
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, meta = self.saved if self.strategy is None else inner(self.strategy)
+        tensors, meta = self.saved if self.strategy is None else moments(self.strategy)
         return {f"weights/{name}": v for name, v in self.weights.items()} | tensors, meta
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -166,48 +166,3 @@ def told(questions: list[Message]) -> dict[str, float]:
     """What a strategy's configuration tells clients in figures (clipping_norm)."""
     config = next(iter(questions[0].content.config_records.values())) if questions else {}
     return {key: float(v) for key, v in config.items() if isinstance(v, float)}
-
-
-# -- what a built-in strategy remembers: moments, momentum, the clipping norm -------------------------------------------
-
-
-def layers(strategy: Any) -> Iterator[tuple[int, Any]]:
-    """A wrapper, then what it wraps."""
-    depth = 0
-    while strategy is not None:
-        yield depth, strategy
-        strategy, depth = getattr(strategy, "strategy", None), depth + 1
-
-
-def inner(strategy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON-able values of a strategy's attributes, with the form in which each was held."""
-    tensors: dict[str, Tensor] = {}
-    meta: dict[str, Any] = {}
-    for depth, layer in layers(strategy):
-        for name, value in vars(layer).items():
-            place = f"{depth}/{name}"
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                meta[place] = value
-            elif isinstance(value, (ArrayRecord, dict, list)) and value:
-                held = dict(enumerate(value)) if isinstance(value, list) else dict(value)
-                meta[place] = type(value).__name__
-                arrays = {k: v.numpy() if isinstance(v, Array) else np.asarray(v) for k, v in held.items()}
-                tensors |= {f"{place}/{k}": torch.from_numpy(v.copy()) for k, v in arrays.items()}
-    return tensors, meta
-
-
-def put_inner(strategy: Any, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Put back what `inner` took."""
-    for depth, layer in layers(strategy):
-        for name in list(vars(layer)):
-            place = f"{depth}/{name}"
-            if (form := meta.get(place)) is None:
-                continue
-            if not isinstance(form, str):
-                setattr(layer, name, form)
-                continue
-            held = {k.removeprefix(f"{place}/"): v.numpy() for k, v in tensors.items() if k.startswith(f"{place}/")}
-            if form == "ArrayRecord":
-                setattr(layer, name, ArrayRecord({k: Array(v) for k, v in held.items()}))
-            else:
-                setattr(layer, name, [held[str(i)] for i in range(len(held))] if form == "list" else held)

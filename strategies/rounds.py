@@ -21,6 +21,7 @@ from florilegium import wire
 from florilegium.averaging import model_part, weighted_mean
 from florilegium.federation import Federation
 from florilegium.wire import Header, Nothing, Report, Weights
+from strategies.guided import Guided
 from strategies.weights import figures, trained
 
 
@@ -59,6 +60,8 @@ class Rounds(Strategy):
     def __init__(self, settings: Any, resources: Any = None) -> None:
         self.settings, self.resources = settings, resources
         self.num_rounds = 0
+        given = getattr(settings, "guidance", None)
+        self.guided = Guided(given, resources) if given is not None and given.name != "none" else None
         self.weights: dict[str, Tensor] = {}
 
     # -- what a method says -------------------------------------------------------------------------------------
@@ -112,8 +115,11 @@ class Rounds(Strategy):
         for r in range(0 if done is None else done + 1, num_rounds + 1):
             started = time.monotonic()
             federation.begin(r)
-            metrics = self.begin(federation) if r == 0 else self.round(r, federation)
+            shared = self.guided.share(federation) if self.guided else {}
+            metrics = shared | (self.begin(federation) if r == 0 else self.round(r, federation))
             metrics |= federation.traffic(r)
+            if self.guided:
+                self.guided.forget(federation)
             seconds = time.monotonic() - started
             judged = journal.evaluate(self, r, r == num_rounds, federation)
             journal.close(self, r, seconds, metrics | judged, federation)

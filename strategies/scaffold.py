@@ -5,16 +5,16 @@ Down: weights x and control variate c. Up: weights y_k and the change of c_k. Cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from florilegium.averaging import learned, named, part, weighted_mean, without
 from florilegium.checks import between
 from florilegium.federation import Federation
+from florilegium.guidance import GuidanceSettings
 from strategies.rounds import Rounds
-from strategies.weights import check_weighting, shared_start, figures, shares, trained
+from strategies.weights import check_weighting, figures, shared_start, shares, trained
 
 
 @dataclass
@@ -23,7 +23,7 @@ class ScaffoldSettings:
 
     rate: float = 1.0              # eta_g
     weighting: str = "uniform"     # of y_k - x: uniform (the paper) | examples
-    guidance: Any = None           # conf/guidance, as the clients have it
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
         between("rate", self.rate, 1e-6, 100)

@@ -5,6 +5,7 @@ Down and up: weights.
 
 from __future__ import annotations
 
+from client_app import guidance
 from client_app.averaged import LocalSettings, local
 from client_app.client import Client
 from florilegium.wire import Weights
@@ -14,6 +15,7 @@ class FedAvgClient:
     """E epochs of the task on private data, from the server's weights."""
 
     Settings = LocalSettings
+    represent = guidance.represent
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from client_app import guidance
 from client_app.averaged import LocalSettings, local
 from client_app.client import Client, ClientError
 from florilegium.averaging import prototype_head, without
@@ -37,6 +38,7 @@ class FedNHClient:
     """Learns an encoder for a fixed head of class prototypes, then says where its classes lie."""
 
     Settings = FedNHClientSettings
+    represent = guidance.represent
 
     def __init__(self, settings: FedNHClientSettings) -> None:
         self.settings = settings
@@ -51,7 +53,7 @@ class FedNHClient:
         encoder = {name: value for name, value in down.tensors.items() if name != PROTOTYPES}
         start = Weights(encoder | prototype_head(w_CD, encoder[SCALE]))
 
-        def head(z_BD: Tensor) -> Tensor:                                               # s cos(z, w_c); W has no gradient
+        def head(z_BD: Tensor) -> Tensor:                                               # s cos(z, w_c), W is given
             return scale * normalize(z_BD, dim=-1) @ w_CD.T
 
         up = local(client, self.settings, start, head=head, beside={SCALE: scale})

@@ -5,6 +5,7 @@ Down: weights. Up: weights, and how many plain gradients went into them (a_k, "e
 
 from __future__ import annotations
 
+from client_app import guidance
 from client_app.averaged import LocalSettings, local
 from client_app.client import Client
 from florilegium.averaging import effective_steps
@@ -15,6 +16,7 @@ class FedNovaClient:
     """FedAvg's local epochs; a client with more rows takes more steps, and says so."""
 
     Settings = LocalSettings
+    represent = guidance.represent
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from client_app import guidance
 from client_app.averaged import LocalSettings, local
 from client_app.client import Batch, Client
 from florilegium.checks import between
@@ -31,6 +32,7 @@ class FedProxClient:
     """Local epochs that must not leave the server's weights too far behind."""
 
     Settings = FedProxClientSettings
+    represent = guidance.represent
 
     def __init__(self, settings: FedProxClientSettings) -> None:
         self.settings = settings

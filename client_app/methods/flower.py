@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from client_app import guidance
 from client_app.averaged import LocalSettings, local
 from client_app.client import Client
 from florilegium.wire import Weights
@@ -16,6 +17,7 @@ class FlowerClient:
     """Local epochs; where the server names a clipping norm, the update is clipped before it leaves."""
 
     Settings = LocalSettings
+    represent = guidance.represent
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings

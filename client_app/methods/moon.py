@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from client_app import guidance
 from client_app.averaged import LocalSettings, local
 from client_app.client import Batch, Client
 from florilegium import seeds
@@ -42,6 +43,7 @@ class MoonClient:
     """Pulls representations towards the global model's and away from the client's own last ones."""
 
     Settings = MoonClientSettings
+    represent = guidance.represent
 
     def __init__(self, settings: MoonClientSettings) -> None:
         self.settings = settings

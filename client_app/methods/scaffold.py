@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from client_app import guidance
 from client_app.averaged import LocalSettings, local
 from client_app.client import Client
 from florilegium.averaging import effective_steps, named, part, without
@@ -34,6 +35,7 @@ class ScaffoldClient:
     """Each step is corrected by how this client's gradients differ from everyone's."""
 
     Settings = ScaffoldClientSettings
+    represent = guidance.represent
 
     def __init__(self, settings: ScaffoldClientSettings) -> None:
         self.settings = settings
