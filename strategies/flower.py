@@ -61,7 +61,7 @@ class FlowerSettings:
 def build(s: FlowerSettings, cohort: int) -> builtin.Strategy:
     """The strategy over a whole cohort, in its wrapper. ValueError for a keyword or a value it does not take."""
     kind = getattr(builtin, s.strategy)
-    inner = _call(kind, "options", s.options, fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=1,
+    inner = _call(kind, "options", s.options, fraction_train=1.0, min_train_nodes=1,
                   min_available_nodes=1)
     if not s.wrapper:
         return inner

@@ -1,4 +1,4 @@
-"""The one training loop, by hand: SGD and momentum, clipping, the hook, parameters beside the model, gradient shares."""
+"""The one training loop, by hand: SGD, momentum, clipping, the hook, parameters beside the model, gradient shares."""
 
 import pytest
 import torch
