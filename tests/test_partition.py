@@ -106,6 +106,15 @@ def test_nid2_has_equal_sizes_and_its_class_sets(classes, rows, biased, each, si
     assert (found[-1] > 0).all()
 
 
+@pytest.mark.parametrize(("clients", "held"), [("ten", 5), ("image", 8)])
+@pytest.mark.filterwarnings("ignore:no .* client has a row")
+def test_nid2_of_emoji_leaves_no_class_to_the_unbiased_client_alone(clients, held):
+    """A fifth of 24 classes is 5; of three biased clients each needs 8. The 24 classes have unequal rows."""
+    conf = settings.compose([f"clients={clients}", "data=emoji", "partition@clients.partition=nid2"])
+    found = np.array([list(client["classes"].values()) for client in partition(conf)["clients"]])
+    assert ((found[:-1] > 0).sum(1) == held).all() and (found[:-1].sum(0) > 0).all() and len(set(found.sum(1))) == 1
+
+
 def test_unequal_classes_cut_everybody_to_the_smallest():
     labels = np.array([0] * 40 + [1] * 8)  # 2 biased of one class, 1 unbiased: 13 and 2 rows a share
     found = counts(skew.biased_unbiased(labels, 2, 2, 1, 1, random()), labels, 2)

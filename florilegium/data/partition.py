@@ -44,7 +44,7 @@ class PartitionSettings:
     group: int = 5                          # dirichlet_grouped_balanced: clients of one draw
     biased: int | None = None               # biased_unbiased: null is all clients but the unbiased
     unbiased: int = 1                       # biased_unbiased
-    classes_per_biased: int | None = None   # biased_unbiased: null is a fifth of the classes
+    classes_per_biased: int | None = None   # biased_unbiased: null is a fifth, or as many as cover all
     classes_per_client: int = 2             # pathological
     class_assignment: str = "random"        # pathological: random | deterministic | first-deterministic
     shards_per_client: int = 2              # shard
@@ -184,7 +184,7 @@ def _skewed(
     biased = count - s.unbiased if s.biased is None else s.biased
     if biased < 1 or biased + s.unbiased != count:
         raise skew.SkewError(f"biased: {biased} biased and {s.unbiased} unbiased clients are not the {count} there are")
-    each = s.classes_per_biased or -(-classes // 5)
+    each = s.classes_per_biased or max(-(-classes // 5), -(-classes // biased))  # a fifth, or more to cover all
     return skew.biased_unbiased(labels_N, classes, biased, each, s.unbiased, random)
 
 
