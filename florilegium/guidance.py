@@ -55,7 +55,7 @@ class FedDifRCSettings:
     similar_prompt: str = "a photo of a similar object"   # the positive without labels
     visual_prompt: str = "a photo of a visual object"     # for H without labels
     other_prompt: str = "a photo of a {name}"             # the negatives without labels
-    other_names: list[str] = field(default_factory=lambda: list(OTHER_NAMES))
+    other_names: list[str] | None = None                  # of them; None: some of Tiny-ImageNet's
     location: str = "client"           # where the diffusion model runs: client | server (images leave the client)
 
     def __post_init__(self) -> None:
@@ -71,10 +71,15 @@ class FedDifRCSettings:
         between("condition_scale", self.condition_scale, 0, 100)
         between("negatives", self.negatives, 1, 1000)
         between("refresh", self.refresh, 1, 1_000_000)
-        if not self.supervised and len(set(self.other_names)) < self.negatives:
-            raise ValueError(f"other_names has {len(set(self.other_names))} names for {self.negatives} negatives")
+        if not self.supervised and len(self.others) < self.negatives:
+            raise ValueError(f"other_names has {len(self.others)} names for {self.negatives} negatives")
         if self.location == "server" and self.condition != "none":
             raise ValueError("condition needs the clients' own models: location must be client")
+
+    @property
+    def others(self) -> list[str]:
+        """Distinct names of negatives without labels."""
+        return list(dict.fromkeys(OTHER_NAMES if self.other_names is None else self.other_names))
 
 
 @dataclass
@@ -192,7 +197,7 @@ def questions(prompts_C: Sequence[str], labels_N: Tensor, ids_N: Tensor, s: FedD
     Negatives are drawn once a sample, without replacement, by (seed, id); there are no more of them than wrong classes.
     """
     if not s.supervised:
-        others = list(dict.fromkeys(s.other_names))
+        others = s.others
         prompts = [s.visual_prompt, s.similar_prompt, *(s.other_prompt.format(name=name) for name in others)]
         drawn = [_drawn(len(others), s.negatives, seed, i) for i in ids_N.tolist()]
         which = [[0, 1, *(2 + n for n in few)] for few in drawn]

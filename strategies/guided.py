@@ -43,9 +43,10 @@ class Guided:
 
     def __init__(self, settings: GuidanceSettings, resources: Any) -> None:
         self.settings, self.resources = settings, resources
-        self.folder = Path(settings.cache or Path(resources.conf.out or ".", "features"))
+        self.cache = FeatureCache(settings.cache or Path(resources.conf.out or ".", "features"))
         self.held: dict[int, str] = {}
         self.uploaded: dict[int, Examples] = {}
+        self.said: dict[str, int] = {}
         LOG.info("guidance %s: %s", settings.name, leaves(settings))
 
     # -- the exchange ----------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ class Guided:
         replies = federation.ask("represent", lambda client: self.payload(guide, client), Report, clients=lacking,
                                  needed=0)
         self.held |= {x.client.id: guide.version for x in replies}
-        return told | counted(replies) | {"guide/sent": float(len(lacking))}
+        return told | self.counted(replies) | {"guide/sent": float(len(lacking))}
 
     def forget(self, federation: Federation) -> None:
         """A client that failed in this round may have lost its guide: it is sent again."""
@@ -96,9 +97,16 @@ class Guided:
         asked = questions(self.prompts, rows.labels, rows.ids, s.feddifrc, s.noise_seed)
         projection = Projection.of({k.removeprefix("pca."): v for k, v in guide.tensors.items()
                                     if k.startswith("pca.")})
-        features = FeatureCache(self.folder).features(self.extractor, pixels.decode(rows.images), rows.ids,
-                                                      asked.prompts, asked.which_NQ, projection, s.noise_seed)
+        features = self.cache.features(self.extractor, pixels.decode(rows.images), rows.ids, asked.prompts,
+                                       asked.which_NQ, projection, s.noise_seed)
         return dataclasses.replace(guide, ids=rows.ids, features=features)
+
+    def counted(self, replies: list[Reply]) -> dict[str, float]:
+        """Rows found, rows computed and rows of the U-Net: the sum over the clients and, where it looks, the server."""
+        own = {"cache/hits": self.cache.hits, "cache/misses": self.cache.misses, "cache/passes": self.extractor.passes}
+        before, self.said = self.said, own
+        return {name: float(value - before.get(name, 0)) + sum(x.body.metrics.get(name, 0.0) for x in replies)
+                for name, value in own.items()}
 
     # -- the guide -------------------------------------------------------------------------------------------------
 
@@ -113,7 +121,7 @@ class Guided:
     def guide(self, federation: Federation) -> tuple[Guide, dict[str, float]]:
         """The guide and figures of its making; made once for a recipe, then read from the cache folder."""
         if "_guide" not in self.__dict__:
-            path = self.folder / "guides" / f"{self.recipe(federation)}.safetensors"
+            path = self.cache.folder / "guides" / f"{self.recipe(federation)}.safetensors"
             try:
                 tensors, meta = atomic.load(path)
             except Exception:  # not there, or torn: safetensors has its own error classes
@@ -189,9 +197,3 @@ class Guided:
     def shown(self, source: str, per_class: int) -> Proxies:
         """Images that are nobody's private ones."""
         return proxies(resolved(source, self.resources), per_class, self.resources, self.settings.noise_seed)
-
-
-def counted(replies: list[Reply]) -> dict[str, float]:
-    """The sum over clients of what their caches had to do."""
-    names = sorted({name for x in replies for name in x.body.metrics if name.startswith("cache/")})
-    return {name: sum(x.body.metrics.get(name, 0.0) for x in replies) for name in names}

@@ -55,7 +55,7 @@ class SemanticFLGuide:
             terms["consistency"] = s.consistency * kl
         if s.contrast:
             z_BW = z_BD if self.head_DW is None else z_BD @ self.head_DW
-            terms["contrast"] = s.contrast * info_nce(z_BW, self.text_CW, batch.labels, s.temperature)
+            terms["text_contrast"] = s.contrast * info_nce(z_BW, self.text_CW, batch.labels, s.temperature)
         return terms
 
     def visual(self, z_BD: Tensor, batch: Batch) -> Tensor:
