@@ -161,11 +161,11 @@ def centres(x_ND: Tensor, many: int, random: torch.Generator) -> Tensor:
 
 def _check(images: Tensor, labels: Tensor, prompts: Sequence[str]) -> None:
     if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images, but {len(labels)} labels")
-    if len(labels) and int(labels.max()) >= len(prompts):
-        raise ValueError(f"label {int(labels.max())} of {len(prompts)} classes")
+        raise ValueError(f"anchors: {len(images)} images, but {len(labels)} labels")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(prompts):
+        raise ValueError(f"anchors: label {int(labels.max())}, but there are {len(prompts)} prompts")
     for c, prompt in enumerate(prompts):
         if not prompt.strip():
-            raise ValueError(f"class {c} has no prompt")
+            raise ValueError(f"anchors: class {c} has no prompt")
         if not (labels == c).any():
-            raise ValueError(f"no anchor image shows class {c}, {prompt!r}")
+            raise ValueError(f"anchors: no image shows class {c}, {prompt!r}")
