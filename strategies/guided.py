@@ -59,7 +59,7 @@ class Guided:
         guide, told = self.guide(federation)
         lacking = [client for client in asked if self.held[client.id] != guide.version]
         if not lacking:
-            return told
+            return told if federation.round == 0 else {}
         if self.settings.feddifrc_on and self.settings.feddifrc.location == "server":
             lacking = self.collected(federation, lacking)
         replies = federation.ask("represent", lambda client: self.payload(guide, client), Report, clients=lacking,
