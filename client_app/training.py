@@ -45,7 +45,8 @@ def fit(  # noqa: PLR0913  (the options of the only loop there is)
     `batches(epoch)` gives an epoch's batches; `beside` are parameters trained beside the model's; `before_step` may
     change the gradients before they are clipped to the norm `clip` (None: not at all). Returns the mean of each term
     over all steps, the mean norm of the gradient (before it is clipped) as "gradient", "steps", and with more than one
-    term each one's share of the first step's gradient as "share/<term>". TrainingError when a loss is not finite.
+    term each one's share of the gradient as "share/<term>", measured once, at the last epoch's first step (a proximal
+    term has none before the weights moved). TrainingError when a loss is not finite.
     """
     model.train()
     trained = [p for p in (*model.parameters(), *beside) if p.requires_grad]
@@ -59,7 +60,7 @@ def fit(  # noqa: PLR0913  (the options of the only loop there is)
             loss = torch.stack(list(terms.values())).sum()
             if not math.isfinite(loss.item()):
                 raise TrainingError(f"the loss is {loss.item()} at step {steps + 1}: is learning_rate {lr} too high?")
-            if not steps and len(terms) > 1:
+            if not shares and epoch == epochs - 1 and len(terms) > 1:
                 shares = gradient_shares(terms, trained)
             stepper.zero_grad(set_to_none=True)
             loss.backward()

@@ -65,7 +65,17 @@ def test_frozen_parameters_stay():
     assert model.still.item() == 5.0
 
 
-def test_the_share_of_each_term_is_that_of_the_first_step():
+def test_the_share_of_each_term_is_that_of_the_last_epochs_first_step():
+    model = Point(4.0)
+    start = model.w.item()
+    figures = fit(model, lambda epoch: range(2), lambda b: {"task": model.w, "proximal": (model.w - start)**2 / 2},
+                  lr=0.5, optimizer="sgd", clip=None, epochs=2)
+    w = 4 - 0.5                                         # gradient 1, then 1 + (w - 4) = 0.5
+    w -= 0.5 * (1 + (w - 4))
+    assert figures["share/proximal"] == pytest.approx((4 - w) / (1 + 4 - w)) and 4 - w == pytest.approx(0.75)
+
+
+def test_shares_by_hand():
     model = Point(4.0)
 
     def objective(batch):                               # gradients 4, 12 and none

@@ -35,7 +35,7 @@ def test_the_pull_by_hand(tmp_path):
     assert same(up.tensors, expected, atol=1e-6)
     moved = sum(((one[name] - start[name])**2).sum().item() for name in one)
     assert up.metrics["proximal"] == pytest.approx(mu / 2 * moved / 2, rel=1e-4)  # nothing at the first of two steps
-    assert up.metrics["share/proximal"] == 0.0
+    assert up.metrics["share/proximal"] > 0
 
 
 def test_more_mu_keeps_nearer(tmp_path):
