@@ -67,6 +67,7 @@ class Exchange:
     check: Check | None
     down: dict[int, int]  # node -> bytes
     needed: int
+    patient: bool
     started: float = field(default_factory=time.monotonic)
 
 
@@ -118,18 +119,19 @@ class Federation:
     def send(
         self, phase: str, payload: Any, *expect: type, clients: list[Client] | None = None,
         bounds: dict[str, int] | None = None, ids: Tensor | None = None, check: Check | None = None,
-        needed: int | None = None,
+        needed: int | None = None, patient: bool = False,
     ) -> Exchange:
         """Send `payload` (or `payload(client)`) to the cohort (or `clients`) and return without waiting.
 
         A reply must be one of `expect` (default Nothing), keep the `bounds` of its axes, carry exactly `ids` and pass
         the method's own `check`. Fewer good replies than `needed` (default: the quorum) end the run.
+        `patient`: the time to answer counts from the last reply, for work that clients of one machine do in turn.
         """
         self.step += 1
         header = Header(self.row, self.round, self.step)
         asked, messages, packed = self.cohort if clients is None else clients, [], {}
         needed = min(self.quorum if needed is None else needed, len(asked))
-        exchange = Exchange(phase, header, {}, expect or (Nothing,), bounds or {}, ids, check, {}, needed)
+        exchange = Exchange(phase, header, {}, expect or (Nothing,), bounds or {}, ids, check, {}, needed, patient)
         for client in asked:
             body = payload(client) if callable(payload) else payload
             content = packed.setdefault(id(body), (body, wire.pack(body, header)))[1]  # one object for a broadcast
@@ -148,6 +150,8 @@ class Federation:
                 client = waiting.pop(message.metadata.reply_to_message_id)
                 if (body := self._check(exchange, client, message)) is not None:
                     replies.append(Reply(client, body))
+                if exchange.patient:
+                    deadline = time.monotonic() + self.timeout
                 self.progress(exchange.phase, len(exchange.clients) - len(waiting), len(exchange.clients))
             if waiting and time.monotonic() > deadline:
                 for client in waiting.values():

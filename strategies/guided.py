@@ -63,7 +63,7 @@ class Guided:
         if self.settings.feddifrc_on and self.settings.feddifrc.location == "server":
             lacking = self.collected(federation, lacking)
         replies = federation.ask("represent", lambda client: self.payload(guide, client), Report, clients=lacking,
-                                 needed=0)
+                                 needed=0, patient=True)
         self.held |= {x.client.id: guide.version for x in replies}
         return told | self.counted(replies) | {"guide/sent": float(len(lacking))}
 
