@@ -41,6 +41,8 @@ assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours o
 
 bench: $(STAMP)  ## speed, memory and bytes of one run
 	$(BIN)/python bench/run_cost.py $(ARGS)
+	$(BIN)/python bench/features.py
+	$(BIN)/python bench/averaging.py
 
 clean:  ## remove the virtual environment and what tests leave behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

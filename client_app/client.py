@@ -194,7 +194,9 @@ class Client:
 
     def profile(self) -> Profile:
         present = self.data.train.labels.unique().tolist()
-        return Profile(self.id, self.modality, self.architecture, self.examples, [int(c) for c in present])
+        kept = self.memory.kept("guide")
+        return Profile(self.id, self.modality, self.architecture, self.examples, [int(c) for c in present],
+                       str(kept[1]["version"]) if kept else "")
 
     def evaluate(self) -> Report:
         """Top-1 accuracy and loss on the global test split of this modality, accuracy on the validation split."""

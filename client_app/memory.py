@@ -56,6 +56,17 @@ class Memory:
         atomic.save(self.folder / f"{part}-{r:06d}-{step:04d}.safetensors", tensors, meta)
         self._tidy(part)
 
+    def keep(self, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Remember something that tells its own version and holds for every round, in the place of what was kept."""
+        atomic.save(self.folder / f"{name}.safetensors", tensors, meta)
+
+    def kept(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `keep` wrote: (tensors, meta), or None; a torn file counts as none, for it can be had again."""
+        try:
+            return atomic.load(self.folder / f"{name}.safetensors")
+        except Exception:  # not there, or torn: safetensors has its own error classes
+            return None
+
     def _tidy(self, part: str) -> None:
         """Keep this round's versions, the last of each of the KEPT_ROUNDS before, and so many of them in any case."""
         r = self.now[0]

@@ -22,6 +22,7 @@ from florilegium import seeds, wire
 from florilegium.wire import Header, Nothing, Profile, WireError
 
 POLL = 0.05  # seconds between two looks at the grid; Flower's own send_and_receive waits 3
+Check = Callable[[Any, Any], None]  # (client, body): raises WireError, naming what is wrong with the body
 OVERHEAD = frozenset({"profile", "evaluate"})  # phases that the papers' byte counts leave out
 
 
@@ -39,6 +40,7 @@ class Client:
     architecture: str = "?"
     examples: int = 0
     classes: tuple[int, ...] = ()
+    guide: str = ""  # the version it keeps
 
     def __str__(self) -> str:
         return f"client {self.id} ({self.modality}, {self.architecture})" if self.id >= 0 else f"node {self.node}"
@@ -62,7 +64,10 @@ class Exchange:
     expect: tuple[type, ...]
     bounds: dict[str, int]
     ids: Tensor | None
+    check: Check | None
     down: dict[int, int]  # node -> bytes
+    needed: int
+    patient: bool
     started: float = field(default_factory=time.monotonic)
 
 
@@ -95,7 +100,8 @@ class Federation:
             if p.client in met:
                 raise FederationError(f"two nodes call themselves client {p.client}")
             classes = tuple(p.classes)
-            met[p.client] = Client(reply.client.node, p.client, p.modality, p.architecture, p.examples, classes)
+            met[p.client] = Client(reply.client.node, p.client, p.modality, p.architecture, p.examples, classes,
+                                   p.guide)
         self.clients = [met[k] for k in sorted(met)]
         self.begin(0)
 
@@ -112,16 +118,20 @@ class Federation:
 
     def send(
         self, phase: str, payload: Any, *expect: type, clients: list[Client] | None = None,
-        bounds: dict[str, int] | None = None, ids: Tensor | None = None,
+        bounds: dict[str, int] | None = None, ids: Tensor | None = None, check: Check | None = None,
+        needed: int | None = None, patient: bool = False,
     ) -> Exchange:
         """Send `payload` (or `payload(client)`) to the cohort (or `clients`) and return without waiting.
 
-        A reply must be one of `expect` (default Nothing), keep the `bounds` of its axes and carry exactly `ids`.
+        A reply must be one of `expect` (default Nothing), keep the `bounds` of its axes, carry exactly `ids` and pass
+        the method's own `check`. Fewer good replies than `needed` (default: the quorum) end the run.
+        `patient`: the time to answer counts from the last reply, for work that clients of one machine do in turn.
         """
         self.step += 1
         header = Header(self.row, self.round, self.step)
-        exchange = Exchange(phase, header, {}, expect or (Nothing,), bounds or {}, ids, {})
         asked, messages, packed = self.cohort if clients is None else clients, [], {}
+        needed = min(self.quorum if needed is None else needed, len(asked))
+        exchange = Exchange(phase, header, {}, expect or (Nothing,), bounds or {}, ids, check, {}, needed, patient)
         for client in asked:
             body = payload(client) if callable(payload) else payload
             content = packed.setdefault(id(body), (body, wire.pack(body, header)))[1]  # one object for a broadcast
@@ -140,6 +150,8 @@ class Federation:
                 client = waiting.pop(message.metadata.reply_to_message_id)
                 if (body := self._check(exchange, client, message)) is not None:
                     replies.append(Reply(client, body))
+                if exchange.patient:
+                    deadline = time.monotonic() + self.timeout
                 self.progress(exchange.phase, len(exchange.clients) - len(waiting), len(exchange.clients))
             if waiting and time.monotonic() > deadline:
                 for client in waiting.values():
@@ -147,10 +159,10 @@ class Federation:
                 break
             if waiting:
                 time.sleep(POLL)
-        needed = min(self.quorum, len(exchange.clients))
-        if len(replies) < needed:
+        if len(replies) < exchange.needed:
             faults = "; ".join(f"client {e['client']}: {e['fault']}" for e in self.ledger if e["fault"])
-            raise FederationError(f"{len(replies)} of {needed} needed replies to {exchange.phase!r}: {faults[-600:]}")
+            raise FederationError(f"{len(replies)} of {exchange.needed} needed replies to {exchange.phase!r}: "
+                                  f"{faults[-600:]}")
         return sorted(replies, key=lambda reply: (reply.client.id, reply.client.node))
 
     def _check(self, exchange: Exchange, client: Client, message: Message) -> Any | None:
@@ -167,6 +179,8 @@ class Federation:
             body = wire.unpack(message.content, *exchange.expect, bounds=exchange.bounds)
             if exchange.ids is not None and not torch.equal(body.ids, exchange.ids):
                 raise WireError(f"{type(body).__name__}.ids are not the ids that were sent")
+            if exchange.check is not None:
+                exchange.check(client, body)
         except WireError as error:
             self._enter(exchange, client, up, f"sent a bad reply: {error}")
             return None

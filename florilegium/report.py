@@ -125,8 +125,16 @@ def cohort(run: Recorded) -> str:
 
 
 def partition_text(run: Recorded) -> str:
-    name, alpha = run.get("clients.partition.name"), run.get("clients.partition.alpha")
-    return "" if not name else f"{name} α = {alpha}" if name == "dirichlet" and alpha is not None else str(name)
+    """The partition's name with the settings that make it harder."""
+    s = run.get("clients.partition") or {}
+    if not (name := s.get("name")):
+        return ""
+    told = [f"{name} α = {s['alpha']}" if name.startswith("dirichlet") and s.get("alpha") is not None else str(name)]
+    if s.get("imbalance", 1) != 1:
+        told.append(f"long tail {s['imbalance']}")
+    if s.get("shift", "none") != "none":
+        told.append(str(s["shift"]))
+    return ", ".join(told)
 
 
 FIGURES = (("Image accuracy", "client/accuracy/image", percent), ("Text accuracy", "client/accuracy/text", percent),
@@ -181,10 +189,16 @@ def clients(run: Recorded) -> str:
     known = {i for figures in told.values() for i in figures if i not in ("image", "text")}
     shown = [row for row in run.rows if known & told[row].keys()]
     rows = [[f"client {escape(i)}", escape(str(holds.get(i, {}).get("modality", "–"))),
-             escape(str(holds.get(i, {}).get("model", "–"))), *holding(holds.get(i, {})),
+             escape(str(holds.get(i, {}).get("model", "–"))) + domain(holds.get(i, {})), *holding(holds.get(i, {})),
              *(percent(told[row].get(i)) for row in shown)] for i in sorted(known, key=lambda i: (len(i), i))]
     head = ["Client", "Modality", "Model", "Samples", "Classes", *(run.title(row) for row in shown)]
     return table(head, rows, words=[1, 2]) if rows else ""
+
+
+def domain(client: dict) -> str:
+    """The domain a client draws in, or the amount by which its pictures are shifted, where it has one."""
+    told = client.get("domain") or (f"shift {client['shift']:.3g}" if "shift" in client else "")
+    return f"<small>{escape(told)}</small>" if told else ""
 
 
 def holding(client: dict) -> tuple[str, str]:

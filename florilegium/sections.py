@@ -50,8 +50,10 @@ class EvaluationSettings:
 
     every: int = 1
     images_per_class: int = 10
+    global_model: str = "once"
 
     def __post_init__(self) -> None:
+        one_of("global_model", self.global_model, ("once", "everywhere"))
         between("every", self.every, 1, MANY)
         between("images_per_class", self.images_per_class, 1, 10_000)
 

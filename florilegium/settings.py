@@ -73,7 +73,17 @@ def complete(conf: DictConfig, job: str = "") -> DictConfig:
         if conf.runtime.name == "simulation":
             conf.assets = str(assets.root())
             conf.clients.state_dir = conf.clients.get("state_dir") or str(Path(conf.out, "state"))
+            _place_features(conf)
     return conf
+
+
+def _place_features(conf: DictConfig) -> None:
+    """Features of frozen models are shared by all runs that start here."""
+    for node in rows(conf).values():
+        for side in ("server", "client"):
+            given = (node.get(side) or {}).get("guidance")
+            if given and not given.get("cache"):
+                given.cache = str(Path.cwd() / ".cache" / "features")
 
 
 def default_directory(conf: DictConfig) -> str:
@@ -137,7 +147,8 @@ def validate(conf: DictConfig) -> None:
             except ValueError as error:
                 raise SettingsError(f"{row}: {error}") from error
             if Half is not None:
-                typed(Half.Settings, node.get(side), f"{row}.{side}")
+                given = typed(Half.Settings, node.get(side), f"{row}.{side}")
+                _validate_guidance(conf, getattr(given, "guidance", None), f"{row}.client.guidance")
 
 
 def _validate_clients(conf: DictConfig) -> None:
@@ -189,6 +200,18 @@ def _validate_diffusion(conf: DictConfig) -> None:
     for model in (given.model, given.captioner, given.clip):
         if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
             assets.path("models", model)
+
+
+def _validate_guidance(conf: DictConfig, given: Any, where: str) -> None:
+    """That the clients, data and features suit a half's guidance, where it has one. SettingsError."""
+    if given is None:
+        return
+    from florilegium import guidance
+
+    try:
+        guidance.check(conf, given, where)
+    except ValueError as error:
+        raise SettingsError(first_line(error)) from error
 
 
 # -- one-line messages -----------------------------------------------------------------------------------------------

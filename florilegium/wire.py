@@ -2,21 +2,22 @@
 
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
-field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D).
+field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D),
+P anchors of a class, W text width, Q features of a sample.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
+
+from florilegium import arrived
+from florilegium.arrived import WireError
 
 #: phase -> Flower message type. Every method is spoken in these words.
 PHASES = {
@@ -26,12 +27,6 @@ PHASES = {
     "distill": "train.distill",      # learn from these targets
     "evaluate": "evaluate",          # how good are you?               -> Report
 }
-
-MAX_BLOB = 1 << 30  # bytes of encoded images or texts in one message
-
-
-class WireError(ValueError):
-    """A message did not carry what the contract says."""
 
 
 def array(dtype: str, *axes: str, low: float | None = None, high: float | None = None, below: str | None = None) -> Any:
@@ -60,21 +55,23 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Profile:
-    """Who a client is: no personal data, only what scheduling and checking need."""
+    """Who a client is: no personal data, only what scheduling and checking need; `guide` is the version it keeps."""
 
     client: int
     modality: str
     architecture: str
     examples: int
     classes: list[int]
+    guide: str = ""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict and the number of examples it was trained on."""
+    """A state dict, the number of examples it was trained on, and what the training had to say about itself."""
 
     tensors: dict[str, Tensor]
     examples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,6 +112,28 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
+    extracts, the features of the client's own rows."""
+
+    version: str
+    tensors: dict[str, Tensor]
+    visual: Tensor = array("float32", "C", "P", "D")
+    text: Tensor = array("float32", "C", "W")
+    ids: Tensor = array("int64", "N", low=0)
+    features: Tensor = array("float16", "N", "Q", "D")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A client's own labelled images. They leave it only where `guidance.allow_upload` says so."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    labels: Tensor = array("int64", "N", low=0, below="C")
+    images: tuple[bytes, ...] = blobs()
+
+
+@dataclass(frozen=True)
 class Report:
     """Named figures a client measured on `examples` examples."""
 
@@ -122,7 +141,8 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Report)}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Guide, Examples,
+                                    Report)}
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 
@@ -192,13 +212,13 @@ def _values(cls: type, record: RecordDict, bounds: dict[str, int]) -> dict[str, 
     values: dict[str, Any] = {}
     for f in fields(cls):
         if "array" in f.metadata:
-            values[f.name] = _array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
+            values[f.name] = arrived.array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
         elif "blobs" in f.metadata:
-            values[f.name] = _blobs(f, arrays, bounds)
+            values[f.name] = arrived.blobs(f, arrays, bounds)
         elif f.name == "tensors":
-            values[f.name] = {k: _tensor(f"tensors[{k}]", a) for k, a in record["tensors"].items()}
+            values[f.name] = {k: arrived.tensor(f"tensors[{k}]", a) for k, a in record["tensors"].items()}
         elif f.name == "metrics":
-            values[f.name] = {k: _figure(k, v) for k, v in record["metrics"].items()}
+            values[f.name] = {k: arrived.figure(k, v) for k, v in record["metrics"].items()}
         else:
             value = scalars.pop(f.name, None)
             if not isinstance(value, SCALARS[str(f.type)]):
@@ -207,69 +227,3 @@ def _values(cls: type, record: RecordDict, bounds: dict[str, int]) -> dict[str, 
     if extra := [*arrays, *scalars]:
         raise WireError(f"{extra[0]} is not a field of {cls.__name__}")
     return values
-
-
-def _figure(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise WireError(f"metrics[{name}] is {value!r:.40}, not a finite number")
-    return float(value)
-
-
-def _read(name: str, a: Array | None) -> np.ndarray:
-    """Decode an array, its declared shape checked against its bytes first (a lying header could claim terabytes)."""
-    if a is None:
-        raise WireError(f"{name} is missing")
-    stream = io.BytesIO(a.data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-    except Exception as error:  # NumPy parses the header as Python source: a broken one can raise almost anything
-        raise WireError(f"{name} is no array: {type(error).__name__}") from error
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(a.data) - stream.tell():
-        raise WireError(f"{name} declares {dtype} {shape} but carries {len(a.data)} bytes")
-    return np.load(io.BytesIO(a.data), allow_pickle=False)
-
-
-def _tensor(name: str, a: Array | None) -> Tensor:
-    values = _read(name, a)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise WireError(f"{name} has NaN or infinite values")
-    return torch.from_numpy(values.copy())
-
-
-def _array(name: str, a: Array | None, spec: Any, bounds: dict[str, int]) -> Tensor:
-    values = _read(name, a)
-    if str(values.dtype) != spec["array"]:
-        raise WireError(f"{name} has dtype {values.dtype}, expected {spec['array']}")
-    if values.ndim != len(spec["axes"]):
-        raise WireError(f"{name} has shape {values.shape}, expected axes {' x '.join(spec['axes'])}")
-    for axis, length in zip(spec["axes"], values.shape, strict=True):
-        if bounds.setdefault(axis, length) != length:
-            raise WireError(f"{name} has {length} along {axis}, expected {bounds[axis]}")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise WireError(f"{name} has NaN or infinite values")
-    high = bounds.get(spec["below"], None) if spec["below"] else None
-    if values.size and spec["low"] is not None and values.min() < spec["low"]:
-        raise WireError(f"{name} has a value of {values.min()}, below {spec['low']}")
-    if values.size and spec["high"] is not None and values.max() > spec["high"]:
-        raise WireError(f"{name} has a value of {values.max()}, above {spec['high']}")
-    if values.size and high is not None and values.max() >= high:
-        raise WireError(f"{name} has a value of {values.max()}, but there are {high} of {spec['below']}")
-    return torch.from_numpy(values.copy())
-
-
-def _blobs(f: Any, arrays: dict[str, Array], bounds: dict[str, int]) -> tuple:
-    if f.name not in arrays:
-        return ()
-    joined = _read(f.name, arrays.pop(f.name))
-    lengths = _read(f"{f.name}.lengths", arrays.pop(f"{f.name}.lengths", None))
-    if joined.dtype != np.uint8 or lengths.dtype != np.int64 or joined.ndim != 1 or lengths.ndim != 1:
-        raise WireError(f"{f.name} should be bytes and their lengths")
-    if (lengths < 0).any() or lengths.sum() != joined.size or joined.size > MAX_BLOB:
-        raise WireError(f"{f.name} has lengths that do not add up to its {joined.size} bytes")
-    if bounds.setdefault("N", len(lengths)) != len(lengths):
-        raise WireError(f"{f.name} has {len(lengths)} entries, expected {bounds['N']}")
-    ends = np.cumsum(lengths)
-    pieces = [joined[end - n:end].tobytes() for end, n in zip(ends, lengths, strict=True)]
-    return tuple(p.decode("utf-8") for p in pieces) if f.name == "texts" else tuple(pieces)

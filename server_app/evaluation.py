@@ -7,6 +7,7 @@ and seeds, judged by a classifier of real images (GAN-test) and by CLIP. Axes: M
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from florilegium import seeds
+from florilegium.data.partition import partition
 from florilegium.federation import Federation, Reply
 from florilegium.metrics import accuracy, mean_cosine, pairwise_distance
 from florilegium.sections import EvaluationSettings
@@ -50,9 +52,24 @@ class Evaluation:
     def clients(self, federation: Federation, model: Any = None) -> dict[str, float]:
         """Every client's figures, and their mean over the clients of each modality there is.
 
-        `model` is the global one (Weights) of a method that has one; otherwise clients judge their own.
+        `model` is the global one (Weights) of a method that has one; otherwise clients judge their own. A global model
+        gives every client of a domain the same figures, so one of them judges it, unless `global_model` is everywhere.
         """
+        if model is not None and self.settings.global_model == "once":
+            one_each = {self.domains.get(client.id): client for client in reversed(federation.clients)}
+            replies = federation.ask("evaluate", model, Report, clients=list(one_each.values()), needed=0)
+            if len(replies) == len(one_each):
+                return client_figures(replies)
+        # private models, or the one that was asked failed
         return client_figures(federation.ask("evaluate", model or Nothing(), Report, clients=federation.clients))
+
+    @cached_property
+    def domains(self) -> dict[int, tuple]:
+        """What tells the held-out rows of two clients apart, by client."""
+        whole = partition(self.resources.conf)
+        if whole["settings"]["judged"] != "own":
+            return {}
+        return {row["client"]: (row.get("domain"), row.get("shift")) for row in whole["clients"]}
 
     def generator(self, generator: Any) -> Judged:
         """T2I accuracy, CLIP score and diversity of one image for each fixed prompt and seed."""

@@ -1,20 +1,29 @@
-"""FedAvg, server half (arXiv 1602.05629, Algorithm 1). Client half: client_app/methods/fedavg.py.
+"""FedAvg, server half (arXiv 1602.05629, Algorithm 1). Client half: client_app/methods/fedavg.py; FedProx, MOON and
+the guided methods bring their own.
 
-Down and up: weights. The default round of `Rounds` is this method's; clients must share one architecture.
+Down and up: weights. Clients must share one architecture.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from florilegium.federation import Federation, FederationError
-from florilegium.wire import Weights
+from florilegium.averaging import weighted_mean
+from florilegium.federation import Federation
+from florilegium.guidance import GuidanceSettings
 from strategies.rounds import Rounds
+from strategies.weights import check_weighting, figures, shared_start, shares, trained
 
 
 @dataclass
 class FedAvgSettings:
-    """No setting of its own: the cohort's size is `cohort.fraction`."""
+    """The cohort's size is `cohort.fraction`."""
+
+    weighting: str = "examples"    # p_k: examples (n_k / n) | uniform
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
+
+    def __post_init__(self) -> None:
+        check_weighting(self.weighting)
 
 
 class FedAvg(Rounds):
@@ -23,9 +32,11 @@ class FedAvg(Rounds):
     Settings = FedAvgSettings
 
     def begin(self, federation: Federation) -> dict[str, float]:
-        kinds = {f"{c.modality} {c.architecture}" for c in federation.clients}
-        if len(kinds) > 1:
-            raise FederationError(f"fedavg averages one architecture, these clients have {', '.join(sorted(kinds))}")
-        first = federation.ask("train", Weights({}), Weights, clients=federation.clients[:1])  # a common start
-        self.weights = first[0].body.tensors
+        self.weights = shared_start(federation, "fedavg")
         return {}
+
+    def round(self, r: int, federation: Federation) -> dict[str, float]:
+        replies = trained(federation, self.weights)                                     # ClientUpdate(k, w_t)
+        p_K = shares(replies, self.settings.weighting)
+        self.weights = weighted_mean([x.body.tensors for x in replies], p_K)            # w_{t+1} = sum_k p_k w_k
+        return figures(replies)

@@ -18,9 +18,11 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from florilegium import wire
-from florilegium.averaging import weighted_mean
+from florilegium.averaging import model_part, weighted_mean
 from florilegium.federation import Federation
 from florilegium.wire import Header, Nothing, Report, Weights
+from strategies.guided import Guided
+from strategies.weights import figures, trained
 
 
 class Journal:
@@ -58,6 +60,8 @@ class Rounds(Strategy):
     def __init__(self, settings: Any, resources: Any = None) -> None:
         self.settings, self.resources = settings, resources
         self.num_rounds = 0
+        given = getattr(settings, "guidance", None)
+        self.guided = Guided(given, resources) if given is not None and given.name != "none" else None
         self.weights: dict[str, Tensor] = {}
 
     # -- what a method says -------------------------------------------------------------------------------------
@@ -68,13 +72,13 @@ class Rounds(Strategy):
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         """One round; returns flat metrics. Default: average the clients' weights (McMahan 2017, Algorithm 1)."""
-        replies = federation.ask("train", Weights(self.weights), Weights)
+        replies = trained(federation, self.weights)
         self.weights = weighted_mean([x.body.tensors for x in replies], [x.body.examples for x in replies])
-        return {"weights/replies": float(len(replies))}
+        return figures(replies)
 
     def judged_model(self) -> Weights | None:
         """What clients judge: the global model where there is one, their own otherwise."""
-        return Weights(self.weights) if self.weights else None
+        return Weights(model_part(self.weights)) if self.weights else None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able values from which `restore` goes on exactly."""
@@ -111,8 +115,11 @@ class Rounds(Strategy):
         for r in range(0 if done is None else done + 1, num_rounds + 1):
             started = time.monotonic()
             federation.begin(r)
-            metrics = self.begin(federation) if r == 0 else self.round(r, federation)
+            shared = self.guided.share(federation) if self.guided else {}
+            metrics = shared | (self.begin(federation) if r == 0 else self.round(r, federation))
             metrics |= federation.traffic(r)
+            if self.guided:
+                self.guided.forget(federation)
             seconds = time.monotonic() - started
             judged = journal.evaluate(self, r, r == num_rounds, federation)
             journal.close(self, r, seconds, metrics | judged, federation)

@@ -36,7 +36,11 @@ def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., DictCon
     """`toy_conf("rounds=2", ...)`: complete settings on toy data, clients and models, in a directory of the test's."""
     def composed(*overrides: str) -> DictConfig:
         given = ["data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
-        return settings.complete(settings.compose([*given, *overrides]))
+        conf = settings.complete(settings.compose([*given, *overrides]))
+        for side in (conf.method.get("server") or {}, conf.method.get("client") or {}):
+            if side.get("guidance") and side.guidance.cache == str(Path.cwd() / ".cache" / "features"):
+                side.guidance.cache = str(tmp_path / "features")  # what an earlier version computed proves nothing
+        return conf
 
     return composed
 

@@ -189,7 +189,9 @@ def test_a_round_of_fedmmkt_twice_gives_the_same_bits(ask, k):
     targets = Targets(IDS[:20], IDS[:20] % 4, seen[0].representations[:20])
     reports = [ask(k, "distill", targets, 1, 3) for _ in range(2)]
     assert isinstance(reports[0], Report) and reports[0] == reports[1]
-    assert {"label", "align", "private", "gradient", "steps"} == set(reports[0].metrics) and reports[0].examples == 20
+    terms = ["label", "align", "private"]
+    assert {*terms, *(f"share/{t}" for t in terms), "gradient", "steps"} == set(reports[0].metrics)
+    assert sum(reports[0].metrics[f"share/{t}"] for t in terms) == pytest.approx(1) and reports[0].examples == 20
     after = [ask(k, "represent", SAMPLES[modality], 2, 2) for _ in range(2)]
     assert torch.equal(after[0].representations, after[1].representations)
     assert not torch.equal(after[0].representations, seen[0].representations)

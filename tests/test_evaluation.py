@@ -1,11 +1,13 @@
 """The one protocol: fixed prompts and noise, figures by hand, absent modalities; and the resources it draws on."""
 
+import json
 import math
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from flwr.app import Error, Message
 from omegaconf import open_dict
 
 from florilegium.assets import AssetError
@@ -104,6 +106,21 @@ def test_one_image_a_class_has_no_diversity_to_report(toy_conf):
     assert set(judged.metrics) == {"t2i/accuracy", "t2i/clip_score"}
     assert all(math.isfinite(value) for value in judged.metrics.values())
     assert len(judged.images) == len(resources.classes)
+
+
+@pytest.mark.parametrize("broken, asked", [(False, [0]), (True, [0, 0, 1])])
+def test_a_global_model_is_judged_once_and_by_all_when_that_one_fails(broken, asked, toy_conf, federated):
+    pair = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
+
+    def tamper(question, reply):
+        fails = broken and question.metadata.message_type == "evaluate" and question.metadata.dst_node_id == 100
+        return Message(Error(2, "no"), reply_to=question) if fails else reply
+
+    run = federated(toy_conf("method=fedavg", pair, "rounds=0", "timeouts.quorum=1"), tamper)
+    entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    assert sorted(e["client"] for e in entries if e["phase"] == "evaluate") == asked
+    metrics = json.loads((run / "rounds.jsonl").read_text().splitlines()[0])["metrics"]
+    assert f"client/accuracy/{asked[-1]}" in metrics and "client/accuracy" in metrics
 
 
 def test_protocol_states_the_judge_s_own_accuracy(resources):

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"fedmmkt": ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"],
          "selftuned": ["method.server.samples=8", "tuning.batch=8"],
          "centralised": ["method.server.samples=8", "tuning.batch=8"],
-         "standalone": ["method.client.pretrain_epochs=1"],
-         "fedavg": ["clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"]}
+         "standalone": ["method.client.pretrain_epochs=1"]}
+ALIKE = ["clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"]
 
 
 def lines(run, row="method"):
@@ -32,7 +32,8 @@ def faults(run):
 
 
 def toy(toy_conf, method, *overrides):
-    return toy_conf(f"method={method}", "evaluation.images_per_class=2", *SMALL.get(method, []), *overrides)
+    alike = ALIKE if CATALOGUE[method].modality == "one" else []
+    return toy_conf(f"method={method}", "evaluation.images_per_class=2", *alike, *SMALL.get(method, []), *overrides)
 
 
 def test_every_method_has_its_files():

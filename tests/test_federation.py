@@ -1,5 +1,7 @@
 """The server's view: checked replies, faults named and left out, bytes counted, cohorts by seed."""
 
+import time
+
 import pytest
 import torch
 from flwr.app import Error, Message
@@ -139,3 +141,26 @@ def test_payloads_may_differ_by_client_and_client_lists_are_obeyed():
     replies = met.ask("train", lambda c: Report({}, 100 + c.id), Report, clients=met.clients[1:3])
     assert [(x.client.id, x.body.metrics["seen"]) for x in replies] == [(1, 101.0), (2, 102.0)]
     assert str(met.clients[0]) == "client 0 (image, vit)" and str(Client(5)) == "node 5"
+
+
+def test_an_exchange_may_need_no_reply_at_all():
+    met = federation(lambda *_: Error(2, "no memory"), quorum=2)
+    assert met.ask("train", Nothing(), needed=0) == []
+    assert sum(e["fault"] is not None for e in met.ledger) == 4
+
+
+@pytest.mark.parametrize("patient, faults", [(False, 1), (True, 0)])
+def test_a_patient_exchange_counts_the_time_from_the_last_reply(patient, faults, monkeypatch):
+    """Four clients of one core answer one after the other, each within the time to answer."""
+    met = federation(lambda *_: Nothing())
+    met.timeout, pull = 0.5, ScriptedGrid.pull_messages
+    now = [time.monotonic()]
+    monkeypatch.setattr("florilegium.federation.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("florilegium.federation.time.sleep", lambda _: None)
+
+    def in_turn(grid, ids):
+        now[0] += 0.2
+        return pull(grid, ids[:1])
+
+    monkeypatch.setattr(ScriptedGrid, "pull_messages", in_turn)
+    assert len(met.ask("train", Nothing(), patient=patient)) == 4 - faults

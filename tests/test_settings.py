@@ -59,7 +59,7 @@ def test_each_experiment_composes_and_types(experiment: str) -> None:
     ("timeouts.quorum=9", "timeouts.quorum is 9, but there are"),
     ("resume=true", "resume=true needs out=DIR"),
     ("runtime=deployment", "runtime.superlink: Missing mandatory value"),
-    ("method=fedavg", "fedavg averages weights and needs one architecture"),
+    ("method=fedavg & clients=mixed", "fedavg averages weights and needs one architecture"),
     ("rounds=[1", "cannot read an override"),
     ("clients.mix=[]", "clients.mix is empty"),
     ("clients.mix=[{modality: smell, model: nose}]", "clients.mix[0]: a client has a modality (image, text)"),

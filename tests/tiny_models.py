@@ -34,16 +34,17 @@ def text_encoder(vocabulary: int, tokenizer):
         pad_token_id=tokenizer.pad_token_id))
 
 
-def write_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
-    """A StableDiffusionPipeline: 16 x 16 images, 8 x 8 x 4 latents, fp16 files."""
+def write_diffusion(folder: Path, prediction: str = "epsilon", channels: tuple[int, ...] = (8, 16)) -> Path:
+    """A StableDiffusionPipeline: 16 x 16 images, 8 x 8 x 4 latents, fp16 files; a U-Net block for each channel."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     spelling = tokenizer()
     vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
                         block_out_channels=(8, 8), norm_num_groups=4, sample_size=SIDE, scaling_factor=1.0)
     unet = UNet2DConditionModel(
-        sample_size=SIDE // 2, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=SIDE // 2, block_out_channels=channels, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
         cross_attention_dim=WIDTH, attention_head_dim=2)
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
                               set_alpha_to_one=False, steps_offset=1, prediction_type=prediction)

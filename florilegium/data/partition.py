@@ -1,7 +1,8 @@
-"""Who gets which rows: a pure function of the settings and the seed, with flwr-datasets' partitioners.
+"""Who gets which rows: a pure function of the settings and the seed.
 
-Image and text clients are partitioned separately, from disjoint halves of the concepts, so no two clients of different
-modalities share a specimen. The server computes it for the record, every client for itself; both get the same.
+Partitioners are flwr-datasets' and those of skew.py; docs/partitions.md has their forms and presets. Image and text
+clients are partitioned separately, from disjoint halves of the concepts, so no two clients of different modalities
+share a specimen. The server computes it for the record, every client for itself; both get the same.
 """
 
 from __future__ import annotations
@@ -20,40 +21,66 @@ from omegaconf import DictConfig, OmegaConf
 
 from florilegium import models, seeds
 from florilegium.checks import between, one_of
+from florilegium.data import shift, skew
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset
 from florilegium.settings import typed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NAMES = ("dirichlet", "iid", "pathological", "shard", "natural")
+FLOWER = ("dirichlet", "iid", "pathological", "shard", "natural")
+NAMES = (*FLOWER, "dirichlet_grouped_balanced", "biased_unbiased", "domain")
+ASSIGNMENTS = ("random", "deterministic", "first-deterministic")
+MANY = 1_000_000
 
 
 @dataclass
 class PartitionSettings:
-    """`conf.clients.partition`."""
+    """`conf.clients.partition`; the groups of conf/partition are presets of it."""
 
-    name: str = "dirichlet"             # dirichlet | iid | pathological | shard | natural
-    alpha: float = 0.5                  # dirichlet: concentration; small is skewed
-    min_samples: int = 10               # rows every client has at least
-    classes_per_client: int = 2         # pathological
-    shards_per_client: int = 2          # shard
-    by: str = "style"                   # natural: the column whose values are dealt out, e.g. a domain each
-    disjoint_modalities: bool = True    # image and text clients see different concepts
-    image_share: float = 0.5            # of the concepts, when they are disjoint
+    name: str = "dirichlet"                 # one of NAMES
+    alpha: float = 0.5                      # dirichlet, both forms: concentration; small is skewed
+    self_balancing: bool = False            # dirichlet: who holds the average gets nothing more of a class
+    group: int = 5                          # dirichlet_grouped_balanced: clients of one draw
+    biased: int | None = None               # biased_unbiased: null is all clients but the unbiased
+    unbiased: int = 1                       # biased_unbiased
+    classes_per_biased: int | None = None   # biased_unbiased: null is a fifth, or as many as cover all
+    classes_per_client: int = 2             # pathological
+    class_assignment: str = "random"        # pathological: random | deterministic | first-deterministic
+    shards_per_client: int = 2              # shard
+    by: str = "style"                       # natural, domain: the column whose values are dealt out
+    domains: list[str] | None = None        # domain: each image client's; null is in turn
+    imbalance: float = 1.0                  # long tail, before any split: rarest / most frequent class
+    shift: str = "none"                     # none | rotation | contrast, of image clients' rows
+    rotation: float = 15.0                  # degrees from one client to the next
+    contrast: float = 0.8                   # factor from one client to the next
+    judged: str = "own"                     # own | all: held-out rows of the client's own domain, or as they are
+    min_samples: int = 10                   # rows every client has at least
+    disjoint_modalities: bool = True        # image and text clients see different concepts
+    image_share: float = 0.5                # of the concepts, when they are disjoint
 
     def __post_init__(self) -> None:
         one_of("name", self.name, NAMES)
+        one_of("class_assignment", self.class_assignment, ASSIGNMENTS)
+        one_of("shift", self.shift, shift.KINDS)
+        one_of("judged", self.judged, ("own", "all"))
         between("alpha", self.alpha, 1e-3, 1e6)
-        between("min_samples", self.min_samples, 2, 1_000_000)
-        between("classes_per_client", self.classes_per_client, 1, 1_000_000)
-        between("shards_per_client", self.shards_per_client, 1, 1_000_000)
+        between("imbalance", self.imbalance, 1e-4, 1)
+        between("rotation", self.rotation, -180, 180)
+        between("contrast", self.contrast, 0.01, 1)
         between("image_share", self.image_share, 0.05, 0.95)
+        lowest = {"min_samples": 2, "group": 2, "unbiased": 0, "classes_per_client": 1, "shards_per_client": 1}
+        for key, low in lowest.items():
+            between(key, getattr(self, key), low, MANY)
+        for key in ("biased", "classes_per_biased"):
+            if (value := getattr(self, key)) is not None:
+                between(key, value, 1, MANY)
 
 
 def partition(conf: DictConfig) -> dict[str, Any]:
     """{"clients": [{client, modality, model, rows (ids), classes {name: rows}}], "settings", "seed", "hash"}.
 
+    A client of a shifted domain also has its "domain" (a value of the column `by`) or its "shift" (an amount).
     Raises DataError or SettingsError when the clients cannot be served.
     """
     parts = {"data": conf.data, "mix": conf.clients.mix, "partition": conf.clients.partition}
@@ -68,7 +95,7 @@ def _partition(text: str, seed: int) -> dict[str, Any]:
     for k, member in enumerate(conf.mix):
         models.check(str(member.modality), str(member.model), f"clients.mix[{k}]")
     splits = open_dataset(conf.data)
-    private = splits.private("train")
+    private = _long_tail(splits.private("train"), len(splits.classes), s.imbalance, seed)
     members = {m: [k for k, member in enumerate(conf.mix) if member.modality == m] for m in ("image", "text")}
     halves = disjoint(private, s.image_share, seed) if s.disjoint_modalities and all(members.values()) else {}
     clients: list[dict[str, Any]] = [{} for _ in conf.mix]
@@ -76,14 +103,23 @@ def _partition(text: str, seed: int) -> dict[str, Any]:
         if not ids:
             continue
         mine = modality_rows(private.select(halves[modality]) if halves else private, modality)
-        for k, rows in zip(ids, deal(mine, len(ids), s, modality, seed), strict=True):
-            clients[k] = {"client": k, "modality": modality, "model": conf.mix[k].model, **rows}
+        for k, dealt in zip(ids, deal(mine, len(ids), s, modality, seed, len(splits.classes)), strict=True):
+            clients[k] = {"client": k, "modality": modality, "model": conf.mix[k].model, **dealt}
+            if s.shift != "none" and modality == "image":
+                clients[k]["shift"] = shift.amount(s.shift, k, s.rotation, s.contrast)
         _warn_of_gaps([clients[k] for k in ids], splits.classes, modality)
     for client in clients:
         counts = np.bincount(client.pop("labels"), minlength=len(splits.classes))
         client["classes"] = {name: int(n) for name, n in zip(splits.classes, counts, strict=True)}
     digest = hashlib.sha256(json.dumps([client["rows"] for client in clients]).encode()).hexdigest()
     return {"clients": clients, "settings": vars(s), "seed": seed, "hash": digest}
+
+
+def _long_tail(private: Dataset, classes: int, imbalance: float, seed: int) -> Dataset:
+    if imbalance == 1:
+        return private
+    random = np.random.default_rng(seeds.seed_of(seed, "partition", "long tail"))
+    return private.select(skew.long_tail(np.array(private["label"][:]), classes, imbalance, random))
 
 
 def disjoint(private: Dataset, image_share: float, seed: int) -> dict[str, np.ndarray]:
@@ -101,45 +137,93 @@ def disjoint(private: Dataset, image_share: float, seed: int) -> dict[str, np.nd
     return {"image": np.flatnonzero(image), "text": np.flatnonzero(~image)}
 
 
-def deal(rows: Dataset, count: int, s: PartitionSettings, modality: str, seed: int) -> list[dict[str, list[int]]]:
+def deal(
+    rows: Dataset, count: int, s: PartitionSettings, modality: str, seed: int, classes: int
+) -> list[dict[str, Any]]:
     """Deal rows to `count` clients of one modality: [{"rows": ids, "labels": labels}], ids ascending."""
-    from datasets import Dataset
-
     what = f"{s.min_samples} rows for each of {count} {modality} clients ({len(rows)} rows, {s.name})"
     if len(rows) < count * s.min_samples:
         raise DataError(f"clients.partition.min_samples: there are not {what}")
-    if s.name == "natural" and s.by not in rows.column_names:
+    if s.name in ("natural", "domain") and s.by not in rows.column_names:
         raise DataError(f"clients.partition.by: the data have no column {s.by!r}; {', '.join(rows.column_names)}")
-    columns = ["id", "label", *([s.by] if s.name == "natural" else [])]
-    table = Dataset.from_dict({column: rows[column][:] for column in dict.fromkeys(columns)})
+    domains = _domains(rows, count, s, modality) if s.name == "domain" else None
+    draw = seeds.seed_of(seed, "partition", modality)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its re-draws until min_samples is met are no news
-            draw = seeds.seed_of(seed, "partition", modality) % 2**32
-            partitioner = _partitioner(s, count, table, draw)
-            # IID deals the rows out in order, so they are shuffled first
-            partitioner.dataset = table.shuffle(seed=draw) if s.name == "iid" else table
-            if partitioner.num_partitions != count:
-                raise DataError(f"clients.partition: {s.name} makes {partitioner.num_partitions} parts"
-                                f" for {count} {modality} clients")
-            dealt = [partitioner.load_partition(k) for k in range(count)]
+            warnings.simplefilter("ignore")  # flwr-datasets' re-draws until min_samples is met are no news
+            if s.name in FLOWER:
+                dealt = _flower(rows, count, s, modality, draw % 2**32)
+            else:
+                dealt = _skewed(rows, count, s, classes, domains, np.random.default_rng(draw))
     except DataError:
         raise
+    except skew.SkewError as error:
+        raise DataError(f"clients.partition.{error}") from error
     except (ValueError, AssertionError) as error:
         raise DataError(f"clients.partition: cannot deal {what}: {str(error).splitlines()[0]}") from error
     if min(map(len, dealt)) < s.min_samples:
         raise DataError(f"clients.partition.min_samples: cannot deal {what}; one has {min(map(len, dealt))}")
-    pairs = [sorted(zip(part["id"][:], part["label"][:], strict=True)) for part in dealt]
-    return [{"rows": [int(i) for i, _ in pair], "labels": [int(y) for _, y in pair]} for pair in pairs]
+    ids, labels = np.array(rows["id"][:]), np.array(rows["label"][:])
+    ordered = [part[np.argsort(ids[part])] for part in dealt]
+    out: list[dict[str, Any]] = [{"rows": ids[part].tolist(), "labels": labels[part].tolist()} for part in ordered]
+    for k, domain in enumerate(domains or ()):
+        out[k]["domain"] = domain
+    return out
+
+
+def _skewed(
+    rows: Dataset, count: int, s: PartitionSettings, classes: int, domains: list[str] | None,
+    random: np.random.Generator,
+) -> list[np.ndarray]:
+    """Positions from skew.py's splits."""
+    labels_N = np.array(rows["label"][:])
+    if domains is not None:
+        return skew.by_domain(rows[s.by][:], domains, random)
+    if s.name == "dirichlet_grouped_balanced":
+        return skew.grouped_balanced(labels_N, count, s.alpha, s.group, random)
+    biased = count - s.unbiased if s.biased is None else s.biased
+    if biased < 1 or biased + s.unbiased != count:
+        raise skew.SkewError(f"biased: {biased} biased and {s.unbiased} unbiased clients are not the {count} there are")
+    each = s.classes_per_biased or max(-(-classes // 5), -(-classes // biased))  # a fifth, or more to cover all
+    return skew.biased_unbiased(labels_N, classes, biased, each, s.unbiased, random)
+
+
+def _domains(rows: Dataset, count: int, s: PartitionSettings, modality: str) -> list[str]:
+    """Each client's domain. DataError when the settings do not fit the data."""
+    if modality != "image":
+        raise DataError("clients.partition.name: domain shift is of images; clients.mix has text clients")
+    there = sorted(set(map(str, rows[s.by][:])))
+    domains = [there[k % len(there)] for k in range(count)] if s.domains is None else s.domains
+    if len(domains) != count:
+        raise DataError(f"clients.partition.domains names {len(domains)} domains for {count} clients")
+    if unknown := [domain for domain in domains if domain not in there]:
+        raise DataError(f"clients.partition.domains: no {s.by} {unknown[0]!r}; there are {', '.join(there)}")
+    return list(domains)
+
+
+def _flower(rows: Dataset, count: int, s: PartitionSettings, modality: str, seed: int) -> list[np.ndarray]:
+    """Positions from flwr-datasets' partitioners."""
+    from datasets import Dataset
+
+    columns = dict.fromkeys(["label", *([s.by] if s.name == "natural" else [])])
+    table = Dataset.from_dict({column: rows[column][:] for column in columns} | {"position": list(range(len(rows)))})
+    partitioner = _partitioner(s, count, table, seed)
+    # IID deals the rows out in order, so they are shuffled first
+    partitioner.dataset = table.shuffle(seed=seed) if s.name == "iid" else table
+    if partitioner.num_partitions != count:
+        raise DataError(f"clients.partition: {s.name} makes {partitioner.num_partitions} parts"
+                        f" for {count} {modality} clients")
+    return [np.array(partitioner.load_partition(k)["position"][:]) for k in range(count)]
 
 
 def _partitioner(s: PartitionSettings, count: int, table: Dataset, seed: int) -> Any:
     from flwr_datasets import partitioner as flower
 
     if s.name == "dirichlet":
-        return flower.DirichletPartitioner(count, "label", s.alpha, s.min_samples, self_balancing=False, seed=seed)
+        balance = s.self_balancing
+        return flower.DirichletPartitioner(count, "label", s.alpha, s.min_samples, self_balancing=balance, seed=seed)
     if s.name == "pathological":
-        return flower.PathologicalPartitioner(count, "label", s.classes_per_client, seed=seed)
+        return flower.PathologicalPartitioner(count, "label", s.classes_per_client, s.class_assignment, seed=seed)
     if s.name == "shard":
         return flower.ShardPartitioner(count, "label", num_shards_per_partition=s.shards_per_client, seed=seed)
     if s.name == "natural":

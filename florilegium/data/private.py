@@ -1,25 +1,30 @@
 """The only door to personal data: what one client may see. Imported by client_app alone (a test holds it to that).
 
 A client's rows come from its own node configuration (`data-path`), or, with the embedded data, from its part of the
-partition. Nothing here is ever sent.
+partition, where a partition with a domain shift also says which domain is the client's. Nothing here is ever sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from florilegium.data import shift
 from florilegium.data.datasets import DataError, Rows, held_out, modality_rows, open_dataset, read_rows
 from florilegium.data.partition import partition
 
 
 @dataclass(frozen=True)
 class PrivateData:
-    """A client's own training rows, and the held-out rows of its modality that every client is judged on."""
+    """A client's own training rows, and the held-out rows of its modality that it is judged on.
+
+    Those are the same for all clients, unless each has a domain of its own and is judged on that (`judged: own`).
+    """
 
     train: Rows
     validation: Rows
@@ -27,25 +32,58 @@ class PrivateData:
     classes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Domain:
+    """A client's domain: one `value` of the column `by` (None: any), and its pictures' shift, `kind` by `amount`."""
+
+    by: str = "style"
+    value: str | None = None
+    kind: str = "none"
+    amount: float = 0.0
+
+    def shifted(self, rows: Rows) -> Rows:
+        return rows if self.kind == "none" else replace(rows, images=shift.shifted(rows.images, self.kind, self.amount))
+
+
 def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
     """The data of one client; decoded once in a process. DataError names the file and the row."""
     own = str(node_config.get("data-path", ""))
     names = tuple(open_dataset(conf.data).classes)
+    data, domain = OmegaConf.to_yaml(conf.data, resolve=True), Domain()
     if own:
         train, classes = _own(own, modality, int(conf.data.image_size))
         if classes != names:
             raise DataError(f"{own}/classes.json names {', '.join(classes)}; the federation has {', '.join(names)}")
     else:
-        rows = tuple(partition(conf)["clients"][client]["rows"])
-        train = _part(OmegaConf.to_yaml(conf.data, resolve=True), modality, rows)
-    return PrivateData(train, held_out(conf.data, "validation", modality), held_out(conf.data, "test", modality), names)
+        whole = partition(conf)
+        mine, s = whole["clients"][client], whole["settings"]
+        domain = Domain(s["by"], mine.get("domain"), s["shift"] if "shift" in mine else "none", mine.get("shift", 0.0))
+        train = _part(data, modality, tuple(mine["rows"]), domain)
+        domain = domain if s["judged"] == "own" else Domain()
+    return PrivateData(train, *(_judged(data, split, modality, domain) for split in ("validation", "test")), names)
 
 
 @lru_cache(maxsize=32)
-def _part(data: str, modality: str, ids: tuple[int, ...]) -> Rows:
+def _part(data: str, modality: str, ids: tuple[int, ...], domain: Domain) -> Rows:
     conf = OmegaConf.create(data)
     splits = open_dataset(conf)
-    return read_rows(splits.private("train"), modality, int(conf.image_size), f"{splits.place}/train", ids)
+    rows = read_rows(splits.private("train"), modality, int(conf.image_size), f"{splits.place}/train", ids)
+    return domain.shifted(rows)
+
+
+@lru_cache(maxsize=8)
+def _judged(data: str, split: str, modality: str, domain: Domain) -> Rows:
+    """The held-out rows of a domain."""
+    conf = OmegaConf.create(data)
+    rows = held_out(conf, split, modality)
+    if domain.value is not None:
+        splits = open_dataset(conf)
+        values = modality_rows(splits.private(split), modality)[domain.by][:]
+        chosen = torch.tensor([n for n, value in enumerate(values) if str(value) == domain.value], dtype=torch.int64)
+        if not len(chosen):
+            raise DataError(f"{splits.place}/{split} has no row of {domain.by} {domain.value!r} to judge on")
+        rows = replace(rows, ids=rows.ids[chosen], labels=rows.labels[chosen], images=rows.images[chosen])
+    return domain.shifted(rows)
 
 
 @lru_cache(maxsize=4)

@@ -24,6 +24,35 @@ SCHEDULERS = ("ddim", "ddpm", "dpm", "euler", "euler_ancestral", "pndm", "unipc"
 
 
 @dataclass
+class FeatureSettings:
+    """conf.diffusion.features: what the frozen decoder's layers become when a method looks at an image."""
+
+    timestep: int = 300                                           # t
+    layers: list[int] = field(default_factory=lambda: [1, 2])     # up blocks from 1, as the paper counts; SD: [2, 3, 4]
+    dims: list[int] = field(default_factory=lambda: [64, 64])     # PCA width of each layer; they sum to D
+    pool: str = "l2norm"                                          # l2norm | gap | rms, over the positions of a layer
+    size: int | None = None                                       # pixels on a side that the VAE sees; None: native
+    posterior: str = "mean"                                       # mean | sample
+    ensemble: int = 1                                             # noise draws whose maps are averaged
+    calibration: int = 20_000                                     # tokens of a layer that its PCA is fitted on
+    pca: str = "shared"                                           # shared | per_batch (the released form)
+    batch: int = 64                                               # rows of one U-Net call
+
+    def __post_init__(self) -> None:
+        one_of("pool", self.pool, ("l2norm", "gap", "rms"))
+        one_of("posterior", self.posterior, ("mean", "sample"))
+        one_of("pca", self.pca, ("shared", "per_batch"))
+        between("timestep", self.timestep, 0, 999)
+        between("size", self.size or 8, 8, 4096)
+        for key in ("ensemble", "calibration", "batch"):
+            between(key, getattr(self, key), 1, 10_000_000)
+        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 1:
+            raise ValueError(f"layers must be rising numbers from 1, got {list(self.layers)}")
+        if len(self.dims) != len(self.layers) or min(self.dims) < 1:
+            raise ValueError(f"dims must give one width for each layer of {list(self.layers)}, got {list(self.dims)}")
+
+
+@dataclass
 class DiffusionSettings:
     """conf/diffusion: the generator and the models that describe and judge its images."""
 
@@ -39,6 +68,7 @@ class DiffusionSettings:
     batch: int = 64
     size: int | None = None
     captions: CaptionSettings = field(default_factory=CaptionSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
 
     def __post_init__(self) -> None:
         one_of("backend", self.backend, BACKENDS)

@@ -48,6 +48,11 @@ def open_pipeline(model: str, device: str, scheduler: str | None = None) -> Stab
     return pipe
 
 
+def fetched(hub_id: str) -> Path:
+    """The local directory of a pipeline of the hub, fetched if it is not there."""
+    return Path(StableDiffusionPipeline.download(hub_id, safety_checker=None))
+
+
 class StableGenerator:
     """Synthesis with the moving average of the decoder, fine-tuning of the decoder alone."""
 

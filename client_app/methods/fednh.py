@@ -1,0 +1,72 @@
+"""FedNH, client half (arXiv 2212.02758, Algorithm 1). Server half: strategies/fednh.py.
+
+Down: encoder, scale and class prototypes W. Up: encoder, scale, and the sums and counts of the client's own classes.
+Axes: N samples, B batch, C classes, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from client_app import guidance
+from client_app.averaged import LocalSettings, local
+from client_app.client import Client, ClientError
+from florilegium.averaging import prototype_head, without
+from florilegium.checks import between
+from florilegium.wire import Weights
+
+SCALE, PROTOTYPES, SUMS, COUNTS = "fednh.scale", "fednh.prototypes", "fednh.sums", "fednh.counts"
+MEASURED = 256  # rows encoded at once
+
+
+@dataclass
+class FedNHClientSettings(LocalSettings):
+    """FedAvg's, and the head that is not trained."""
+
+    scale: float = 20.0            # s at the start; learnt
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between("scale", self.scale, 1e-3, 1e4)
+
+
+class FedNHClient:
+    """Learns an encoder for a fixed head of class prototypes, then says where its classes lie."""
+
+    Settings = FedNHClientSettings
+    represent = guidance.represent
+
+    def __init__(self, settings: FedNHClientSettings) -> None:
+        self.settings = settings
+
+    def train(self, client: Client, down: Weights) -> Weights:
+        scale = nn.Parameter(torch.tensor(self.settings.scale, device=client.device))
+        if not down.tensors:
+            return local(client, self.settings, down, beside={SCALE: scale})
+        if PROTOTYPES not in down.tensors:
+            raise ClientError("the server sent no prototypes")
+        w_CD = down.tensors[PROTOTYPES].to(client.device)
+        encoder = {name: value for name, value in down.tensors.items() if name != PROTOTYPES}
+        start = Weights(encoder | prototype_head(w_CD, encoder[SCALE]))
+
+        def head(z_BD: Tensor) -> Tensor:                                               # s cos(z, w_c), W is given
+            return scale * normalize(z_BD, dim=-1) @ w_CD.T
+
+        up = local(client, self.settings, start, head=head, beside={SCALE: scale})
+        client.model.load_state_dict(prototype_head(w_CD, scale.detach()), strict=False)  # as evaluation will see it
+        sums_CD, counts_C = self.class_sums(client)
+        return Weights(without(up.tensors, "classifier") | {SUMS: sums_CD, COUNTS: counts_C}, up.examples, up.metrics)
+
+    @staticmethod
+    def class_sums(client: Client) -> tuple[Tensor, Tensor]:
+        """n_c mu_c [C, D] and n_c [C], with mu_c the normalised mean of the normalised z of class c."""
+        rows, sums_CD = client.data.train, torch.zeros(client.classes, client.width)
+        for chosen in torch.arange(len(rows)).split(MEASURED):
+            z_ND = client.encoded(client.rows_as_inputs(rows, chosen))
+            sums_CD.index_add_(0, rows.labels[chosen], normalize(z_ND, dim=-1))
+        counts_C = torch.bincount(rows.labels, minlength=client.classes).float()
+        return normalize(sums_CD, dim=-1) * counts_C[:, None], counts_C

@@ -1,0 +1,97 @@
+"""MOON, client half (arXiv 2103.16257, Algorithm 1). Server half: FedAvg's, strategies/fedavg.py.
+
+Down and up: weights, with those of the projection head. The last local model stays. Axes: B batch, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from client_app import guidance
+from client_app.averaged import LocalSettings, local
+from client_app.client import Batch, Client
+from florilegium import seeds
+from florilegium.averaging import model_part, named, part
+from florilegium.checks import between
+from florilegium.wire import Weights
+
+MOON = "moon"  # the part of the memory, and the first name on the wire
+
+
+@dataclass
+class MoonClientSettings(LocalSettings):
+    """FedAvg's, and the contrast between models."""
+
+    contrast: float = 5.0          # mu; 1 on data sets of many classes
+    temperature: float = 0.5       # tau
+    projection: int = 256          # width of the projection head's output; 0: contrast on z itself
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between("contrast", self.contrast, 0, 1e4)
+        between("temperature", self.temperature, 1e-3, 1e3)
+        between("projection", self.projection, 0, 1_000_000)
+
+
+class MoonClient:
+    """Pulls representations towards the global model's and away from the client's own last ones."""
+
+    Settings = MoonClientSettings
+    represent = guidance.represent
+
+    def __init__(self, settings: MoonClientSettings) -> None:
+        self.settings = settings
+
+    def train(self, client: Client, down: Weights) -> Weights:
+        s, project, left = self.settings, self.projection(client), client.left[0]
+        if down.tensors:
+            weights, head = model_part(down.tensors), part(down.tensors, MOON)
+            client.load(weights)                                                        # ClientError, before we copy it
+            current = self.frozen(client, weights, head)
+            before = self.frozen(client, left, self.last_head(client)) if left else current
+
+        def contrast(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:                  # l_con
+            z = project(z_BD)
+            near_B2 = torch.stack([cosine_similarity(z, seen(batch.inputs)) for seen in (current, before)], 1)
+            global_B = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+            return {"contrast": s.contrast * cross_entropy(near_B2 / s.temperature, global_B)}
+
+        up = local(client, s, down, contrast if s.contrast else None,
+                   beside=named(MOON, dict(project.named_parameters())))
+        if s.projection:
+            client.memory.write(MOON, part(up.tensors, MOON))
+        return up
+
+    def projection(self, client: Client) -> nn.Module:
+        """The projection head, a two-layer MLP, as the seed starts it."""
+        if not self.settings.projection:
+            return nn.Identity()
+        with seeds.scoped(client.conf.seed, "model", "moon"):
+            head = nn.Sequential(nn.Linear(client.width, client.width), nn.ReLU(),
+                                 nn.Linear(client.width, self.settings.projection))
+        return head.to(client.device)
+
+    def last_head(self, client: Client) -> dict[str, Tensor]:
+        """The projection head of the client's last local model."""
+        return (client.memory.read(MOON) or ({}, {}))[0] if self.settings.projection else {}
+
+    def frozen(
+        self, client: Client, weights: Mapping[str, Tensor], head: Mapping[str, Tensor]
+    ) -> Callable[[Tensor], Tensor]:
+        """inputs -> projected representations of a model that is not trained."""
+        model, project = copy.deepcopy(client.model), self.projection(client)
+        model.load_state_dict(weights)
+        project.load_state_dict(head)
+        model.eval()
+
+        @torch.no_grad()
+        def seen(inputs: Tensor) -> Tensor:
+            return project(model.encode(inputs))
+
+        return seen

@@ -1,0 +1,69 @@
+"""SCAFFOLD, client half (arXiv 1910.06378, Algorithm 1, option II). Server half: strategies/scaffold.py.
+
+Down: weights and the server's control variate c. Up: weights and the change of the client's own, c_k; c_k stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from client_app import guidance
+from client_app.averaged import LocalSettings, local
+from client_app.client import Client
+from florilegium.averaging import effective_steps, named, part, without
+from florilegium.wire import Weights
+
+CONTROL = "control"  # the part of the memory, and the first name on the wire
+
+
+@dataclass
+class ScaffoldClientSettings(LocalSettings):
+    """FedAvg's, with plain SGD: c_k is the mean gradient exactly."""
+
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer != "sgd":
+            raise ValueError(f"optimizer must be sgd, control variates are gradients of SGD, got {self.optimizer!r}")
+
+
+class ScaffoldClient:
+    """Each step is corrected by how this client's gradients differ from everyone's."""
+
+    Settings = ScaffoldClientSettings
+    represent = guidance.represent
+
+    def __init__(self, settings: ScaffoldClientSettings) -> None:
+        self.settings = settings
+
+    def train(self, client: Client, down: Weights) -> Weights:
+        s = self.settings
+        zero = {name: torch.zeros_like(p, device="cpu") for name, p in client.model.named_parameters()}
+        if not down.tensors:
+            fresh = local(client, s, down)
+            return Weights(fresh.tensors | named(CONTROL, zero), fresh.examples)
+        start, c = without(down.tensors, CONTROL), zero | part(down.tensors, CONTROL)
+        own = self.remembered(client, zero)
+        correction = {name: (c[name] - own[name]).to(client.device) for name in own}
+
+        def corrected(model: nn.Module) -> None:                                        # y <- y - eta (g(y) - c_k + c)
+            for name, p in model.named_parameters():
+                if p.grad is not None:
+                    p.grad += correction[name]
+
+        up = local(client, s, Weights(start), before_step=corrected)
+        length = effective_steps(up.metrics["steps"], s.momentum) * s.learning_rate.of(client.modality)  # S eta
+        new = {name: own[name] - c[name] + (start[name] - up.tensors[name]) / length for name in own}    # option II
+        client.memory.write(CONTROL, new)
+        change = {name: new[name] - own[name] for name in own}
+        return Weights(up.tensors | named(CONTROL, change), up.examples, up.metrics)
+
+    @staticmethod
+    def remembered(client: Client, zero: dict[str, Tensor]) -> dict[str, Tensor]:
+        """c_k as the client's last training left it; zero before the first."""
+        found = client.memory.read(CONTROL)
+        return zero if found is None else found[0]

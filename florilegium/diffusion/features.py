@@ -1,0 +1,271 @@
+"""What a frozen diffusion model sees in an image: its decoder's maps, after one U-Net call at noise level t.
+
+FedDifRC (arXiv 2507.06482) and SemanticFL (arXiv 2603.19337) guide clients by these; nothing here is ever trained.
+One VAE encoding and one noisy latent serve all prompts of an image, a prompt is encoded once, and the U-Net ends with
+the last wanted block. Axes: N images, Q prompts of an image, R rows (image, prompt), E noise draws, P positions,
+C channels, T tokens, W token width, D feature width; h w latent sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from florilegium import seeds
+from florilegium.diffusion import DiffusionSettings, Progress, device_of
+from florilegium.diffusion.origin import directory, weights_hash
+from florilegium.diffusion.projection import Projection
+
+FORMAT = 1                              # raised whenever the same settings would give other features
+FEWEST_IMAGES = 256                     # that a PCA is fitted on, even where fewer have tokens enough
+PROMPTS_AT_ONCE = 256
+
+
+class _LastBlock(Exception):
+    """The last wanted block has answered; what follows it in the U-Net need not run."""
+
+
+class FeatureExtractor:
+    """Features of a Stable Diffusion directory or hub id. The pipeline is read when first needed, not before.
+
+    `version` tells everything that changes features but the images, ids, prompts, seed and projection; `passes` counts
+    the U-Net's rows. ValueError for a layer that the U-Net has not got.
+    """
+
+    def __init__(self, place: str, settings: DiffusionSettings) -> None:
+        self.folder, self.settings, self.features = directory(str(place)), settings, settings.features
+        self.device, self.name, self.passes = device_of(settings.device), self.folder.name, 0
+        self.blocks = len(json.loads((self.folder / "unet" / "config.json").read_text())["up_block_types"])
+        if self.features.layers[-1] > self.blocks:
+            raise ValueError(f"diffusion.features.layers: layer {self.features.layers[-1]}, but the U-Net of "
+                             f"{self.name} has {self.blocks} up blocks")
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of the weights and of what changes features."""
+        f = self.features
+        told = [FORMAT, weights_hash(self.folder), self.settings.dtype, f.timestep, list(f.layers), f.pool, f.size,
+                f.posterior, f.ensemble, f.pca, f.batch if f.pca == "per_batch" else None]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The frozen pipeline, without the VAE's decoder."""
+        from florilegium.diffusion.stable import open_pipeline
+
+        pipe = open_pipeline(str(self.folder), self.device)
+        pipe.unet.requires_grad_(False)
+        pipe.vae.decoder = None
+        return pipe
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers' names in all that is given back, e.g. up2."""
+        return [f"up{layer}" for layer in self.features.layers]
+
+    @property
+    def native(self) -> int:
+        """Pixels on a side that the VAE sees."""
+        size = self.pipe.unet.config.sample_size
+        return self.features.size or (size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor
+
+    def width(self, projection: Projection) -> int:
+        """D of the features under this projection."""
+        return sum(self.features.dims) if self.features.pca == "per_batch" else projection.width
+
+    # -- features (FedDifRC) -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def conditional(
+        self, images: Tensor, ids: Tensor, prompts: Sequence[str], which_NQ: Tensor, projection: Projection, seed: int,
+        progress: Progress | None = None, condition: Tensor | None = None,
+    ) -> Tensor:
+        """float32 [N, Q, D]: what the decoder sees in uint8 image n [3, S, S] under the prompt `prompts[which[n, q]]`.
+
+        Noise depends on (seed, id, draw) alone. `condition` [N, W] is added to every token of the image's prompts.
+        ValueError where lengths differ or a prompt's number is out of range.
+        """
+        count, many = which_NQ.shape
+        rows_R2 = torch.stack([torch.arange(count).repeat(many), which_NQ.T.reshape(-1)], 1)   # all n of q = 0 first
+        found = self.pairs(images, ids, prompts, rows_R2, projection, seed, progress, condition)
+        return found.reshape(many, count, -1).transpose(0, 1).contiguous()
+
+    @torch.no_grad()
+    def pairs(
+        self, images: Tensor, ids: Tensor, prompts: Sequence[str], rows_R2: Tensor, projection: Projection, seed: int,
+        progress: Progress | None = None, condition: Tensor | None = None,
+    ) -> Tensor:
+        """float32 [R, D] for rows (number of the image, number of the prompt), as `conditional`."""
+        self._check(images, ids, prompts, rows_R2, condition)
+        f, done = self.features, 0
+        projection = projection.to(self.device)
+        text_UTW = self._text(prompts)
+        found = torch.zeros(len(rows_R2), self.width(projection))
+        for first in range(0, len(images), f.batch):
+            here = ((rows_R2[:, 0] >= first) & (rows_R2[:, 0] < first + f.batch)).nonzero().flatten()
+            if not len(here):
+                continue
+            part = slice(first, first + f.batch)
+            noisy_ENCHW = self._noisy(self._latents(images[part], ids[part], seed), ids[part], f.timestep, seed)
+            for rows in here.split(f.batch):
+                n, said = rows_R2[rows].T
+                text_RTW = text_UTW[said]
+                if condition is not None:
+                    text_RTW = text_RTW + condition[n].to(text_RTW)[:, None]
+                maps = self._maps(noisy_ENCHW[:, n - first], f.timestep, text_RTW)
+                found[rows] = self._projected(maps, projection, seed).cpu()
+                done += len(rows)
+                if progress:
+                    progress(done, len(rows_R2))
+        return found
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, ids: Tensor, seed: int, progress: Progress | None = None) -> Projection:
+        """The axes of these images' maps under the empty prompt: shuffled images until there are tokens enough."""
+        if not len(images):
+            raise ValueError("a projection cannot be fitted on no image")
+        f, tokens, held, seen = self.features, {name: [] for name in self.layers}, 0, 0
+        order = torch.randperm(len(images), generator=seeds.generator(seed, "calibration"))
+        blank_1TW = self._text([""])
+        for chosen in order.split(f.batch):
+            if held >= f.calibration and seen >= FEWEST_IMAGES:
+                break
+            noisy = self._noisy(self._latents(images[chosen], ids[chosen], seed), ids[chosen], f.timestep, seed)
+            maps = self._maps(noisy, f.timestep, blank_1TW.expand(len(chosen), -1, -1))
+            for name, map_BPC in maps.items():
+                tokens[name].append(map_BPC.flatten(0, 1).cpu())
+            seen, held = seen + len(chosen), held + min(len(parts[-1]) for parts in tokens.values())
+            if progress:
+                progress(min(held, f.calibration), f.calibration)
+        return Projection.fitted({name: _some(torch.cat(parts), f.calibration, seeds.generator(seed, "tokens", name))
+                                  for name, parts in tokens.items()}, f.dims, seed)
+
+    # -- levels and texts (SemanticFL) ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def levels(
+        self, images: Tensor, ids: Tensor, timestep: int, seed: int, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
+        """Under the empty prompt: each layer's mean over positions, `up2` [N, C], and `vae`, the latent as 8 x 8."""
+        found: dict[str, list[Tensor]] = {name: [] for name in (*self.layers, "vae")}
+        blank_1TW = self._text([""])
+        for part, here in zip(images.split(self.features.batch), ids.split(self.features.batch), strict=True):
+            latents = self._latents(part, here, seed)
+            maps = self._maps(self._noisy(latents, here, timestep, seed), timestep,
+                              blank_1TW.expand(len(part), -1, -1))
+            for name, map_BPC in maps.items():
+                found[name].append(map_BPC.mean(1).cpu())
+            found["vae"].append(adaptive_avg_pool2d(latents, 8).flatten(1).cpu())
+            if progress:
+                progress(sum(map(len, found["vae"])), len(images))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str], pooled: bool = True) -> Tensor:
+        """The pipeline's text encoder: [U, W], what stands at the end of the text, or all tokens [U, T, W]."""
+        if not pooled:
+            return self._text(prompts).cpu()
+        tokenizer = self.pipe.tokenizer
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+                           return_tensors="pt").input_ids
+        return self.pipe.text_encoder(tokens.to(self.device)).pooler_output.float().cpu()
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    def _autocast(self) -> Any:
+        if self.settings.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, getattr(torch, self.settings.dtype))
+
+    def _text(self, prompts: Sequence[str]) -> Tensor:
+        """[U, T, W]: each prompt once."""
+        with self._autocast():
+            return torch.cat([self.pipe.encode_prompt(list(prompts[i: i + PROMPTS_AT_ONCE]), self.device, 1, False)[0]
+                              for i in range(0, len(prompts), PROMPTS_AT_ONCE)]).float()
+
+    def _latents(self, images: Tensor, ids: Tensor, seed: int) -> Tensor:
+        """x0 = s E(x): uint8 [N, 3, S, S], white +1 and black -1, -> [N, 4, h, w]."""
+        pixels = images.to(self.device).float() / 127.5 - 1
+        if pixels.shape[-1] != self.native:
+            pixels = interpolate(pixels, (self.native,) * 2, mode="bilinear", antialias=True, align_corners=False)
+        with self._autocast():
+            seen = self.pipe.vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+        latents = seen.mean.float()
+        if self.features.posterior == "sample":
+            latents = latents + seen.std.float() * _drawn(latents, ids, seed, "posterior")
+        return latents * self.pipe.vae.config.scaling_factor
+
+    def _noisy(self, latents: Tensor, ids: Tensor, timestep: int, seed: int) -> Tensor:
+        """x_t of each draw: [N, 4, h, w] -> [E, N, 4, h, w]."""
+        kept = self.pipe.scheduler.alphas_cumprod[timestep].to(latents)
+        noise = torch.stack([_drawn(latents, ids, seed, "noise", e) for e in range(self.features.ensemble)])
+        return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+    def _maps(self, noisy_ENCHW: Tensor, timestep: int, text_NTW: Tensor) -> dict[str, Tensor]:
+        """Each layer's map [N, P, C], the mean over the draws."""
+        draws = [self._called(noisy, timestep, text_NTW) for noisy in noisy_ENCHW]
+        if len(draws) == 1:
+            return draws[0]
+        return {name: torch.stack([maps[name] for maps in draws]).mean(0) for name in draws[0]}
+
+    def _called(self, noisy_NCHW: Tensor, timestep: int, text_NTW: Tensor) -> dict[str, Tensor]:
+        """One U-Net call as far as the last wanted block."""
+        maps: dict[str, Tensor] = {}
+        wanted = {name: self.pipe.unet.up_blocks[layer - 1]
+                  for name, layer in zip(self.layers, self.features.layers, strict=True)}
+
+        def hook(name: str) -> Any:
+            def keep(module: Any, inputs: Any, output: Tensor) -> None:
+                maps[name] = output.permute(0, 2, 3, 1).flatten(1, 2).float()
+                if len(maps) == len(wanted):
+                    raise _LastBlock
+
+            return keep
+
+        handles = [block.register_forward_hook(hook(name)) for name, block in wanted.items()]
+        try:
+            with self._autocast():
+                self.pipe.unet(noisy_NCHW.contiguous(memory_format=torch.channels_last), timestep, text_NTW)
+        except _LastBlock:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.passes += len(noisy_NCHW)
+        return maps
+
+    def _projected(self, maps: dict[str, Tensor], projection: Projection, seed: int) -> Tensor:
+        """[N, D] by the shared axes, or by axes of this batch alone (the released form)."""
+        if self.features.pca == "per_batch":
+            tokens = {name: map_BPC.flatten(0, 1).cpu() for name, map_BPC in maps.items()}
+            projection = Projection.fitted(tokens, self.features.dims, seed).to(self.device)
+        return projection(maps, self.features.pool)
+
+    @staticmethod
+    def _check(images: Tensor, ids: Tensor, prompts: Sequence[str], rows_R2: Tensor, condition: Tensor | None) -> None:
+        if len(images) != len(ids) or (condition is not None and len(condition) != len(images)):
+            raise ValueError(f"{len(images)} images, {len(ids)} ids"
+                             + ("" if condition is None else f", {len(condition)} conditions"))
+        for axis, what, there in ((0, "image", len(images)), (1, "prompt", len(prompts))):
+            numbers = rows_R2[:, axis]
+            if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < there:
+                raise ValueError(f"{what} {int(numbers.max())} is asked for, but there are {there}")
+
+
+def _drawn(like: Tensor, ids: Tensor, seed: int, *names: object) -> Tensor:
+    """Normal noise in the shape of `like`, each row from its own id; drawn on the CPU, the same for every device."""
+    rows = [torch.randn(like.shape[1:], generator=seeds.generator(seed, *names, i)) for i in ids.tolist()]
+    return torch.stack(rows).to(like)
+
+
+def _some(tokens_RC: Tensor, most: int, random: torch.Generator) -> Tensor:
+    """At most so many of the tokens."""
+    return tokens_RC if len(tokens_RC) <= most else tokens_RC[torch.randperm(len(tokens_RC), generator=random)[:most]]

@@ -1,0 +1,56 @@
+"""SCAFFOLD, server half (arXiv 1910.06378, Algorithm 1). Client half: client_app/methods/scaffold.py.
+
+Down: weights x and control variate c. Up: weights y_k and the change of c_k. Clients: M in all, S in the cohort.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from florilegium.averaging import learned, named, part, weighted_mean, without
+from florilegium.checks import between
+from florilegium.federation import Federation
+from florilegium.guidance import GuidanceSettings
+from strategies.rounds import Rounds
+from strategies.weights import check_weighting, figures, shared_start, shares, trained
+
+
+@dataclass
+class ScaffoldSettings:
+    """Server settings, the paper's symbol in the comment."""
+
+    rate: float = 1.0              # eta_g
+    weighting: str = "uniform"     # of y_k - x: uniform (the paper) | examples
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
+
+    def __post_init__(self) -> None:
+        between("rate", self.rate, 1e-6, 100)
+        check_weighting(self.weighting)
+
+
+class Scaffold(Rounds):
+    """Keeps the mean of all clients' gradients, by which each client corrects its own."""
+
+    Settings = ScaffoldSettings
+
+    def begin(self, federation: Federation) -> dict[str, float]:
+        self.weights = shared_start(federation, "scaffold")                             # c_0 = 0 comes with it
+        return {}
+
+    def round(self, r: int, federation: Federation) -> dict[str, float]:
+        replies = trained(federation, self.weights)
+        x, c = without(self.weights, "control"), part(self.weights, "control")
+        y_K = [without(reply.body.tensors, "control") for reply in replies]
+        mean_change = weighted_mean([part(reply.body.tensors, "control") for reply in replies], [1.0] * len(replies))
+        x = moved(x, weighted_mean(y_K, shares(replies, self.settings.weighting)), self.settings.rate)
+        share = len(replies) / len(federation.clients)                                  # |S| / M
+        c = {name: c[name] + share * mean_change[name] for name in c}                   # c <- c + 1/M sum_S dc_k
+        self.weights = x | named("control", c)
+        return figures(replies)
+
+
+def moved(x: dict[str, Tensor], mean: dict[str, Tensor], rate: float) -> dict[str, Tensor]:
+    """x <- x + eta_g mean(y_k - x); what batch norm counts is averaged."""
+    return {name: x[name] + rate * (y - x[name]) if learned(name, y) and rate != 1 else y for name, y in mean.items()}

@@ -1,0 +1,240 @@
+"""Guidance end to end on toy data: sent once, looked at once, composed with every method, refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from client_app import guidance as client_side
+from client_app.client import ClientError
+from florilegium import settings, wire
+from florilegium.catalogue import CATALOGUE
+from florilegium.data.datasets import Classes
+from florilegium.guidance import GuidanceSettings, class_prompts
+from florilegium.settings import SettingsError
+from florilegium.wire import Examples, Guide, Nothing
+from strategies.proxies import proxies, resolved
+
+TWO = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
+AT = "method.client.guidance"
+AVERAGING = [name for name, entry in CATALOGUE.items() if entry.modality == "one"]
+
+
+@pytest.fixture
+def conf_of(toy_conf, tmp_path):
+    def composed(method, *overrides):
+        given = [f"method={method}", TWO, "evaluation.images_per_class=2", f"{AT}.cache={tmp_path / 'cache'}"]
+        return toy_conf(*given, *overrides)
+
+    return composed
+
+
+def metrics(run):
+    return [json.loads(line)["metrics"] for line in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+def ledger(run, phase):
+    entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    return [e for e in entries if e["phase"] == phase]
+
+
+# -- sent once, looked at once -----------------------------------------------------------------------------------------
+
+
+def test_the_guide_is_sent_once_and_rows_are_looked_at_once(conf_of, federated, tmp_path):
+    run = federated(conf_of("feddifrc", "rounds=2"))
+    first, *later = metrics(run)
+    rows = sum(len(c["rows"]) for c in json.loads((run / "partition.json").read_text())["clients"])
+    asked = rows * (2 + 3)                                        # H, F+ and the three wrong classes
+    assert first["guide/sent"] == 2 and first["cache/misses"] == asked
+    assert first["cache/passes"] == asked + 256                   # those of the images that the PCA was fitted on
+    assert [e["round"] for e in ledger(run, "represent")] == [0, 0]
+    for m in later:
+        assert m["cache/hits"] == asked and m["cache/misses"] == m["cache/passes"] == 0
+        assert sum(m[f"train/share/{t}"] for t in ("task", "tdcl", "ndcr")) == pytest.approx(1)
+        assert m["train/share/tdcl"] > 1e-3 and m["train/share/ndcr"] > 1e-3
+
+    again = conf_of("feddifrc", "rounds=1", f"out={tmp_path / 'again'}")  # another run, the same cache
+    warm = metrics(federated(again))
+    assert warm[0]["cache/passes"] == 0 and warm[0]["cache/hits"] == asked
+    assert warm[1]["train/tdcl"] == later[0]["train/tdcl"]
+
+
+@pytest.mark.parametrize("method", ["feddifrc", "semanticfl"])
+def test_a_round_uploads_what_fedavg_uploads(method, conf_of, federated, tmp_path):
+    guided = ledger(federated(conf_of(method)), "train")[-1]["up"]
+    plain = ledger(federated(conf_of("fedavg", f"out={tmp_path / 'plain'}")), "train")[-1]["up"]
+    head = 32 * 16 * 4 if method == "semanticfl" else 0           # toy texts are 16 wide, z 32: a learned head
+    assert head <= guided - plain <= head + 700                   # and the figures of its terms
+
+
+@pytest.mark.parametrize("method", AVERAGING)
+def test_both_guides_compose_with_every_method_that_averages_weights(method, conf_of, federated):
+    run = federated(conf_of(method, f"guidance@{AT}=both"))
+    assert not [e for e in ledger(run, "train") if e["fault"]]
+    shares = {name for name in metrics(run)[-1] if name.startswith("train/share/")}
+    assert {f"train/share/{t}" for t in ("task", "tdcl", "ndcr", "consistency", "text_contrast")} <= shares
+
+
+# -- where it is extracted, and what leaves the client -----------------------------------------------------------------
+
+
+def test_features_from_the_server_train_exactly_as_own_ones(conf_of, federated, tmp_path):
+    own = metrics(federated(conf_of("feddifrc")))
+    conf = conf_of("feddifrc", f"{AT}.feddifrc.location=server", f"{AT}.allow_upload=true", f"out={tmp_path / 's'}",
+                   f"{AT}.cache={tmp_path / 'other'}")
+    run = federated(conf)
+    there = metrics(run)
+    same = ("train/task", "train/tdcl", "train/ndcr", "client/accuracy")
+    assert {k: there[-1][k] for k in same} == {k: own[-1][k] for k in same}
+    assert there[0]["cache/passes"] > there[0]["cache/misses"] == own[0]["cache/misses"]  # the PCA's images count too
+    assert [e["up"] > 20_000 for e in ledger(run, "represent")] == [True, True, False, False]  # images once
+
+
+@pytest.mark.parametrize("source", ["generated", "private_local", "upload"])
+def test_sources_of_anchors(source, conf_of, federated):
+    run = federated(conf_of("semanticfl", f"{AT}.semanticfl.source={source}", f"{AT}.semanticfl.anchors.per_class=2",
+                            *([f"{AT}.allow_upload=true"] if source == "upload" else [])))
+    m = metrics(run)
+    assert sum(m[0][f"guide/weight/{level}"] for level in ("up1", "up2", "vae")) == pytest.approx(1)
+    uploads = [e for e in ledger(run, "represent") if e["up"] > 1000]
+    assert len(uploads) == (2 if source == "upload" else 0) and m[1]["train/consistency"] > 0
+
+
+@pytest.mark.parametrize("given", [{"feddifrc": {"location": "server"}, "name": "both"},
+                                   {"semanticfl": {"source": "upload"}, "name": "semanticfl"}])
+def test_no_image_leaves_without_permission(given):
+    with pytest.raises(SettingsError, match="private images to the server; allow_upload=true permits it"):
+        settings.typed(GuidanceSettings, given, AT)
+
+
+def test_a_client_gives_nothing_away_that_its_own_settings_do_not_allow():
+    class Half:
+        class settings:
+            guidance = GuidanceSettings(name="feddifrc")
+
+    with pytest.raises(ClientError, match="no image leaves this client"):
+        client_side.represent(Half(), None, Nothing())
+
+
+# -- lost guides, resumed runs -----------------------------------------------------------------------------------------
+
+
+def test_a_client_that_lost_its_guide_is_named_and_gets_it_again(conf_of, federated):
+    conf = conf_of("feddifrc", "rounds=3", "timeouts.quorum=1")
+
+    def lose(question, reply):
+        if question.metadata.message_type == "evaluate" and wire.header(question.content).round == 1:
+            for path in Path(conf.clients.state_dir).rglob("client-1/guide.safetensors"):
+                path.unlink()
+        return reply
+
+    run = federated(conf, lose)
+    (fault,) = [e for e in ledger(run, "train") if e["fault"]]
+    assert (fault["client"], fault["round"]) == (1, 2) and "no guide was kept" in fault["fault"]
+    assert [(e["client"], e["round"]) for e in ledger(run, "represent")] == [(0, 0), (1, 0), (1, 3)]
+
+
+@pytest.mark.parametrize("overrides", [(), (f"{AT}.feddifrc.condition=add_all_tokens", f"{AT}.feddifrc.refresh=2")])
+def test_a_resumed_run_equals_an_uninterrupted_one(overrides, conf_of, federated, tmp_path):
+    whole = metrics(federated(conf_of("feddifrc", "rounds=3", f"out={tmp_path / 'whole'}", *overrides)))
+    part = conf_of("feddifrc", "rounds=3", f"out={tmp_path / 'part'}", *overrides)
+
+    def killed(question, reply):
+        if wire.header(question.content).round == 2 and question.metadata.message_type == "evaluate":
+            raise KeyboardInterrupt
+        return reply
+
+    with pytest.raises(KeyboardInterrupt):
+        federated(part, killed)
+    part.resume = True
+    resumed = metrics(federated(part))
+    assert len(resumed) == 4
+    assert [m["guide/sent"] for m in resumed if "guide/sent" in m] == [2]       # the clients still keep it
+    for a, b in zip(whole[1:], resumed[1:], strict=True):
+        assert {k: v for k, v in a.items() if "cache" not in k} == {k: v for k, v in b.items() if "cache" not in k}
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides, line", [
+    (["clients.width=24"], r"diffusion.features.dims sum to 32, clients.width is 24; method.client.guidance"),
+    ([f"{AT}.prompt='a photo'"], "have the same prompt 'a photo'"),
+    ([f"+{AT}.prompts.disc='a disc'"], "class '.*' has no prompt in guidance.prompts"),
+    ([f"+{AT}.prompts.zebra='a zebra'"], "names 'zebra', which is no class"),
+    ([f"{AT}.prompt='a photo of a {{nam}}'"], "'nam'"),
+    ([f"{AT}.feddifrc.tdcl_form=tiled"], "tdcl_form must be one of per_sample, released_tiled, got 'tiled'"),
+    ([f"{AT}.feddifrc.temperature=0"], "temperature must lie between"),
+    ([f"{AT}.name=feddiffrc"], "name must be one of none, feddifrc"),
+    (["clients.mix=[{modality: text, model: bert}, {modality: text, model: bert}]"], "guides image clients"),
+    ([f"{AT}.feddifrc.condition=add_all_tokens", f"{AT}.feddifrc.location=server", f"{AT}.allow_upload=true"],
+     "location must be client"),
+])
+def test_bad_settings_are_one_line_before_anything_starts(overrides, line, conf_of):
+    with pytest.raises(SettingsError, match=line) as caught:
+        settings.validate(conf_of("feddifrc", *overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_of_classes():
+    classes = Classes(("coat", "trousers"), ("a", ""))
+    assert class_prompts(classes, GuidanceSettings()) == ["A picture of a coat.", "A picture of trousers."]
+    assert class_prompts(classes, GuidanceSettings(prompt="a photo of a {name}")) == [
+        "a photo of a coat", "a photo of a trousers"]
+    own = GuidanceSettings(prompts={"coat": "a coat", "trousers": "two legs"})
+    assert class_prompts(classes, own) == ["a coat", "two legs"]
+
+
+def test_images_that_are_nobodys(toy_conf):
+    from florilegium.resources import Resources
+
+    emoji = Resources(OmegaConf.merge(toy_conf(), {"data": settings.compose(["data=emoji"]).data}))
+    assert resolved("auto", emoji) == "public" and resolved("generated", emoji) == "generated"
+    shown = proxies("public", 3, emoji, 0)
+    assert torch.equal(shown.labels.bincount(), torch.full((24,), 3)) and shown.images.shape == (72, 3, 32, 32)
+    assert torch.equal(proxies("public", 3, emoji, 0).images, shown.images)
+    fashion = Resources(OmegaConf.merge(toy_conf(), {"data": settings.compose(["data=fashion"]).data}))
+    assert resolved("auto", fashion) == "generated"
+    with pytest.raises(ValueError, match="fashion has no public row of"):
+        resolved("public", fashion)
+
+
+def guide(width=32, rows=0):
+    pca = {"pca.up1.mean": torch.zeros(4), "pca.up1.components": torch.zeros(width, 4),
+           "pca.up1.explained": torch.zeros(width)}
+    return Guide("v", pca, torch.zeros(4, 0, 32), torch.zeros(4, 0), torch.arange(rows),
+                 torch.zeros(rows, 5, 32).half())
+
+
+def test_a_client_refuses_a_guide_that_does_not_fit():
+    class Half:
+        examples, width = 7, 32
+
+    s = GuidanceSettings(name="feddifrc")
+    client_side.check(Half(), s, guide())
+    with pytest.raises(ClientError, match="the guide projects to 16, this client's representations are 32 wide"):
+        client_side.check(Half(), s, guide(width=16))
+    at_server = settings.typed(GuidanceSettings, {"name": "feddifrc", "allow_upload": True,
+                                                  "feddifrc": {"location": "server"}}, AT)
+    with pytest.raises(ClientError, match="features of 3 rows, this client has 7"):
+        client_side.check(Half(), at_server, guide(rows=3))
+    broken = guide()
+    del broken.tensors["pca.up1.mean"]
+    with pytest.raises(ClientError, match="the guide's projection: a projection has mean, components, explained"):
+        client_side.check(Half(), s, broken)
+
+
+def test_guides_and_examples_cross_the_wire_checked():
+    header = wire.Header("method", 0, 1)
+    back = wire.unpack(wire.pack(guide(rows=2), header), Guide, bounds={"C": 4})
+    assert back.version == "v" and back.features.dtype == torch.float16 and back.visual.shape == (4, 0, 32)
+    rows = Examples(torch.tensor([1, 2]), torch.tensor([0, 9]), (b"a", b"b"))
+    with pytest.raises(wire.WireError, match="Examples.labels has a value of 9, but there are 4 of C"):
+        wire.unpack(wire.pack(rows, header), Examples, bounds={"C": 4})
+    bad = guide()
+    bad.tensors["pca.up1.mean"] = torch.full((4,), torch.nan)
+    with pytest.raises(wire.WireError, match="NaN or infinite"):
+        wire.unpack(wire.pack(bad, header), Guide)
