@@ -1,13 +1,10 @@
-"""The pictures of partitions and of client features are drawn, and the projection keeps neighbours together."""
+"""The pictures of partitions and of client features are drawn."""
 
 import importlib
-import math
 from pathlib import Path
 
 import pytest
 import torch
-
-from florilegium import seeds
 
 
 @pytest.fixture
@@ -15,38 +12,6 @@ def tool(monkeypatch):
     """`tool(name)`: a script of tools/, which find each other as neighbours."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "tools"))
     return importlib.import_module
-
-
-def blobs():
-    """Thirty points around each of three far corners of a cube of width 20."""
-    noise = torch.randn(90, 20, generator=seeds.generator("blobs"))
-    corner = torch.zeros(3, 20)
-    corner[1, 0] = corner[2, 1] = 30
-    return noise + corner.repeat_interleave(30, 0), torch.arange(3).repeat_interleave(30)
-
-
-def test_principal_components_by_hand(tool):
-    x = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 1, 0], [0, -1, 0]]) + 7
-    found = tool("projection").principal(x).abs()
-    assert torch.allclose(found, torch.tensor([[3.0, 0], [3, 0], [0, 1], [0, 1]]), atol=1e-5)
-
-
-def test_neighbours_are_a_distribution_of_the_perplexity_asked_for(tool):
-    (x, _), neighbours = blobs(), tool("projection").neighbours
-    p = neighbours(x.double(), 10.0)
-    assert math.isclose(p.sum().item(), 1, abs_tol=1e-9) and torch.allclose(p, p.T) and p.diagonal().max() == 0
-    four = neighbours(torch.eye(4).double(), 3.0)  # all alike: everybody else is as near
-    assert torch.allclose(four, (1 - torch.eye(4).double()) / 12)
-
-
-def test_tsne_keeps_blobs_apart_and_is_the_same_every_time(tool):
-    (x, label), tsne = blobs(), tool("projection").tsne
-    y = tsne(x, 10.0)
-    nearest = torch.cdist(y, y).fill_diagonal_(torch.inf).argmin(-1)
-    assert (label[nearest] == label).all() and torch.equal(y, tsne(x, 10.0)) and y.isfinite().all()
-    middle = torch.stack([y[label == c].mean(0) for c in range(3)])
-    spread = max((y[label == c] - middle[c]).norm(dim=-1).mean().item() for c in range(3))
-    assert torch.pdist(middle).min() > 2 * spread
 
 
 def test_the_features_of_a_run_are_drawn_by_class_and_by_client(toy_conf, federated, tmp_path, monkeypatch, tool):

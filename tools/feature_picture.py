@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from projection import principal, tsne
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from torch import Tensor
 
 from client_app.client import Client
@@ -23,6 +24,11 @@ from florilegium.data.private import open_private
 from florilegium.settings import MAIN
 
 LATEST = 10**9  # a round after all of the run's: memory gives the last version
+
+
+def plane(pca: bool, points: int) -> PCA | TSNE:
+    """The projection to two dimensions; the same every time."""
+    return PCA(2) if pca else TSNE(2, init="pca", perplexity=min(30, points / 3), random_state=0)
 
 
 def settings_of(run: Path) -> DictConfig:
@@ -89,7 +95,7 @@ def draw(target: Path, lines: list[tuple[str, DictConfig, Path | None]], each: i
                                    layout="constrained")
     for n, (title, conf, run) in enumerate(lines):
         z_ND, label_N, client_N = features(conf, run, each)
-        points_N2 = (principal if pca else tsne)(z_ND)
+        points_N2 = torch.from_numpy(plane(pca, len(z_ND)).fit_transform(z_ND.numpy()))
         classes, last = [str(name) for name in open_dataset(conf.data).classes], n == len(lines) - 1
         clients = [f"client {k}" for k in range(len(conf.clients.mix))]
         panel(axes[n, 0], points_N2, label_N, classes, f"{title}: by class", last)
