@@ -43,6 +43,7 @@ bench: $(STAMP)  ## speed, memory and bytes of one run
 	$(BIN)/python bench/run_cost.py $(ARGS)
 	$(BIN)/python bench/features.py
 	$(BIN)/python bench/averaging.py
+	$(BIN)/python bench/guidance.py
 
 clean:  ## remove the virtual environment and what tests leave behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
