@@ -91,8 +91,10 @@ def marker(colour: int, x: float, y: float, r: float = 3.6) -> str:
     """A circle, square, triangle or diamond."""
     if colour % 4 == 0:
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
-    corners = {1: [(-1, -1), (1, -1), (1, 1), (-1, 1)], 2: [(0, -1.3), (1.2, 1), (-1.2, 1)],
-               3: [(0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)]}[colour % 4]
+    shapes: dict[int, list[tuple[float, float]]] = {
+        1: [(-1, -1), (1, -1), (1, 1), (-1, 1)], 2: [(0, -1.3), (1.2, 1), (-1.2, 1)],
+        3: [(0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)]}
+    corners = shapes[colour % 4]
     return f'<polygon class="mark" points="{" ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in corners)}"/>'
 
 

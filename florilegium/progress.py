@@ -79,16 +79,16 @@ class Screen:
     def _look(self) -> None:
         states = list(self.states.new())
         if self.bars and states:
-            self._show(states[-1])
+            self._show(self.bars, states[-1])
         for record in self.records.new():
             self._say(record)
 
-    def _show(self, state: dict[str, Any]) -> None:
+    def _show(self, bars: Any, state: dict[str, Any]) -> None:
         row, r, done, total = (state.get(key) or 0 for key in ("row", "round", "done", "total"))
         before = self.rows.index(row) if row in self.rows else 0
-        self.bars.update(self.all, completed=before * (self.rounds + 1) + r, description=f"{row}",
+        bars.update(self.all, completed=before * (self.rounds + 1) + r, description=f"{row}",
                          count=f"round {r} of {self.rounds}")
-        self.bars.update(self.phase, completed=done, total=total or None, description=f"  {state.get('phase', '')}",
+        bars.update(self.phase, completed=done, total=total or None, description=f"  {state.get('phase', '')}",
                          count=f"{done} of {total}" if total else "")
 
     def _say(self, record: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ class OwnSuperLink:
     def _wait_until_healthy(self, port: int, log: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
+            if self.process is not None and self.process.poll() is not None:
                 last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
                 raise LaunchError(f"flower-superlink ended with code {self.process.returncode}: {last}")
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
@@ -234,7 +234,8 @@ class Flower:
         finally:
             process.terminate()
             process.wait()
-            process.stdout.close()
+            if process.stdout is not None:
+                process.stdout.close()
 
     def _ask(self, arguments: list[str]) -> dict:
         done = subprocess.run([program("flwr"), *arguments], env=self.environment, stdin=subprocess.DEVNULL,
