@@ -148,10 +148,11 @@ class Narrated:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._generator, name)
 
-    def synthesize(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    def synthesize(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> Tensor:
         """As the generator's, with progress."""
         return self._generator.synthesize(
-            prompts, seeds, progress=lambda done, total: self._progress(phase="synthesize", done=done, total=total))
+            prompts, seeds, guidance,
+            progress=lambda done, total: self._progress(phase="synthesize", done=done, total=total))
 
     def finetune(self, *parts: Any, **how: Any) -> dict[str, float]:
         """As the generator's, with progress."""

@@ -30,6 +30,7 @@ class FedMMKTSettings:
     variant: str = "representation"       # representation (FedMMKT) | logit (l-) | unimodal (u-)
     samples: int = 240                    # N, synthetic samples a round
     class_sampling: str = "stratified"    # stratified | uniform; ours
+    sample_guidance: float | None = None  # None: diffusion.guidance, by which the model is judged; ours
     image_format: str = "png"             # png | webp | jpeg on the wire
     labvote: bool = True                  # off: prompt labels, all samples kept (Table VI, -LabVote)
     confidence: str = "exp_neg"           # eq 3: exp_neg | inverse | normalized; ours
@@ -60,6 +61,7 @@ class FedMMKTSettings:
         between("residual", self.residual, 0, 1)
         between("temperature", self.temperature, 1e-4, 100)
         between("samples", self.samples, 1, 1_000_000)
+        between("sample_guidance", self.sample_guidance or 1, 0, 100)
 
 
 class FedMMKT(Rounds):
@@ -105,7 +107,8 @@ class FedMMKT(Rounds):
     def synthesize(self, drawn_N: Tensor, r: int) -> Tensor:
         """One image for each drawn class, its noise named by round and position."""
         noise = [seeds.seed_of(self.seed, "synthesis", r, n) for n in range(len(drawn_N))]
-        return self.generator.synthesize([self.classes.prompt(c) for c in drawn_N.tolist()], noise)
+        prompts = [self.classes.prompt(c) for c in drawn_N.tolist()]
+        return self.generator.synthesize(prompts, noise, self.settings.sample_guidance)
 
     def ask_answers(self, federation: Federation, sent: dict[str, Samples], ids_N: Tensor) -> list[Reply]:
         """Every client of the cohort answers the samples of its own modality; replies share one width."""

@@ -23,11 +23,13 @@ class SelfTunedSettings:
     source: str = "label"               # label (x, prompt) | caption (x, caption) | representation (x, caption, r)
     samples: int = 240
     class_sampling: str = "stratified"
+    sample_guidance: float | None = None
     t2i: TuneSettings = field(default_factory=TuneSettings)
 
     def __post_init__(self) -> None:
         one_of("source", self.source, ("label", "caption", "representation"))
         between("samples", self.samples, 1, 1_000_000)
+        between("sample_guidance", self.sample_guidance or 1, 0, 100)
 
 
 class SelfTuned(Rounds):
@@ -46,7 +48,7 @@ class SelfTuned(Rounds):
         drawn_N = draw_classes(len(self.classes), s.samples, s.class_sampling, self.seed, r)
         prompts = [self.classes.prompt(c) for c in drawn_N.tolist()]
         noise = [seeds.seed_of(self.seed, "synthesis", r, n) for n in range(s.samples)]
-        images = self.generator.synthesize(prompts, noise)
+        images = self.generator.synthesize(prompts, noise, s.sample_guidance)
         texts = prompts if s.source == "label" else self.resources.captioner()(images)
         features = None
         if s.source == "representation":  # the paper uses a public ViT; ours is the image tower of the public CLIP

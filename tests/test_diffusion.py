@@ -339,6 +339,17 @@ def test_captions_are_deterministic_and_independent_of_the_batch():
     assert caption(images[:0]) == []
 
 
+def test_words_that_begin_every_caption_can_be_dropped():
+    images = torch.full((1, 3, 16, 16), 200, dtype=torch.uint8)
+    place = str(tiny_models()["captioner"])
+    (whole,) = Captioner(place, CaptionSettings(prefix="the cat", max_tokens=4))(images)
+    assert Captioner(place, CaptionSettings(prefix="the cat", drop="the cat", max_tokens=4))(images) == [
+        whole.removeprefix("the cat").strip() or whole]
+    told = Captioner(place, CaptionSettings(drop="a picture of"))._told
+    assert told("a picture of a bird, a swan") == "a bird, a swan" and told("a swan") == "a swan"
+    assert told("a picture of") == "a picture of"
+
+
 def test_a_prefix_begins_every_caption_and_beams_run():
     images, _, _ = samples(3)
     caption = Captioner(str(tiny_models()["captioner"]), CaptionSettings(prefix="the cat", beams=2, max_tokens=4))

@@ -64,7 +64,7 @@ class Painter:
     def __init__(self, classes):
         self.asked, self.classes = [], classes
 
-    def synthesize(self, prompts, seeds):
+    def synthesize(self, prompts, seeds, guidance=None):
         self.asked.append((tuple(prompts), tuple(seeds)))
         greys = [20 * [self.classes.prompt(c) for c in range(len(self.classes))].index(p) for p in prompts]
         return torch.tensor(greys, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 16, 16).contiguous()

@@ -7,6 +7,11 @@ import torch.nn.functional as F
 SIDE = 64  # standard ResNet stems halve twice; doubling the 32 pixels leaves them 16x16 places to look at
 
 
+def enlarged(images: torch.Tensor) -> torch.Tensor:
+    """B x 3 x SIDE x SIDE, bilinear."""
+    return F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
 def augmented(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Random zoom, shift, small turn and flip at once, then contrast and brightness."""
     batch = len(images)
@@ -31,3 +36,11 @@ def cut_out(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         x, y = rng.integers(0, images.shape[-1] - hole, 2)
         images[i, :, y : y + hole, x : x + hole] = float(rng.uniform(-1, 1))
     return images
+
+
+def mixed(images: torch.Tensor, target_BC: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixup of half of the batches."""
+    if rng.random() < 0.5:
+        return images, target_BC
+    share, order = float(rng.beta(0.4, 0.4)), torch.from_numpy(rng.permutation(len(images)))
+    return images.lerp(images[order], share), target_BC.lerp(target_BC[order], share)

@@ -61,10 +61,16 @@ class Examples:
         return template(self.names[self.labels[i]])
 
     def caption(self, i: int) -> str:
-        """'a picture of a red apple, a fruit': what the captioner learns to say."""
+        """'a picture of a red apple, a fruit': one of the prompts."""
         if self.labels[i] < 0 or self.texts[i] == self.names[self.labels[i]]:
             return f"a picture of {with_article(self.texts[i])}"
         return f"a picture of {with_article(self.texts[i])}, {with_article(self.names[self.labels[i]])}"
+
+    def told(self, i: int) -> str:
+        """'a picture of a fruit, a red apple': what the captioner learns to say."""
+        if self.labels[i] < 0 or self.texts[i] == self.names[self.labels[i]]:
+            return f"a picture of {with_article(self.texts[i])}"
+        return f"a picture of {with_article(self.names[self.labels[i]])}, {with_article(self.texts[i])}"
 
     def prompts(self, i: int, rng: np.random.Generator) -> str:
         """One of the forms in which a picture's text is told while pre-training."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from augmentation import SIDE, augmented, cut_out
+from augmentation import SIDE, augmented, cut_out, enlarged
 from open_clip.model import CLIP
 from pretraining import Examples, pretraining_examples, scaled
 from safetensors.torch import save_file
@@ -94,13 +94,14 @@ def main() -> None:
         chosen = rng.choice(len(weights), args.batch, p=weights)
         said = [data.prompts(i, rng) for i in chosen]
         tokens = tokenizer(said, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")
-        images = cut_out(augmented(scaled(data.images[chosen]), rng), rng).to(device)
+        images = cut_out(augmented(enlarged(scaled(data.images[chosen])), rng), rng).to(device)
         image_BD = model.encode_image(images, normalize=True)
         text_BD = model.encode_text(tokens.input_ids.to(device), normalize=True)
         return contrastive_loss(image_BD, text_BD, model.logit_scale.exp(), fits(data, chosen, said).to(device))
 
     def save(average: CLIP, facts: dict) -> None:
-        export(average, config, tokenizer, args.out)
+        # read anew: a tokenizer that has padded once would also save how
+        export(average, config, kept_tokenizer(data, args.cache), args.out)
         record(args.cache, "clip", facts)
         together.load_state_dict(average.state_dict())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from augmentation import SIDE, augmented, cut_out
+from augmentation import SIDE, augmented, cut_out, enlarged, mixed
 from pretraining import DATA, Examples, class_names, examples, read, scaled
 from training_loop import arguments, device_of, record, train
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
@@ -35,10 +35,6 @@ def processor() -> ViTImageProcessor:
     return ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def enlarged(images: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(scaled(images), (SIDE, SIDE), mode="bilinear", align_corners=False)
-
-
 def split_of(judge: str, split: str) -> Examples:
     data, _, part = judge.partition("-")
     rows = read(DATA / data / f"{split}.parquet")
@@ -52,16 +48,8 @@ def accuracy(model: ResNetForImageClassification, data: Examples, device: torch.
     model.eval()
     right = 0
     for images, labels in zip(data.images.split(512), torch.from_numpy(data.labels).split(512), strict=True):
-        right += (model(enlarged(images).to(device)).logits.argmax(1).cpu() == labels).sum().item()
+        right += (model(enlarged(scaled(images)).to(device)).logits.argmax(1).cpu() == labels).sum().item()
     return right / len(data.labels)
-
-
-def mixed(images: torch.Tensor, target_BC: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup of half of the batches."""
-    if rng.random() < 0.5:
-        return images, target_BC
-    share, order = float(rng.beta(0.4, 0.4)), torch.from_numpy(rng.permutation(len(images)))
-    return images.lerp(images[order], share), target_BC.lerp(target_BC[order], share)
 
 
 def train_judge(judge: str, args, device: torch.device) -> None:
@@ -75,7 +63,7 @@ def train_judge(judge: str, args, device: torch.device) -> None:
 
     def loss_of(rng: np.random.Generator) -> torch.Tensor:
         chosen = rng.choice(len(weights), args.batch, p=weights)
-        images = enlarged(learnt.images[chosen])
+        images = enlarged(scaled(learnt.images[chosen]))
         images = cut_out(augmented(images, rng), rng)
         target_BC = F.one_hot(torch.from_numpy(learnt.labels[chosen]), len(learnt.names)).float()
         images, target_BC = mixed(images, target_BC, rng)

@@ -25,6 +25,7 @@ def arguments(description: str, steps: int, batch: int, lr: float) -> argparse.A
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast; 3 times faster where the CPU knows it")
     parser.add_argument("--cache", type=Path, default=Path(".cache/assets"))
     parser.add_argument("--out", type=Path, default=Path("assets/models"))
     parser.add_argument("--export-every", type=float, default=600, help="seconds between exports while training")
@@ -105,7 +106,7 @@ def train(
     decay: float = 0.999,
 ) -> None:
     """Minimises loss_of(rng of the step); exports the average now and then, and at the end."""
-    average = Average(model, decay)
+    average, device = Average(model, decay), next(model.parameters()).device.type
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
     checkpoint, parts = args.cache / "checkpoints" / f"{name}.safetensors", {"model": model, "average": average.model}
@@ -117,7 +118,8 @@ def train(
             warm, rest = min(1, (step + 1) / 100), 0.5 * (1 + np.cos(np.pi * step / args.steps))
             optimizer.param_groups[0]["lr"] = args.lr * warm * (0.02 + 0.98 * rest)
             torch.manual_seed(args.seed * 1_000_003 + step)  # a resumed step draws what it would have drawn
-            loss = loss_of(np.random.default_rng((args.seed, step)))
+            with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+                loss = loss_of(np.random.default_rng((args.seed, step)))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(learning, 1.0)

@@ -84,8 +84,14 @@ class DiffusionSettings:
 class Generator(Protocol):
     """What a method may ask of a text-to-image model; another backend (GLIDE) has these five verbs too."""
 
-    def synthesize(self, prompts: Sequence[str], seeds: Sequence[int], progress: Progress | None = None) -> Tensor:
-        """uint8 [N, 3, H, W]; image n depends on prompt n, seed n and the weights alone, not on its batch."""
+    def synthesize(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """uint8 [N, 3, H, W]; image n depends on prompt n, seed n and the weights alone, not on its batch.
+
+        `guidance` None is the settings'.
+        """
 
     def finetune(
         self, images: Tensor, texts: TuneTexts, representations: Tensor | None, settings: TuneSettings, *,

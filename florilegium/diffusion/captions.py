@@ -13,7 +13,10 @@ from florilegium.checks import between
 
 @dataclass
 class CaptionSettings:
-    """How captions are decoded. No sampling: the same image always gets the same caption."""
+    """How captions are decoded. No sampling: the same image always gets the same caption.
+
+    `prefix` is given to the decoder as its first words; `drop` are first words that are taken off what it says.
+    """
 
     batch: int = 64
     beams: int = 1
@@ -21,6 +24,7 @@ class CaptionSettings:
     max_tokens: int = 24
     repetition_penalty: float = 1.0
     prefix: str | None = None
+    drop: str | None = None
 
     def __post_init__(self) -> None:
         between("batch", self.batch, 1, 100_000)
@@ -63,4 +67,8 @@ class Captioner:
             pixel_values=pixels.to(self.device), **prompt, do_sample=False, num_beams=s.beams,
             min_new_tokens=s.min_tokens or None, max_new_tokens=s.max_tokens, repetition_penalty=s.repetition_penalty)
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [" ".join(text.split()) for text in texts]
+        return [self._told(" ".join(text.split())) for text in texts]
+
+    def _told(self, text: str) -> str:
+        """Without the words that begin every caption and are strange to texts that no captioner wrote."""
+        return text.removeprefix(self.settings.drop or "").strip() or text

@@ -79,24 +79,26 @@ class StableGenerator:
 
     @torch.no_grad()
     def synthesize(
-        self, prompts: Sequence[str], seeds: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """uint8 [N, 3, H, W], on the CPU. Image n's noise is that of `torch.Generator().manual_seed(seeds[n])`."""
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
         s, images = self.settings, []
+        guidance = s.guidance if guidance is None else guidance
         with self.tuner.averaged(), self._autocast():
             for start in range(0, len(prompts), s.batch):
                 part = slice(start, start + s.batch)
-                images.append(self._batch(list(prompts[part]), list(seeds[part])))
+                images.append(self._batch(list(prompts[part]), list(seeds[part]), guidance))
                 if progress:
                     progress(min(start + s.batch, len(prompts)), len(prompts))
         return torch.cat(images) if images else torch.zeros(0, 3, *2 * [s.size or self.native], dtype=torch.uint8)
 
-    def _batch(self, prompts: list[str], seeds: list[int]) -> Tensor:
+    def _batch(self, prompts: list[str], seeds: list[int], guidance: float) -> Tensor:
         s = self.settings
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same for every device
-        images = self.pipe(prompts, generator=noise, num_inference_steps=s.steps, guidance_scale=s.guidance,
+        images = self.pipe(prompts, generator=noise, num_inference_steps=s.steps, guidance_scale=guidance,
                            output_type="pt").images.float()
         if s.size and s.size != images.shape[-1]:
             images = interpolate(images, (s.size, s.size), mode="bicubic", antialias=True, align_corners=False)

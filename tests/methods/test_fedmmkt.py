@@ -38,7 +38,7 @@ class FakeResources:
     def generator(self):
         return self
 
-    def synthesize(self, prompts, noise):
+    def synthesize(self, prompts, noise, guidance=None):
         assert len(set(noise)) == len(prompts) == 6
         self.drawn = torch.tensor([self.classes.index(p[15:-1]) for p in prompts])
         return self.drawn.view(-1, 1, 1, 1).expand(-1, 3, 8, 8).to(torch.uint8).contiguous()
