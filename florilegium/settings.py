@@ -173,7 +173,8 @@ def _validate_clients(conf: DictConfig) -> None:
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})
     for row, node in rows(conf).items():
         entry = CATALOGUE.get(node.name)
-        if entry is not None and entry.modality == "one" and len(architectures) > 1:
+        apart = (node.get("server") or {}).get("groups", "none") != "none"
+        if entry is not None and entry.modality == "one" and len(architectures) > 1 and not apart:
             raise SettingsError(f"{row}: {node.name} averages weights and needs one architecture; "
                                 f"clients.mix has {', '.join(architectures)}")
 

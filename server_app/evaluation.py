@@ -54,8 +54,9 @@ class Evaluation:
 
         `model` is the global one (Weights) of a method that has one; otherwise clients judge their own. A global model
         gives every client of a domain the same figures, so one of them judges it, unless `global_model` is everywhere.
+        A method with several models gives a function of the client; then all judge, each its own.
         """
-        if model is not None and self.settings.global_model == "once":
+        if model is not None and not callable(model) and self.settings.global_model == "once":
             one_each = {self.domains.get(client.id): client for client in reversed(federation.clients)}
             replies = federation.ask("evaluate", model, Report, clients=list(one_each.values()), needed=0)
             if len(replies) == len(one_each):
