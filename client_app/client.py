@@ -153,14 +153,14 @@ class Client:
         """Hold on to samples; the targets come later and are joined by id."""
         self.memory.write("samples", lessons.to_tensors(samples))
 
-    def recall(self, targets: Targets) -> Lesson:
-        """The kept samples that `targets` name, with their labels and fused representations."""
+    def recall(self, targets: Targets, wide: int | None = None) -> Lesson:
+        """The kept samples that `targets` name, with their labels and fused representations (D or `wide` values)."""
         found = self.memory.read("samples")
         if found is None:
             raise ClientError("targets came, but no samples were ever kept")
         width = targets.representations.shape[-1]
-        if width not in (0, self.width):
-            raise ClientError(f"targets are {width} wide, representations {self.width}")
+        if width not in (0, wide := wide or self.width):
+            raise ClientError(f"targets are {width} wide, representations {wide}")
         return lessons.taught(lessons.from_tensors(found[0]), targets)
 
     def replayed(self) -> Lesson | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -102,3 +103,12 @@ def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str,
     return fit(model, lambda epoch: client.private_batches(settings.batch, epoch, name),
                lambda batch: {"task": cross_entropy(model(batch.inputs), batch.labels)},
                lr=settings.learning_rate.of(client.modality), weight_decay=settings.weight_decay, epochs=epochs)
+
+
+def private_without_end(client: Any, size: int, epoch: int, mixed: bool = True) -> Iterator[Any]:
+    """Private batches beside the batches of a lesson, pass after pass; or None after None when none is `mixed` in."""
+    for turn in count():
+        if not mixed:
+            yield None
+        else:
+            yield from client.private_batches(size, turn, f"mixed-{epoch}")

@@ -184,7 +184,7 @@ def classifiers(federation: Federation, method: str) -> tuple[list[Client], list
     taught = [client for client in federation.cohort if client.modality in CLASSIFIERS]
     others = [client for client in federation.cohort if client.modality not in CLASSIFIERS]
     if others:
-        LOG.info("%s has no class scores to exchange with %s: trained alone", method, ", ".join(map(str, others)))
+        LOG.info("%s has nothing to exchange with %s: they learn alone", method, ", ".join(map(str, others)))
     if not taught:
         raise FederationError(f"{method} needs clients that classify {' or '.join(CLASSIFIERS)}s; the cohort of round "
                               f"{federation.round} has {', '.join(map(str, others)) or 'none'}")
