@@ -1,4 +1,4 @@
-"""FedAvg within each architecture: each group's mean by hand, a group alone is FedAvg, judged with one's own group's."""
+"""FedAvg within each architecture: a mean of each by hand, one alone is FedAvg, each judged with its own weights."""
 
 import json
 
