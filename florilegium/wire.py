@@ -178,8 +178,8 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide, PublicSet, Features, Modules,
-                                    Examples, Report)}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide,
+                                    PublicSet, Features, Modules, Examples, Report)}
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 
