@@ -33,7 +33,10 @@ CATALOGUE = {
     "fedmd":       Entry("strategies.fedmd:FedMD",             "client_app.methods.logits:LogitsClient",         "class scores of public samples", "image, text", "arXiv 1910.03581"),
     "fedgems":     Entry("strategies.fedgems:FedGEMS",         "client_app.methods.logits:LogitsClient",         "class scores of public samples", "image, text", "arXiv 2110.11027"),
     "fedet":       Entry("strategies.fedet:FedET",             "client_app.methods.logits:LogitsClient",         "class scores of public samples", "image, text", "arXiv 2204.12703"),
-    "standalone":  Entry("strategies.standalone:Standalone",   "client_app.methods.standalone:StandaloneClient", "nothing (reference)",          "image, text", "arXiv 2510.12254, Table I"),
+    "creamfl":     Entry("strategies.creamfl:CreamFL",         "client_app.methods.creamfl:CreamFLClient",       "features of public pairs",     "image, text, pair", "arXiv 2302.08888"),
+    "fedmekt":     Entry("strategies.fedmekt:FedMEKT",         "client_app.methods.fedmekt:FedMEKTClient",       "embeddings of public samples", "image, text, pair", "arXiv 2307.13214"),
+    "fedafd":      Entry("strategies.fedafd:FedAFD",           "client_app.methods.fedafd:FedAFDClient",         "features of public pairs, encoders", "image, text, pair", "arXiv 2603.04890"),
+    "standalone":  Entry("strategies.standalone:Standalone",   "client_app.methods.standalone:StandaloneClient", "nothing (reference)",          "image, text, pair", "arXiv 2510.12254, Table I"),
     "selftuned":   Entry("strategies.selftuned:SelfTuned",     None,                                             "nothing (reference)",          "server only", "arXiv 2510.12254, Table II"),
     "centralised": Entry("strategies.centralised:Centralised", None,                                             "private data (upper bound)",   "server only", "arXiv 2510.12254, Table II"),
 }
