@@ -93,9 +93,8 @@ class PublicSet:
         """The samples of round `r`; the same for every method of this seed."""
         s = self.settings
         if self.pairs is not None:
-            rows = self.chosen(r)
-            ids, labels, images = self.pairs.ids[rows], self.pairs.labels[rows], self.pairs.images[rows]
-            texts = tuple(self.pairs.texts[n] for n in rows.tolist())
+            pairs = self.pairs.select(self.chosen(r))
+            ids, labels, images, texts = pairs.ids, pairs.labels, pairs.images, pairs.texts
         else:
             labels = draw_classes(len(self.classes), s.samples, s.class_sampling, self.seed, r)
             ids = torch.arange(s.samples) + r * s.samples
@@ -109,7 +108,7 @@ class PublicSet:
     def chosen(self, r: int) -> Tensor:
         """[N] rows of the proxy set for round `r`, in their own order."""
         random = seeds.generator(self.seed, "public", r if self.settings.fresh else "all rounds")
-        return torch.randperm(len(self.pairs.ids), generator=random)[: self.settings.samples].sort().values
+        return torch.randperm(len(self.pairs), generator=random)[: self.settings.samples].sort().values
 
     # -- T2I fine-tuning (Table III) ----------------------------------------------------------------------------------
 
@@ -184,9 +183,9 @@ def classifiers(federation: Federation, method: str) -> tuple[list[Client], list
     taught = [client for client in federation.cohort if client.modality in CLASSIFIERS]
     others = [client for client in federation.cohort if client.modality not in CLASSIFIERS]
     if others:
-        LOG.info("%s has nothing to exchange with %s: they learn alone", method, ", ".join(map(str, others)))
+        LOG.info("%s has nothing to exchange with %s: left to their own data", method, ", ".join(map(str, others)))
     if not taught:
-        raise FederationError(f"{method} needs clients that classify {' or '.join(CLASSIFIERS)}s; the cohort of round "
+        raise FederationError(f"{method} needs clients that classify images or texts; the cohort of round "
                               f"{federation.round} has {', '.join(map(str, others)) or 'none'}")
     return taught, others
 
