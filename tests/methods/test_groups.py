@@ -96,6 +96,23 @@ def test_it_runs_with_several_architectures_and_modalities(toy_conf, federated):
     assert not [x for x in map(json.loads, (run / "ledger.jsonl").read_text().splitlines()) if x["fault"]]
 
 
+def test_retrieval_clients_average_among_themselves(toy_conf, federated):
+    pair = "{modality: pair, model: vit+bert}"
+    mix = f"clients.mix=[{{modality: image, model: vit}}, {pair}, {pair}]"
+    run = federated(toy_conf("method=fedavg", "method.server.groups=architecture", mix, "timeouts.quorum=1"))
+    *_, last = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    rsum = [last["metrics"][f"client/rsum/{k}"] for k in (1, 2)]
+    assert rsum[0] == rsum[1] and "client/accuracy/0" in last["metrics"]  # one model, one held-out set
+    assert not [x for x in map(json.loads, (run / "ledger.jsonl").read_text().splitlines()) if x["fault"]]
+
+
+@pytest.mark.parametrize("method", ["fedprox", "moon"])
+def test_methods_with_terms_of_their_own_have_nothing_for_retrieval(method, toy_conf):
+    mix = "clients.mix=[{modality: image, model: vit}, {modality: pair, model: vit+bert}]"
+    with pytest.raises(settings.SettingsError, match=f"{method} has nothing for pair clients"):
+        settings.validate(toy_conf(f"method={method}", "method.server.groups=architecture", mix))
+
+
 @pytest.mark.parametrize(("override", "line"), [
     ("method.server.groups=none", "averages weights and needs one architecture"),
     ("method.server.groups=arch", "groups must be one of none, architecture, got 'arch'")])
