@@ -7,6 +7,7 @@ Axes: N samples, B batch, C classes. Sources and every free choice: docs/methods
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ class LogitsClientSettings:
     local_epochs: int = 1          # private epochs before each round's answers: none | 10 | some
     distill_epochs: int = 1        # passes over the lesson: FedMD's digest 1 | 10 | 128 iterations at the server
     revisit_epochs: int = 0        # private epochs after the lesson: FedMD's revisit 4 | none | none
+    alone_batches: int = 46        # private batches a round, in whole epochs, in a lesson's place for a client that gets
+                                   # none, as Standalone's extra_batches; ours
     warmup_epochs: int = 10        # passes over labelled public samples before the first private training (FedMD)
     mix_private: bool = True       # a private batch beside each batch of the lesson, as FedMMKT's clients have; ours
     learning_rate: LearningRate = field(default_factory=LearningRate)
@@ -49,7 +52,8 @@ class LogitsClientSettings:
         if not self.label_weight + self.logit_weight:
             raise ValueError("label_weight and logit_weight are both 0: nothing would be learnt from the lesson")
         between("temperature", self.temperature, 1e-3, 1e3)
-        for key in ("pretrain_epochs", "local_epochs", "distill_epochs", "revisit_epochs", "warmup_epochs", "replay"):
+        for key in ("pretrain_epochs", "local_epochs", "distill_epochs", "revisit_epochs", "alone_batches",
+                    "warmup_epochs", "replay"):
             between(key, getattr(self, key), 0, 1_000_000)
         between("weight_decay", self.weight_decay, 0, 10)
         for key in ("batch", "lesson_batch"):
@@ -65,9 +69,10 @@ class LogitsClient:
         self.settings = settings
 
     def train(self, client: Client, _: Nothing) -> Nothing:
-        """Private epochs. A client that gets no lessons (image-text retrieval) has those of the revisit here."""
-        s = self.settings
-        later = s.local_epochs + (0 if client.modality in ("image", "text") else s.revisit_epochs)
+        """Private epochs. A client that gets no lessons (image-text retrieval) has what comes with them here."""
+        s, later = self.settings, self.settings.local_epochs
+        if client.modality not in ("image", "text"):
+            later += max(s.revisit_epochs, math.ceil(s.alone_batches / math.ceil(client.examples / s.batch)))
         begun = client.memory.read("begun") is not None                 # a warm-up trains the model before this
         fit_private(client, s, later if begun else s.pretrain_epochs, "private")
         if not begun:

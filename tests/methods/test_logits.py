@@ -483,6 +483,17 @@ def test_replies_that_miss_one_modality_are_no_reason_to_stop(method, toy_conf, 
     assert [f["client"] for f in faults(run)] == [2, 3] and "labels/accuracy" in lines(run)[-1]["metrics"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_beside_retrieval_clients_the_classifiers_exchange_alone(method, toy_conf, federated):
+    mix = "[{modality: image, model: resnet}, {modality: text, model: bert}, {modality: pair, model: resnet+bert}]"
+    run = federated(toy(toy_conf, method, f"clients.mix={mix}", "method.client.alone_batches=2"))
+    ledger = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    asked = {phase: {e["client"] for e in ledger if e["phase"] == phase and e["round"]} for phase in
+             ("train", "represent", "distill", "evaluate")}
+    assert asked == {"train": {0, 1, 2}, "represent": {0, 1}, "distill": {0, 1}, "evaluate": {0, 1, 2}}
+    assert not faults(run)
+
+
 def test_soft_targets_are_checked_on_the_wire():
     good = SoftTargets(torch.arange(2), torch.tensor([0, 1]), torch.zeros(2, 2), torch.ones(2))
     wire.unpack(wire.pack(good, Header("method", 1, 1)), bounds={"C": 2})
