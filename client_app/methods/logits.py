@@ -35,8 +35,8 @@ class LogitsClientSettings:
     local_epochs: int = 1          # private epochs before each round's answers: none | 10 | some
     distill_epochs: int = 1        # passes over the lesson: FedMD's digest 1 | 10 | 128 iterations at the server
     revisit_epochs: int = 0        # private epochs after the lesson: FedMD's revisit 4 | none | none
-    alone_batches: int = 46        # private batches a round, in whole epochs, in a lesson's place for a client that gets
-                                   # none, as Standalone's extra_batches; ours
+    alone_batches: int = 46        # private batches a round, in whole epochs, in the place of a lesson for a client
+                                   # that gets none; as Standalone's extra_batches; ours
     warmup_epochs: int = 10        # passes over labelled public samples before the first private training (FedMD)
     mix_private: bool = True       # a private batch beside each batch of the lesson, as FedMMKT's clients have; ours
     learning_rate: LearningRate = field(default_factory=LearningRate)
