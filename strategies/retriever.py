@@ -93,17 +93,14 @@ class Retriever:
         `rounds` is (this one, all of them), for the schedule; `name` tells this stage's shuffling from another's.
         """
         s, totals, steps = self.settings, {}, 0
-        r, last = rounds
-        now = s.learning_rate
-        if s.schedule == "cosine":
-            now *= 0.5 * (1 + math.cos(math.pi * min(max(r - 1, 0) / max(last, 1), 1)))
+        now = s.learning_rate * (annealed(rounds) if s.schedule == "cosine" else 1.0)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         stepper = torch.optim.AdamW(trained, lr=now, weight_decay=s.weight_decay)
         self.model.train()
         for body in (self.model.image.body, self.model.text.body):
             if not any(p.requires_grad for p in body.parameters()):  # frozen: its batch norm stands still, too
                 body.eval()
-        with seeds.scoped(self.seed, "server", name, r):
+        with seeds.scoped(self.seed, "server", name, rounds[0]):
             for _ in range(epochs):
                 for rows in torch.randperm(count).split(s.batch):
                     if len(rows) < 2:  # batch norm and a contrast need two
@@ -123,3 +120,9 @@ class Retriever:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(dict(tensors))
+
+
+def annealed(rounds: tuple[int, int]) -> float:
+    """The share of the learning rate in round r of R: half a cosine, 1 in rounds 0 and 1, near 0 after the last."""
+    r, last = rounds
+    return 0.5 * (1 + math.cos(math.pi * min(max(r - 1, 0) / max(last, 1), 1)))
