@@ -117,7 +117,7 @@ class Fused:
             self.adam.step()
             self.adam.zero_grad(set_to_none=True)
 
-    # -- seeing ----------------------------------------------------------------------------------------------------------
+    # -- seeing --------------------------------------------------------------------------------------------------------
 
     def see(self, side: str, x: Tensor) -> Tensor:
         """x~ [B, D] of inputs of one side; the local feature itself where nothing is fused."""

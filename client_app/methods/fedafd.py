@@ -85,7 +85,7 @@ class FedAFDClient:
         return self.released_features(client, down)
 
     def train(self, client: Client, down: Features | Nothing) -> Report:
-        """E0 private epochs the first time, then each round E times: BAA over the public pairs, the task over its own."""
+        """E0 private epochs the first time; each round E times BAA over the public pairs, then its own task."""
         s = self.settings
         figures = {} if client.trained else fit_private(client, s, s.pretrain_epochs, "private")
         if client.round == 0:

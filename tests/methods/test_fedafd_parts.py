@@ -26,9 +26,8 @@ def test_the_diagonal_by_hand():
 
 
 def test_temperature_sharpens():
-    """Cosines 0.9, 0.5, 0 to the features of the server: e^.9 : e^.5 : 1 = .48 .32 .20 at tau = 1. At 0.1 among 500 anchors,
-    whose others sum to 499 e^(100 / 512) = 607: 8103 / 8710 : 148 / 755 : 1 / 608,
-    as shares .82 .17 .00.
+    """Cosines 0.9, 0.5, 0 to the server: e^.9 : e^.5 : 1 = .48 .32 .20 at tau = 1. At 0.1 among 500 anchors, whose
+    others sum to 499 e^(100 / 512) = 607: 8103 / 8710 : 148 / 755 : 1 / 608, as shares .82 .17 .00.
     """
     random = torch.Generator().manual_seed(0)
     anchor = normalize(torch.randn(500, 256, generator=random), dim=-1)
