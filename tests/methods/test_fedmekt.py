@@ -16,7 +16,8 @@ from florilegium.wire import Features, Header, Nothing, PublicSet
 from strategies.fedmekt import FedMEKT, FedMEKTSettings, grown
 from strategies.public_set import PublicSetSettings
 
-MIX = ["clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert}, {modality: pair, model: vit+bert}]"]
+MIX = ["clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert},"
+       " {modality: pair, model: vit+bert}]"]
 PUBLIC = PublicSetSettings(samples=12, fresh=False)
 
 
