@@ -83,7 +83,7 @@ def open_public(conf: DictConfig, path: str | None = None) -> PublicPairs:
     given = typed(PublicSettings, conf.data.get("public"), "data.public")
     data = {k: v for k, v in OmegaConf.to_container(conf.data, resolve=True).items() if k != "public"}
     if place := path or given.path:
-        data = {**data, "name": "own", "path": place}
+        data = {"image_size": data["image_size"], "name": "own", "path": place}
     return _open(OmegaConf.to_yaml(OmegaConf.create(data)), given.pairs, given.seed)
 
 
