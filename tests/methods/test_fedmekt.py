@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from client_app.client import open_client
 from client_app.methods.fedmekt import FedMEKTClient, FedMEKTClientSettings
+from client_app.training import LearningRate
 from florilegium.data.public import open_public
 from florilegium.federation import Client
 from florilegium.objectives import feature_kl
@@ -117,7 +118,7 @@ def test_a_second_layer_travels_where_it_is_as_wide(k, widths, toy_conf):
 def test_a_client_follows_the_server(toy_conf):
     conf = toy_conf("method=fedmekt", *MIX)
     half = FedMEKTClient(FedMEKTClientSettings(pretrain_epochs=1, transfer=10.0, second_layer=0.0, mix_private=False,
-                                               transfer_epochs=10))
+                                               transfer_epochs=15, learning_rate=LearningRate(text=0.01)))
     client, pairs = opened(conf, 1, 0, 1), open_public(conf)
     half.train(client, Nothing())
     client.save()
