@@ -49,7 +49,8 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
         down = wire.unpack(content, Nothing, Weights)
         if isinstance(down, Weights) and down.tensors:
             client.load(down.tensors)
-        return client.evaluate()
+        method = client_half(conf, header.row)
+        return method.evaluate(client) if hasattr(method, "evaluate") else client.evaluate()
     method = client_half(conf, header.row)
     if not hasattr(method, phase):
         raise ValueError(f"{type(method).__name__} has no phase {phase!r}")

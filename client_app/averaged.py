@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from client_app import guidance
 from client_app.client import Batch, Client, ClientError
-from client_app.training import OPTIMIZERS, LearningRate, fit
+from client_app.training import OPTIMIZERS, LearningRate, fit, task_terms
 from florilegium.checks import between, one_of
 from florilegium.guidance import GuidanceSettings
 from florilegium.wire import Weights
@@ -56,14 +56,18 @@ def local(
     objective, `head` replaces the model's, `beside` are parameters that are trained, sent and averaged with the model's
     (under their names, which no model's parameter may have). ClientError when the weights are of another architecture.
     """
+    if client.modality == "pair" and (extra_terms or head or settings.guidance.name != "none"):
+        raise ClientError("only plain averaging has something for retrieval clients: no terms, head or guidance")
     model, guide = client.model, guidance.of(client, settings.guidance)
     beside = {**(beside or {}), **{f"guidance.{name}": p for name, p in guide.parameters.items()}}
     figures: dict[str, float] = {}
     if down.tensors:
         receive(client, down.tensors, beside)
-        score = head or model.head
+        score = head or getattr(model, "head", None)
 
         def objective(batch: Batch) -> dict[str, Tensor]:
+            if client.modality == "pair":
+                return task_terms(client, batch)
             z_BD = model.encode(batch.inputs)
             seen = z_BD if guide.supervised else z_BD.detach()
             task = cross_entropy(score(seen), batch.labels)

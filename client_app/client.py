@@ -16,14 +16,17 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from client_app import lessons, views
+from client_app import lessons, pairs, views
 from client_app.lessons import Lesson
 from client_app.memory import Memory
+from client_app.pairs import PairBatch
 from florilegium import models, pixels, seeds
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData, open_private
-from florilegium.models.tokens import Vocabulary, open_vocabulary
-from florilegium.wire import Header, Profile, Report, Samples, Targets
+from florilegium.data.public import PublicPairs, open_public, same_order
+from florilegium.models.pair import DualEncoder
+from florilegium.models.tokens import Vocabulary
+from florilegium.wire import Header, Profile, PublicSet, Report, Samples, Targets
 
 EVALUATION_BATCH = 128
 
@@ -45,6 +48,8 @@ class Batch:
 class Client:
     """A client as one message finds it. `memory` is this row's, at the message's round and step."""
 
+    public_path: str | None = None  # where this machine keeps the public set, if not where the settings say
+
     def __init__(self, conf: DictConfig, id_: int, data: PrivateData, memory: Memory, round_: int) -> None:
         member = conf.clients.mix[id_]
         self.conf, self.id, self.data, self.memory, self.round = conf, id_, data, memory, round_
@@ -63,9 +68,7 @@ class Client:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        clients = self.conf.clients
-        pretrained = models.sizes(clients, self.architecture).get("pretrained")
-        return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
+        return models.vocabulary(self.conf.clients, self.architecture.split("+")[-1])
 
     @cached_property
     def left(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,16 +81,16 @@ class Client:
         return int(self.left[1]["trained"])
 
     @cached_property
-    def model(self) -> models.Classifier:
+    def model(self) -> models.Classifier | DualEncoder:
         """The model as it was left by the message before, or as the seed starts it."""
-        vocabulary = self.vocabulary if self.modality == "text" else None
+        vocabulary = None if self.modality == "image" else self.vocabulary
         with seeds.scoped(self.conf.seed, "model", self.id, self.architecture):
             model = models.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
         if self.trained:
             model.load_state_dict(self.left[0])
         return model.to(self.device)
 
-    def load(self, tensors: Mapping[str, Tensor]) -> models.Classifier:
+    def load(self, tensors: Mapping[str, Tensor]) -> models.Classifier | DualEncoder:
         """The model with weights from the server. ClientError when they are another architecture's."""
         try:
             self.model.load_state_dict(dict(tensors))
@@ -102,11 +105,14 @@ class Client:
 
     # -- inputs --------------------------------------------------------------------------------------------------
 
-    def private_batches(self, size: int, epoch: int, name: str) -> Iterator[Batch]:
-        """One shuffled pass over the client's own rows, lightly augmented."""
+    def private_batches(self, size: int, epoch: int, name: str) -> Iterator[Batch | PairBatch]:
+        """One shuffled pass over the client's own rows, lightly augmented; batches of pairs for a retrieval client."""
         random = torch.Generator().manual_seed(self.seed("batches", name, epoch))
         rows = self.data.train
         for chosen in shuffled(len(rows), size, random):
+            if self.modality == "pair":
+                yield pairs.batch_of(self, rows, chosen, random)
+                continue
             inputs = self.rows_as_inputs(rows, chosen, random)
             yield Batch(inputs, rows.labels[chosen].to(self.device), rows.ids[chosen])
 
@@ -123,6 +129,8 @@ class Client:
 
     def inputs(self, samples: Samples, augment_seed: int | None = None) -> Tensor:
         """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
+        if self.modality == "pair":
+            raise ClientError("this client reads pairs; samples have one side")
         filled, empty = (samples.images, samples.texts) if self.modality == "image" else (samples.texts, samples.images)
         if len(filled) != len(samples.ids) or empty:
             raise ClientError(f"this client reads {self.modality}s; it was sent {len(samples.images)} images and"
@@ -147,20 +155,33 @@ class Client:
         """Class scores [N, C] of representations, on the CPU."""
         return self.model.eval().head(z_ND.to(self.device)).cpu()
 
+    # -- the public set ---------------------------------------------------------------------------------------------
+
+    @property
+    def public_pairs(self) -> PublicPairs:
+        """The public set as this client has it. DataError when it has none."""
+        return open_public(self.conf, self.public_path)
+
+    def public(self, asked: PublicSet) -> PublicPairs:
+        """The pairs the server means, in its order. DataError, with both hashes, when this client's set is another."""
+        ours = self.public_pairs
+        same_order(ours, asked.order, f"client {self.id}")
+        return ours.named(asked.ids)
+
     # -- samples of the server -------------------------------------------------------------------------------------
 
     def keep(self, samples: Samples) -> None:
         """Hold on to samples; the targets come later and are joined by id."""
         self.memory.write("samples", lessons.to_tensors(samples))
 
-    def recall(self, targets: Targets) -> Lesson:
-        """The kept samples that `targets` name, with their labels and fused representations."""
+    def recall(self, targets: Targets, wide: int | None = None) -> Lesson:
+        """The kept samples that `targets` name, with their labels and fused representations (D or `wide` values)."""
         found = self.memory.read("samples")
         if found is None:
             raise ClientError("targets came, but no samples were ever kept")
         width = targets.representations.shape[-1]
-        if width not in (0, self.width):
-            raise ClientError(f"targets are {width} wide, representations {self.width}")
+        if width not in (0, wide := wide or self.width):
+            raise ClientError(f"targets are {width} wide, representations {wide}")
         return lessons.taught(lessons.from_tensors(found[0]), targets)
 
     def replayed(self) -> Lesson | None:
@@ -199,7 +220,10 @@ class Client:
                        str(kept[1]["version"]) if kept else "")
 
     def evaluate(self) -> Report:
-        """Top-1 accuracy and loss on the global test split of this modality, accuracy on the validation split."""
+        """Top-1 accuracy and loss on the global test split of this modality, accuracy on the validation split; of a
+        retrieval client recalls (pairs.py)."""
+        if self.modality == "pair":
+            return pairs.evaluate(self)
         accuracy, loss = self._judged(self.data.test)
         validation, _ = self._judged(self.data.validation)
         return Report({"accuracy": accuracy, "validation": validation, "loss": loss}, len(self.data.test))
@@ -245,4 +269,6 @@ def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header
     federation = Path(out or "federation").name
     memory = Memory(Path(str(place), federation, header.row, f"client-{id_}"), header.round, header.step)
     data = open_private(conf, id_, str(conf.clients.mix[id_].modality), node_config)
-    return Client(conf, id_, data, memory, header.round)
+    client = Client(conf, id_, data, memory, header.round)
+    client.public_path = str(node_config.get("public-path", "")) or None
+    return client

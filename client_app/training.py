@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from client_app import pairs
 from florilegium.checks import between
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -22,10 +24,12 @@ class LearningRate:
 
     image: float = 1e-3
     text: float = 1e-3
+    pair: float = 1e-3
 
     def __post_init__(self) -> None:
         between("learning_rate.image", self.image, 0, 10)
         between("learning_rate.text", self.text, 0, 10)
+        between("learning_rate.pair", self.pair, 0, 10)
 
     def of(self, modality: str) -> float:
         return getattr(self, modality)
@@ -94,11 +98,26 @@ def gradient_shares(terms: dict[str, Tensor], trained: list[Tensor]) -> dict[str
 
 
 def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str, float]:
-    """Cross-entropy on the client's own rows with AdamW (eq 1 of FedMMKT).
+    """The client's own task on its own rows with AdamW (eq 1 of FedMMKT).
 
     `settings` has learning_rate, weight_decay and batch; `name` tells this pass's shuffling from another's.
     """
-    model = client.model
-    return fit(model, lambda epoch: client.private_batches(settings.batch, epoch, name),
-               lambda batch: {"task": cross_entropy(model(batch.inputs), batch.labels)},
+    return fit(client.model, lambda epoch: client.private_batches(settings.batch, epoch, name),
+               lambda batch: task_terms(client, batch),
                lr=settings.learning_rate.of(client.modality), weight_decay=settings.weight_decay, epochs=epochs)
+
+
+def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
+    """The client's own task on a private batch: cross-entropy of classes, or the retrieval loss of pairs."""
+    if client.modality == "pair":
+        return {"task": pairs.task_loss(client, batch)}
+    return {"task": cross_entropy(client.model(batch.inputs), batch.labels)}
+
+
+def private_without_end(client: Any, size: int, epoch: int, mixed: bool = True) -> Iterator[Any]:
+    """Private batches beside the batches of a lesson, pass after pass; or None after None when none is `mixed` in."""
+    for turn in count():
+        if not mixed:
+            yield None
+        else:
+            yield from client.private_batches(size, turn, f"mixed-{epoch}")

@@ -14,8 +14,10 @@ from florilegium.catalogue import CATALOGUE
 from florilegium.recorded import MAIN, Recorded, RunError, finite, recorded
 
 COLUMNS = (("Image acc. %", "client/accuracy/image", 100, 1), ("Text acc. %", "client/accuracy/text", 100, 1),
+           ("Retrieval rsum %", "client/rsum/pair", 100, 1), ("Server rsum %", "server/rsum", 100, 1),
            ("T2I acc. %", "t2i/accuracy", 100, 1), ("CLIP score", "t2i/clip_score", 1, 3),
            ("Up MB", "bytes/up_per_client", 2**-20, 2), ("Down MB", "bytes/down_per_client", 2**-20, 2))
+SOMETIMES = ("client/rsum/pair", "server/rsum")  # columns of runs that have them
 MACHINE = ("device", "threads", "state_dir")    # where clients run says nothing about what they are
 
 
@@ -42,6 +44,12 @@ class Comparison:
     warnings: tuple[str, ...]
     lines: tuple[Line, ...]
 
+    @property
+    def shown(self) -> list[int]:
+        """Which of COLUMNS this comparison has."""
+        return [n for n, (_, key, *_) in enumerate(COLUMNS)
+                if key not in SOMETIMES or any(line.figures[n] for line in self.lines)]
+
     def __str__(self) -> str:
         """The table as text, as wide as the terminal."""
         text = io.StringIO()
@@ -59,17 +67,17 @@ class Comparison:
         drawn = Table(title=self.protocol, title_justify="left", title_style="",
                       caption="\n".join(self.warnings) or None)
         drawn.add_column("")
-        for name in ("Seeds", *(c[0] for c in COLUMNS)):
+        for name in ("Seeds", *(COLUMNS[n][0] for n in self.shown)):
             drawn.add_column(name, justify="right")
         for n, line in enumerate(self.lines):
             turn = n + 1 < len(self.lines) and self.lines[n + 1].reference != line.reference
-            drawn.add_row(line.name, str(len(line.seeds)), *texts(line), end_section=turn,
+            drawn.add_row(line.name, str(len(line.seeds)), *texts(line, self.shown), end_section=turn,
                           style="dim" if line.reference else "bold")
         return drawn
 
     def markdown(self) -> str:
-        head = ["", "Seeds", *(c[0] for c in COLUMNS)]
-        rows = [[line.name.replace("|", "\\|"), str(len(line.seeds)), *texts(line)] for line in self.lines]
+        head = ["", "Seeds", *(COLUMNS[n][0] for n in self.shown)]
+        rows = [[line.name.replace("|", "\\|"), str(len(line.seeds)), *texts(line, self.shown)] for line in self.lines]
         drawn = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
         rule = "|---|" + "---:|" * (len(head) - 1)
         return "\n".join([self.protocol, "", drawn[0], rule, *drawn[1:], "", *(f"- {w}" for w in self.warnings)])
@@ -78,17 +86,19 @@ class Comparison:
         """Unrounded, in the metrics' own units; std is empty with one seed."""
         text = io.StringIO()
         out = csv.writer(text, lineterminator="\n")
-        out.writerow(["row", "reference", "seeds", *(f"{c[1]} {part}" for c in COLUMNS for part in ("mean", "std"))])
+        names = (f"{COLUMNS[n][1]} {part}" for n in self.shown for part in ("mean", "std"))
+        out.writerow(["row", "reference", "seeds", *names])
         for line in self.lines:
-            cells = [c for f in line.figures for c in ((f.mean, "" if f.std is None else f.std) if f else ("", ""))]
+            told = [line.figures[n] for n in self.shown]
+            cells = [c for f in told for c in ((f.mean, "" if f.std is None else f.std) if f else ("", ""))]
             out.writerow([line.name, int(line.reference), " ".join(map(str, line.seeds)), *cells])
         return text.getvalue()
 
 
-def texts(line: Line) -> list[str]:
+def texts(line: Line, shown: list[int]) -> list[str]:
     """The figures of a line, `38.1 ± 0.7`, a dash where there is none."""
     told = []
-    for (_, _, scale, digits), f in zip(COLUMNS, line.figures, strict=True):
+    for (_, _, scale, digits), f in ((COLUMNS[n], line.figures[n]) for n in shown):
         spread = f" ± {scale * f.std:.{digits}f}" if f and f.std is not None else ""
         told.append(f"{scale * f.mean:.{digits}f}{spread}" if f else "–")
     return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, layer_norm, normalize
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, layer_norm, logsigmoid, normalize
 
 TDCL_FORMS = ("per_sample", "released_tiled")
 NDCR_FORMS = ("l2_unit", "l2_raw", "kl", "kl_t", "cos")
@@ -25,6 +25,20 @@ def feature_kl(teacher_BD: Tensor, student_BD: Tensor, temperature: float = 1.0)
     return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def logit_kl(teacher_BC: Tensor, student_BC: Tensor, weight_B: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of softmaxes over classes, each sample times its weight, mean over the batch, times
+    temperature squared. No gradient reaches the teacher."""
+    teacher = (teacher_BC.detach() / temperature).log_softmax(-1)
+    student = (student_BC / temperature).log_softmax(-1)
+    kl_B = kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return (weight_B * kl_B).mean() * temperature**2
+
+
+def logit_l1(teacher_BC: Tensor, student_BC: Tensor, weight_B: Tensor) -> Tensor:
+    """Mean absolute difference of class scores, each sample times its weight (FedMD's digest)."""
+    return (weight_B[:, None] * (student_BC - teacher_BC.detach()).abs()).mean()
+
+
 def unit_kl(teacher_BD: Tensor, student_BD: Tensor, temperature: float = 1.0, scaled: bool = False) -> Tensor:
     """KL(teacher || student) of softmaxes over D of unit vectors; `scaled`: times temperature squared."""
     kl = feature_kl(normalize(teacher_BD, dim=-1), normalize(student_BD, dim=-1), temperature)
@@ -35,6 +49,39 @@ def info_nce(z_BD: Tensor, anchors_CD: Tensor, labels_B: Tensor, temperature: fl
     """-log of the share that the label's anchor has among all anchors by exp(cosine / temperature); batch mean."""
     cosines_BC = normalize(z_BD, dim=-1) @ normalize(anchors_CD, dim=-1).T
     return cross_entropy(cosines_BC / temperature, labels_B)
+
+
+def model_contrast(z_BD: Tensor, near_BD: Tensor, far_BD: Tensor, temperature: float) -> Tensor:
+    """-log(exp(n) / (exp(n) + exp(f))), n and f the cosines with `near` and `far` over the temperature; batch mean.
+
+    MOON's contrast between models, and CreamFL's intra-modal one.
+    """
+    cosines_B2 = torch.stack([cosine_similarity(z_BD, near_BD), cosine_similarity(z_BD, far_BD)], 1)
+    first_B = torch.zeros(len(z_BD), dtype=torch.int64, device=z_BD.device)
+    return cross_entropy(cosines_B2 / temperature, first_B)
+
+
+def pair_nce(image_BD: Tensor, text_BD: Tensor, match_BB: Tensor, temperature: float) -> Tensor:
+    """Symmetric contrast of unit vectors (CLIP's loss): -log of a match's share among all by exp(cosine / temperature),
+    the mean over a row's matches, over the batch and over both directions. `match_BB` is true where an image and a text
+    belong together (at least on the diagonal)."""
+    cosines_BB = image_BD @ text_BD.T / temperature
+    weight_BB = match_BB.to(cosines_BB.dtype)
+
+    def one_way(logits_BB: Tensor, weight_BB: Tensor) -> Tensor:
+        return -(logits_BB.log_softmax(-1) * weight_BB).sum(-1).div(weight_BB.sum(-1)).mean()
+
+    return (one_way(cosines_BB, weight_BB) + one_way(cosines_BB.T, weight_BB.T)) / 2
+
+
+def soft_contrastive(
+    image_BD: Tensor, text_BD: Tensor, match_BB: Tensor, scale: Tensor | float, shift: Tensor | float
+) -> Tensor:
+    """PCME's retrieval loss without sampling, as FedAFD trains it: l_ij = -scale |z_i - z_j| + shift says how likely a
+    pair matches, p = e^l / (e^l + e^-l); -log of p (1 - p where it does not match), summed over pairs, mean over B."""
+    far_BB = (2 - 2 * image_BD @ text_BD.T).clamp_min(1e-12).sqrt()
+    l_BB = shift - scale * far_BB
+    return -logsigmoid(2 * torch.where(match_BB, l_BB, -l_BB)).sum() / len(image_BD)
 
 
 def nearest(z_BD: Tensor, anchors_BPD: Tensor) -> Tensor:

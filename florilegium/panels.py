@@ -16,6 +16,8 @@ PALETTE = 8
 TILES, PLATES = 4, 48                           # images a strip, classes a page
 CURVES = (("Image clients, test accuracy", "client/accuracy/image", True),
           ("Text clients, test accuracy", "client/accuracy/text", True),
+          ("Retrieval clients, R@1 both ways summed", "client/rsum/pair", True),
+          ("Server’s retrieval, R@1 both ways summed", "server/rsum", True),
           ("T2I accuracy, clients’ domain", "t2i/accuracy", True),
           ("CLIP score", "t2i/clip_score", False))
 LABELS = (("kept by the vote", "labels/kept", 0), ("consensus label right, by the judge", "labels/accuracy", 2),

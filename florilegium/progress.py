@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 LOOK_SECONDS = 0.5
-SHOWN = ("client/accuracy/image", "client/accuracy/text", "t2i/accuracy", "t2i/clip_score")
+SHOWN = ("client/accuracy/image", "client/accuracy/text", "client/rsum/pair", "server/rsum", "t2i/accuracy",
+         "t2i/clip_score")
 
 
 class Tail:

@@ -17,7 +17,7 @@ import yaml
 from florilegium import atomic
 
 MAIN = "method"                                 # the name of a run's main row; reference rows have their own names
-EVALUATED = ("client/", "t2i/")                 # a round that was evaluated carries at least one of these
+EVALUATED = ("client/", "t2i/", "server/")      # a round that was evaluated carries at least one of these
 
 
 class RunError(RuntimeError):
@@ -97,7 +97,7 @@ def mean(values: Iterable[float]) -> float | None:
 def validation(metrics: dict) -> float | None:
     """Mean of client/validation/<modality>; of client/validation/* where no modality is named; None without any."""
     found = {k.rsplit("/", 1)[1]: v for k, v in finite(metrics).items() if k.startswith("client/validation/")}
-    return mean([found[m] for m in ("image", "text") if m in found] or found.values())
+    return mean([found[m] for m in ("image", "text", "pair") if m in found] or found.values())
 
 
 def best(records: list[dict]) -> dict | None:

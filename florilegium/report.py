@@ -138,6 +138,7 @@ def partition_text(run: Recorded) -> str:
 
 
 FIGURES = (("Image accuracy", "client/accuracy/image", percent), ("Text accuracy", "client/accuracy/text", percent),
+           ("Retrieval, R@1 both ways summed", "client/rsum/pair", percent), ("Server’s", "server/rsum", percent),
            ("T2I accuracy", "t2i/accuracy", percent), ("CLIP score", "t2i/clip_score", plain_number),
            ("Up per client", "bytes/up_per_client", size), ("Down per client", "bytes/down_per_client", size))
 
@@ -182,11 +183,11 @@ def traffic(run: Recorded) -> str:
 
 
 def clients(run: Recorded) -> str:
-    """One line per client: what it is, what it holds, its accuracy in every row that has one."""
-    told = {row: {k.rsplit("/", 1)[1]: v for k, v in run.metrics(row).items() if k.startswith("client/accuracy/")}
-            for row in run.rows}
+    """One line per client: what it is, what it holds, its accuracy (or sum of R@1) in every row that has one."""
+    told = {row: {k.rsplit("/", 1)[1]: v for k, v in run.metrics(row).items()
+                  if k.startswith(("client/accuracy/", "client/rsum/"))} for row in run.rows}
     holds = {str(c.get("client", n)): c for n, c in enumerate(run.partition.get("clients") or [])}
-    known = {i for figures in told.values() for i in figures if i not in ("image", "text")}
+    known = {i for figures in told.values() for i in figures if i not in ("image", "text", "pair")}
     shown = [row for row in run.rows if known & told[row].keys()]
     rows = [[f"client {escape(i)}", escape(str(holds.get(i, {}).get("modality", "–"))),
              escape(str(holds.get(i, {}).get("model", "–"))) + domain(holds.get(i, {})), *holding(holds.get(i, {})),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from florilegium.checks import between, one_of
 
-MODALITIES = ("image", "text")
+MODALITIES = ("image", "text", "pair")
 MANY = 1_000_000
 
 

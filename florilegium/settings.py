@@ -170,12 +170,30 @@ def _validate_clients(conf: DictConfig) -> None:
             raise SettingsError(str(error)) from error
     if conf.timeouts.quorum > len(mix):
         raise SettingsError(f"timeouts.quorum is {conf.timeouts.quorum}, but there are {len(mix)} clients")
+    _validate_pairs(conf)
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})
     for row, node in rows(conf).items():
         entry = CATALOGUE.get(node.name)
-        if entry is not None and entry.modality == "one" and len(architectures) > 1:
+        apart = (node.get("server") or {}).get("groups", "none") != "none"
+        if entry is not None and entry.modality == "one" and len(architectures) > 1 and not apart:
             raise SettingsError(f"{row}: {node.name} averages weights and needs one architecture; "
                                 f"clients.mix has {', '.join(architectures)}")
+
+
+def _validate_pairs(conf: DictConfig) -> None:
+    """Clients that retrieve, and methods that have something for them to do. SettingsError."""
+    from florilegium.catalogue import CATALOGUE
+    from florilegium.models.pair import PairSettings
+
+    typed(PairSettings, conf.clients.get("pair"), "clients.pair")
+    those = [k for k, member in enumerate(conf.clients.mix) if member.modality == "pair"]
+    for row, node in rows(conf).items():
+        entry = CATALOGUE.get(node.name)
+        apart = node.name == "fedavg" and (node.get("server") or {}).get("groups") == "architecture"
+        if those and entry is not None and entry.client and "pair" not in entry.modality and not apart:
+            ways = ", ".join(name for name, other in CATALOGUE.items() if "pair" in other.modality)
+            raise SettingsError(f"{row}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); "
+                                f"these have: {ways}")
 
 
 def _validate_data(conf: DictConfig) -> None:

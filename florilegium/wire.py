@@ -3,7 +3,7 @@
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
 field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D),
-P anchors of a class, W text width, Q features of a sample.
+P anchors of a class, W text width, Q features of a sample, I and T widths of images and texts of pairs (0 or D).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Logits:
     """Class scores before the softmax."""
 
     ids: Tensor = array("int64", "N", low=0)
-    logits: Tensor = array("float32", "N", "C")
+    logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,16 @@ class Targets:
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     representations: Tensor = array("float32", "N", "R")
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What a client shall learn on samples it keeps: labels, class scores, and how much these count on each sample."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    labels: Tensor = array("int64", "N", low=0, below="C")
+    logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
+    weight: Tensor = array("float32", "N", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,33 @@ class Guide:
     text: Tensor = array("float32", "C", "W")
     ids: Tensor = array("int64", "N", low=0)
     features: Tensor = array("float16", "N", "Q", "D")
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """Which pairs of the public set are meant: `order` is its hash (data/public.py), which both sides must have."""
+
+    order: str
+    ids: Tensor = array("int64", "N", low=0)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder sees in public pairs: unit vectors of the images and of the texts (0 wide: not that side)."""
+
+    ids: Tensor = array("int64", "N", low=0)
+    image: Tensor = array("float32", "N", "I", low=-1.001, high=1.001)
+    text: Tensor = array("float32", "N", "T", low=-1.001, high=1.001)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Weights of encoders, whole (`base` is empty) or what changed since `base`; then they are `version`
+    (florilegium/changes.py)."""
+
+    version: str
+    base: str
+    tensors: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -141,8 +178,8 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Guide, Examples,
-                                    Report)}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide,
+                                    PublicSet, Features, Modules, Examples, Report)}
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 

@@ -51,6 +51,7 @@ class RowJournal(Journal):
         figures: dict[str, float] = {}
         if strategy.asks_clients:
             figures |= self.evaluation.clients(federation, strategy.judged_model())
+        figures |= self.evaluation.server(strategy)
         if strategy.generator is not None:
             judged = self.evaluation.generator(strategy.generator)
             figures |= judged.metrics

@@ -1,7 +1,8 @@
 """The one protocol by which every method is judged, after every evaluated round, with the same prompts and noise.
 
-Clients: accuracy of the private models on the global test set of their modality. Generator: images of fixed prompts
-and seeds, judged by a classifier of real images (GAN-test) and by CLIP. Axes: M generated images.
+Clients: accuracy of the private models on the global test set of their modality; retrieval clients: recall. Server: its
+dual encoder's recall on held-out pairs of the public domain. Generator: images of fixed prompts and seeds, judged by a
+classifier of real images (GAN-test) and by CLIP. Axes: M generated images.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from florilegium import seeds
+from florilegium import retrieval, seeds
 from florilegium.data.partition import partition
+from florilegium.data.public import held_out_pairs
 from florilegium.federation import Federation, Reply
 from florilegium.metrics import accuracy, mean_cosine, pairwise_distance
+from florilegium.models.pair import public_features
 from florilegium.sections import EvaluationSettings
 from florilegium.settings import typed
 from florilegium.wire import Nothing, Report
 
 IN_GRID = 2  # images of each class in a grid
-FIGURES = ("accuracy", "validation")
+# figures of clients and of the server's task: what they are called -> what the one who measured calls them
+TASKS = {"accuracy": "accuracy", "validation": "validation", "rsum": retrieval.HEADLINE, "rsum_6": "rsum_6",
+         **{f"retrieval/{way}/r{k}": f"retrieval/{way}/r{k}" for way in ("i2t", "t2i") for k in retrieval.KS}}
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ class Evaluation:
 
         `model` is the global one (Weights) of a method that has one; otherwise clients judge their own. A global model
         gives every client of a domain the same figures, so one of them judges it, unless `global_model` is everywhere.
+        A method with several models gives a function of the client; then all judge, each its own.
         """
-        if model is not None and self.settings.global_model == "once":
+        if model is not None and not callable(model) and self.settings.global_model == "once":
             one_each = {self.domains.get(client.id): client for client in reversed(federation.clients)}
             replies = federation.ask("evaluate", model, Report, clients=list(one_each.values()), needed=0)
             if len(replies) == len(one_each):
@@ -85,20 +91,40 @@ class Evaluation:
         shown = [m for m in range(len(images)) if m % self.settings.images_per_class < IN_GRID]
         return Judged(metrics, images[shown], [self.class_names[self.labels_M[m]] for m in shown])
 
+    def server(self, strategy: Any) -> dict[str, float]:
+        """server/rsum, server/retrieval/... and server/validation of a strategy's `server_model`, a DualEncoder."""
+        model = getattr(strategy, "server_model", None)
+        if model is None:
+            return {}
+        found = {}
+        for split in ("test", "validation"):
+            pairs = held_out_pairs(self.resources.conf, split, "public")
+            sides = (public_features(model, pairs, side) for side in ("image", "text"))
+            found[split] = retrieval.retrieval(*sides, pairs)
+        told = found["test"] | {"validation": retrieval.headline(found["validation"])}
+        return {f"server/{name}": told[key] for name, key in TASKS.items() if key in told}
+
     def protocol(self) -> dict[str, Any]:
         """What stands beside the figures: how many images, and how often the judge is right on real test images."""
         if self._judge_accuracy is None:
             images, labels = self.resources.test_images()
             self._judge_accuracy = self.resources.judge().accuracy(images, labels)
-        return {"images": len(self.prompts), "images_per_class": self.settings.images_per_class,
+        told = {"images": len(self.prompts), "images_per_class": self.settings.images_per_class,
                 "judge_accuracy": self._judge_accuracy}
+        conf = self.resources.conf
+        if any(member.modality == "pair" for member in conf.clients.mix):
+            galleries = {who: retrieval.protocol(held_out_pairs(conf, "test", part))
+                         for who, part in (("clients", "private"), ("server", "public"))}
+            told["retrieval"] = {"rsum": retrieval.HEADLINE, **galleries}
+        return told
 
 
 def client_figures(replies: list[Reply]) -> dict[str, float]:
-    """client/accuracy/<id>, client/accuracy/<modality> and their mean client/accuracy; validation likewise."""
+    """client/accuracy/<id>, client/accuracy/<modality> and their mean client/accuracy; validation, and the rsum and
+    recalls of retrieval clients likewise."""
     figures: dict[str, float] = {}
-    for name in FIGURES:
-        told = [(x.client, x.body.metrics[name]) for x in replies if name in x.body.metrics]
+    for name, key in TASKS.items():
+        told = [(x.client, x.body.metrics[key]) for x in replies if key in x.body.metrics]
         figures |= {f"client/{name}/{client.id}": value for client, value in told}
         means = []
         for modality in sorted({client.modality for client, _ in told}):

@@ -1,18 +1,31 @@
 """FedAvg, server half (arXiv 1602.05629, Algorithm 1). Client half: client_app/methods/fedavg.py; FedProx, MOON and
 the guided methods bring their own.
 
-Down and up: weights. Clients must share one architecture.
+Down and up: weights. Clients must share one architecture, unless `groups: architecture` says that clients of one
+architecture average among themselves (a control of the methods whose clients differ).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from florilegium.averaging import weighted_mean
-from florilegium.federation import Federation
+from florilegium.averaging import model_part, named, part, weighted_mean
+from florilegium.federation import Client, Federation
 from florilegium.guidance import GuidanceSettings
+from florilegium.wire import Weights
 from strategies.rounds import Rounds
-from strategies.weights import check_weighting, figures, shared_start, shares, trained
+from strategies.weights import (
+    check_groups,
+    check_weighting,
+    figures,
+    group_of,
+    group_starts,
+    grouped,
+    shared_start,
+    shares,
+    trained,
+)
 
 
 @dataclass
@@ -20,23 +33,46 @@ class FedAvgSettings:
     """The cohort's size is `cohort.fraction`."""
 
     weighting: str = "examples"    # p_k: examples (n_k / n) | uniform
+    groups: str = "none"           # none: one model for all | architecture: one for the clients of each
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
+        check_groups(self.groups)
 
 
 class FedAvg(Rounds):
-    """Weighted mean of the clients' weights."""
+    """Weighted mean of the clients' weights; with groups, `weights` holds each group's under the group's name."""
 
     Settings = FedAvgSettings
 
     def begin(self, federation: Federation) -> dict[str, float]:
-        self.weights = shared_start(federation, "fedavg")
+        if self.settings.groups == "none":
+            self.weights = shared_start(federation, "fedavg")
+            return {}
+        starts = group_starts(federation)
+        self.weights = {name: value for group, start in starts.items() for name, value in named(group, start).items()}
         return {}
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
-        replies = trained(federation, self.weights)                                     # ClientUpdate(k, w_t)
-        p_K = shares(replies, self.settings.weighting)
-        self.weights = weighted_mean([x.body.tensors for x in replies], p_K)            # w_{t+1} = sum_k p_k w_k
-        return figures(replies)
+        if self.settings.groups == "none":
+            replies = trained(federation, self.weights)                                 # ClientUpdate(k, w_t)
+            p_K = shares(replies, self.settings.weighting)
+            self.weights = weighted_mean([x.body.tensors for x in replies], p_K)        # w_{t+1} = sum_k p_k w_k
+            return figures(replies)
+        members = grouped(federation.cohort)
+        down = {group: part(self.weights, group) for group in members}
+        replies = trained(federation, lambda client: down[group_of(client)])
+        for group in members:  # a group that nobody trained keeps its weights
+            if mine := [x for x in replies if group_of(x.client) == group]:
+                mean = weighted_mean([x.body.tensors for x in mine], shares(mine, self.settings.weighting))
+                self.weights |= named(group, mean)
+        return figures(replies) | {"weights/groups": float(len({group_of(x.client) for x in replies}))}
+
+    def judged_model(self) -> Weights | Callable[[Client], Weights] | None:
+        """The global model; with groups, each client's own group's."""
+        if self.settings.groups == "none" or not self.weights:
+            return super().judged_model()
+        names = {name.split(".")[0] for name in self.weights}
+        models = {group: Weights(model_part(part(self.weights, group))) for group in sorted(names)}
+        return lambda client: models[group_of(client)]

@@ -52,10 +52,12 @@ class Rounds(Strategy):
     ----------
     asks_clients : whether the method talks to clients at all.
     generator : the T2I model the method tunes, judged after each round; None when it has none.
+    server_model : the DualEncoder the method trains for the server's own retrieval, judged likewise; None without one.
     """
 
     asks_clients = True
     generator: Any = None
+    server_model: Any = None
 
     def __init__(self, settings: Any, resources: Any = None) -> None:
         self.settings, self.resources = settings, resources

@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from florilegium.checks import one_of
-from florilegium.federation import Check, Federation, FederationError, Reply
+from florilegium.federation import Check, Client, Federation, FederationError, Reply
 from florilegium.wire import Weights, WireError
 
 WEIGHTINGS = ("examples", "uniform")
+GROUPINGS = ("none", "architecture")
 SUMMED = "cache/"  # figures that count something over all clients; of all others the mean is of interest
+
+
+def group_of(client: Client) -> str:
+    """Who averages with whom when clients average within their architecture: modality and architecture."""
+    return f"{client.modality} {client.architecture}"
+
+
+def grouped(clients: Iterable[Client]) -> dict[str, list[Client]]:
+    """Clients by group, groups in the order of their names."""
+    groups: dict[str, list[Client]] = {}
+    for client in clients:
+        groups.setdefault(group_of(client), []).append(client)
+    return dict(sorted(groups.items()))
 
 
 def shared_start(federation: Federation, name: str) -> dict[str, Tensor]:
     """The fresh weights of the first client. FederationError, naming them, when clients' architectures differ."""
-    kinds: dict[str, list[int]] = {}
-    for client in federation.clients:
-        kinds.setdefault(f"{client.modality} {client.architecture}", []).append(client.id)
-    if len(kinds) > 1:
-        those = "; ".join(f"{kind}: client {', '.join(map(str, ids))}" for kind, ids in sorted(kinds.items()))
+    groups = grouped(federation.clients)
+    if len(groups) > 1:
+        those = "; ".join(f"{g}: client {', '.join(str(c.id) for c in clients)}" for g, clients in groups.items())
         raise FederationError(f"{name} averages weights and needs one architecture, these clients have {those}")
     return federation.ask("train", Weights({}), Weights, clients=federation.clients[:1])[0].body.tensors
 
 
+def group_starts(federation: Federation) -> dict[str, dict[str, Tensor]]:
+    """The fresh weights of each group's first client, by group; all of them are needed."""
+    firsts = [clients[0] for clients in grouped(federation.clients).values()]
+    replies = federation.ask("train", Weights({}), Weights, clients=firsts, needed=len(firsts))
+    if missing := {group_of(client) for client in firsts} - {group_of(x.client) for x in replies}:
+        raise FederationError(f"no fresh weights of {', '.join(sorted(missing))} came to start from")
+    return {group_of(x.client): x.body.tensors for x in replies}
+
+
 def trained(
-    federation: Federation, down: Mapping[str, Tensor], *, like: Mapping[str, Tensor] | None = None,
-    ranges: Mapping[str, tuple[float, float]] | None = None, check: Check | None = None,
-    metrics: Mapping[str, float] | None = None,
+    federation: Federation, down: Mapping[str, Tensor] | Callable[[Client], Mapping[str, Tensor]], *,
+    like: Mapping[str, Tensor] | None = None, ranges: Mapping[str, tuple[float, float]] | None = None,
+    check: Check | None = None, metrics: Mapping[str, float] | None = None,
 ) -> list[Reply]:
     """The cohort's weights after local training from `down` (with `metrics`, figures for the clients); a bad upload is
     left out and named in the ledger.
 
-    An upload must have the names, shapes and types of `like` (default: of `down`), the figures of `ranges` within
-    them, and no more examples than the client's profile says.
+    `down` may differ by client. An upload must have the names, shapes and types of `like` (default: of `down`), the
+    figures of `ranges` within them, and no more examples than the client's profile says.
     """
-    like = down if like is None else like
-
     def checked(client: Any, body: Weights) -> None:
-        same_tensors(body.tensors, like)
+        given = down(client) if callable(down) else down
+        same_tensors(body.tensors, given if like is None else like)
         if not 1 <= body.examples <= max(client.examples, 1):
             raise WireError(f"Weights.examples is {body.examples}, the client's profile says {client.examples}")
         for name, (low, high) in (ranges or {}).items():
@@ -49,7 +69,18 @@ def trained(
         if check is not None:
             check(client, body)
 
-    return federation.ask("train", Weights(dict(down), metrics=dict(metrics or {})), Weights, check=checked)
+    def payload(tensors: Mapping[str, Tensor]) -> Weights:
+        return Weights(dict(tensors), metrics=dict(metrics or {}))
+
+    if not callable(down):
+        return federation.ask("train", payload(down), Weights, check=checked)
+    bodies: dict[int, tuple[Any, Weights]] = {}  # one body for all who get the same tensors
+
+    def chosen(client: Client) -> Weights:
+        tensors = down(client)
+        return bodies.setdefault(id(tensors), (tensors, payload(tensors)))[1]
+
+    return federation.ask("train", chosen, Weights, check=checked)
 
 
 def same_tensors(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
@@ -86,3 +117,7 @@ def _names(replies: Iterable[Reply]) -> list[str]:
 
 def check_weighting(value: str) -> None:
     one_of("weighting", value, WEIGHTINGS)
+
+
+def check_groups(value: str) -> None:
+    one_of("groups", value, GROUPINGS)

@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"fedmmkt": ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"],
          "selftuned": ["method.server.samples=8", "tuning.batch=8"],
          "centralised": ["method.server.samples=8", "tuning.batch=8"],
+         **{name: ["method.server.public.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"]
+            for name in ("fedmd", "fedgems", "fedet")},
+         "fedafd": ["method.client.pretrain_epochs=1", "method.client.local_epochs=1", "method.server.pretrain_epochs=1"],
+         "creamfl": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
+         "fedmekt": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
          "standalone": ["method.client.pretrain_epochs=1"]}
 ALIKE = ["clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"]
 

@@ -110,7 +110,8 @@ class ToyFederation:
         for known in clients or self.cohort:
             client = ToyClient(known.id, self.folder, known.examples, self.norm, self.round)
             client.memory.begin()
-            body = self.tamper(known.id, getattr(self.half, phase)(client, payload))
+            down = payload(known) if callable(payload) else payload
+            body = self.tamper(known.id, getattr(self.half, phase)(client, down))
             client.save()
             assert isinstance(body, expect or (Nothing,))
             try:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client_app.client import Batch, Client
 from client_app.lessons import joined
-from client_app.training import LearningRate, fit, fit_private
+from client_app.training import LearningRate, fit, fit_private, private_without_end
 from florilegium.checks import between, one_of
 from florilegium.consensus import CONFIDENCES, confidence
 from florilegium.objectives import feature_kl, normalised
@@ -98,16 +97,9 @@ class FedMMKTClient:
             return terms
 
         def batches(epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
-            return zip(client.lesson_batches(lesson, inputs, s.batch, epoch), self.beside(client, epoch), strict=False)
+            beside = private_without_end(client, s.batch, epoch, s.mix_private)
+            return zip(client.lesson_batches(lesson, inputs, s.batch, epoch), beside, strict=False)
 
         means = fit(model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay,
                     epochs=s.distill_epochs)
         return Report(means, len(lesson))
-
-    def beside(self, client: Client, epoch: int) -> Iterator[Batch | None]:
-        """Private batches without end, or None without end when nothing is mixed in."""
-        for turn in count():
-            if not self.settings.mix_private:
-                yield None
-            else:
-                yield from client.private_batches(self.settings.batch, turn, f"mixed-{epoch}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
 
 from client_app import guidance
 from client_app.averaged import LocalSettings, local
@@ -19,6 +18,7 @@ from client_app.client import Batch, Client
 from florilegium import seeds
 from florilegium.averaging import model_part, named, part
 from florilegium.checks import between
+from florilegium.objectives import model_contrast
 from florilegium.wire import Weights
 
 MOON = "moon"  # the part of the memory, and the first name on the wire
@@ -57,10 +57,8 @@ class MoonClient:
             before = self.frozen(client, left, self.last_head(client)) if left else current
 
         def contrast(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:                  # l_con
-            z = project(z_BD)
-            near_B2 = torch.stack([cosine_similarity(z, seen(batch.inputs)) for seen in (current, before)], 1)
-            global_B = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-            return {"contrast": s.contrast * cross_entropy(near_B2 / s.temperature, global_B)}
+            near, far = current(batch.inputs), before(batch.inputs)
+            return {"contrast": s.contrast * model_contrast(project(z_BD), near, far, s.temperature)}
 
         up = local(client, s, down, contrast if s.contrast else None,
                    beside=named(MOON, dict(project.named_parameters())))

@@ -72,9 +72,18 @@ class Splits:
     def private(self, split: str) -> Dataset:
         """The rows of a split that are the clients' (all of them when the data set has no `part`)."""
         dataset = getattr(self, split)
-        if "part" not in dataset.column_names:
-            return dataset
-        return dataset.select(np.flatnonzero(np.array(dataset["part"][:]) == "private"))
+        return dataset if "part" not in dataset.column_names else self._part(split, "private")
+
+    def public(self, split: str) -> Dataset:
+        """The rows of a split that everybody may have. DataError when the data set has none."""
+        dataset = getattr(self, split)
+        if "part" not in dataset.column_names or not len(rows := self._part(split, "public")):
+            raise DataError(f"{self.place}/{split} has no public rows (a column `part` with `public` names them)")
+        return rows
+
+    def _part(self, split: str, part: str) -> Dataset:
+        dataset = getattr(self, split)
+        return dataset.select(np.flatnonzero(np.array(dataset["part"][:]) == part))
 
     def prompt(self, label: int) -> str:
         return self.classes.prompt(label)
@@ -82,13 +91,15 @@ class Splits:
 
 @dataclass(frozen=True)
 class Rows:
-    """Decoded rows of one modality: ids [N], labels [N], and images uint8 [N, 3, S, S] or texts with their tags."""
+    """Decoded rows: ids [N], labels [N], and images uint8 [N, 3, S, S] or texts with their tags; of pairs both, and the
+    `groups` [N] of rows that show or say the same."""
 
     ids: Tensor
     labels: Tensor
     images: Tensor = field(default_factory=lambda: torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
     texts: tuple[str, ...] = ()
     tags: tuple[tuple[str, ...], ...] = ()
+    groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -200,10 +211,34 @@ def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Seque
         dataset = dataset.select([where[int(i)] for i in ids])
     numbers = {name: torch.tensor(dataset[column][:], dtype=torch.int64).reshape(-1)
                for name, column in (("ids", "id"), ("labels", "label"))}
-    if modality == "text":
+    found: dict[str, Any] = {}
+    if modality in ("text", "pair"):
         tags = dataset["tags"][:] if "tags" in dataset.column_names else [()] * len(dataset)
-        return Rows(**numbers, texts=tuple(dataset["text"][:]), tags=tuple(tuple(t or ()) for t in tags))
-    return Rows(**numbers, images=_images(dataset, numbers["ids"].tolist(), side, place))
+        found |= {"texts": tuple(dataset["text"][:]), "tags": tuple(tuple(t or ()) for t in tags)}
+    if modality in ("image", "pair"):
+        found["images"] = _images(dataset, numbers["ids"].tolist(), side, place)
+    if modality == "pair":
+        concepts = dataset["concept"][:] if "concept" in dataset.column_names else numbers["ids"].tolist()
+        found["groups"] = grouped(concepts, [", ".join([t, *g]) for t, g in zip(found["texts"], found["tags"],
+                                                                                strict=True)])
+    return Rows(**numbers, **found)
+
+
+def grouped(concepts: Sequence[Any], texts: Sequence[str]) -> Tensor:
+    """[N] numbers, equal for rows that share a concept or a whole text, directly or through others."""
+    first: dict[Any, int] = {}
+    above = list(range(len(concepts)))
+
+    def root(n: int) -> int:
+        while above[n] != n:
+            n = above[n] = above[above[n]]
+        return n
+
+    for n, names in enumerate(zip((("concept", c) for c in concepts), (("text", t) for t in texts), strict=True)):
+        for name in names:
+            a, b = root(first.setdefault(name, n)), root(n)
+            above[max(a, b)] = min(a, b)
+    return torch.tensor([root(n) for n in range(len(above))], dtype=torch.int64)
 
 
 def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Tensor:
@@ -223,13 +258,14 @@ def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _held_out(data: str, split: str, modality: str) -> Rows:
+def _held_out(data: str, split: str, modality: str, part: str) -> Rows:
     conf = OmegaConf.create(data)
     splits = open_dataset(conf)
-    rows = modality_rows(splits.private(split), modality)
+    rows = modality_rows(getattr(splits, part)(split), modality)
     return read_rows(rows, modality, int(conf.image_size), f"{splits.place}/{split}")
 
 
-def held_out(data: Any, split: str, modality: str) -> Rows:
-    """All rows of the global `validation` or `test` split in the clients' domain, decoded once in a process."""
-    return _held_out(OmegaConf.to_yaml(data, resolve=True), split, modality)
+def held_out(data: Any, split: str, modality: str, part: str = "private") -> Rows:
+    """All rows of the global `validation` or `test` split in the clients' domain (or the public one), decoded once in a
+    process."""
+    return _held_out(OmegaConf.to_yaml(data, resolve=True), split, modality, part)

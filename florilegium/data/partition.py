@@ -1,8 +1,9 @@
 """Who gets which rows: a pure function of the settings and the seed.
 
 Partitioners are flwr-datasets' and those of skew.py; docs/partitions.md has their forms and presets. Image and text
-clients are partitioned separately, from disjoint halves of the concepts, so no two clients of different modalities
-share a specimen. The server computes it for the record, every client for itself; both get the same.
+clients are partitioned separately, from disjoint halves of the concepts (thirds, where there are pair clients), so no
+two clients of different modalities share a specimen. The server computes it for the record, every client for itself;
+both get the same.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from florilegium import models, seeds
 from florilegium.checks import between, one_of
 from florilegium.data import shift, skew
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset
+from florilegium.sections import MODALITIES
 from florilegium.settings import typed
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ class PartitionSettings:
     judged: str = "own"                     # own | all: held-out rows of the client's own domain, or as they are
     min_samples: int = 10                   # rows every client has at least
     disjoint_modalities: bool = True        # image and text clients see different concepts
-    image_share: float = 0.5                # of the concepts, when they are disjoint
+    image_share: float = 0.5                # of the concepts, when they are disjoint (of those that pairs leave)
+    pair_share: float = 1 / 3               # of the concepts, when they are disjoint
 
     def __post_init__(self) -> None:
         one_of("name", self.name, NAMES)
@@ -69,6 +72,7 @@ class PartitionSettings:
         between("rotation", self.rotation, -180, 180)
         between("contrast", self.contrast, 0.01, 1)
         between("image_share", self.image_share, 0.05, 0.95)
+        between("pair_share", self.pair_share, 0.05, 0.95)
         lowest = {"min_samples": 2, "group": 2, "unbiased": 0, "classes_per_client": 1, "shards_per_client": 1}
         for key, low in lowest.items():
             between(key, getattr(self, key), low, MANY)
@@ -96,13 +100,13 @@ def _partition(text: str, seed: int) -> dict[str, Any]:
         models.check(str(member.modality), str(member.model), f"clients.mix[{k}]")
     splits = open_dataset(conf.data)
     private = _long_tail(splits.private("train"), len(splits.classes), s.imbalance, seed)
-    members = {m: [k for k, member in enumerate(conf.mix) if member.modality == m] for m in ("image", "text")}
-    halves = disjoint(private, s.image_share, seed) if s.disjoint_modalities and all(members.values()) else {}
+    members = {m: [k for k, member in enumerate(conf.mix) if member.modality == m] for m in MODALITIES}
+    apart = parts(private, s, [m for m in MODALITIES if members[m]], seed) if s.disjoint_modalities else {}
     clients: list[dict[str, Any]] = [{} for _ in conf.mix]
     for modality, ids in members.items():
         if not ids:
             continue
-        mine = modality_rows(private.select(halves[modality]) if halves else private, modality)
+        mine = modality_rows(private.select(apart[modality]) if apart else private, modality)
         for k, dealt in zip(ids, deal(mine, len(ids), s, modality, seed, len(splits.classes)), strict=True):
             clients[k] = {"client": k, "modality": modality, "model": conf.mix[k].model, **dealt}
             if s.shift != "none" and modality == "image":
@@ -122,11 +126,25 @@ def _long_tail(private: Dataset, classes: int, imbalance: float, seed: int) -> D
     return private.select(skew.long_tail(np.array(private["label"][:]), classes, imbalance, random))
 
 
-def disjoint(private: Dataset, image_share: float, seed: int) -> dict[str, np.ndarray]:
+def parts(private: Dataset, s: PartitionSettings, modalities: list[str], seed: int) -> dict[str, np.ndarray]:
+    """Row positions of each modality there is, no concept in two of them; {} for one modality, which has them all."""
+    if len(modalities) == 1:
+        return {}
+    found, rest = {}, np.arange(len(private))
+    if "pair" in modalities:
+        split = disjoint(private, s.pair_share, seed, "pairs")
+        found["pair"], rest = split["image"], split["text"]
+    if "image" not in modalities or "text" not in modalities:
+        return {**found, modalities[0]: rest}
+    split = disjoint(private.select(rest), s.image_share, seed)
+    return {**found, **{modality: rest[split[modality]] for modality in ("image", "text")}}
+
+
+def disjoint(private: Dataset, image_share: float, seed: int, name: str = "halves") -> dict[str, np.ndarray]:
     """Row positions of the image half and of the text half: no concept in both, every class in its share."""
     labels = np.array(private["label"][:])
     concepts = np.array(private["concept"][:] if "concept" in private.column_names else private["id"][:])
-    random = seeds.generator(seed, "partition", "halves")
+    random = seeds.generator(seed, "partition", name)
     taken: set[Any] = set()
     for label in np.unique(labels):
         own = np.unique(concepts[labels == label])

@@ -1,4 +1,5 @@
-"""Client models. Every model speaks encode(x) -> z [B, D] and head(z) -> logits [B, C].
+"""Client models. A classifier speaks encode(x) -> z [B, D] and head(z) -> logits [B, C], a dual encoder (pair.py)
+encode_image and encode_text.
 
 Bodies are transformers classes: small configurations trained from scratch, or pre-trained ones of full size, by
 setting. z has an affine-free LayerNorm over D, which puts all clients on one scale.
@@ -46,9 +47,15 @@ class Classifier(nn.Module):
 
 
 def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
-    """ModelError, listing the choices, unless the modality has that architecture."""
+    """ModelError, listing the choices, unless the modality has that architecture (a pair: two, image+text)."""
+    if modality == "pair":
+        image, plus, text = architecture.partition("+")
+        if not plus:
+            raise ModelError(f"{where}: a pair model is named image+text, such as resnet+bert, got {architecture!r}")
+        check("image", image, where)
+        return check("text", text, where)
     if modality not in ARCHITECTURES:
-        raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}")
+        raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}, pair")
     if architecture not in ARCHITECTURES[modality]:
         there = ", ".join(ARCHITECTURES[modality])
         raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {there}")
@@ -62,24 +69,40 @@ def sizes(clients: DictConfig, architecture: str) -> dict[str, Any]:
     return dict(OmegaConf.to_container(node, resolve=True))
 
 
-def build(clients: DictConfig, modality: str, architecture: str, classes: int, vocabulary: Any = None) -> Classifier:
-    """A fresh model for a client of `conf.clients`. `vocabulary` is a text model's `tokens.Vocabulary`.
+def vocabulary(clients: DictConfig, architecture: str) -> Any:
+    """How a text architecture of `conf.clients` reads (tokens.py)."""
+    from florilegium.models.tokens import open_vocabulary
 
-    Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
-    """
+    pretrained = sizes(clients, architecture).get("pretrained")
+    return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
+
+
+def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None) -> nn.Module:
+    """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
     check(modality, architecture)
     given = sizes(clients, architecture)
-    width = int(clients.width)
     try:
         if modality == "image":
             from florilegium.models.image import ImageBody
 
-            body: nn.Module = ImageBody(architecture, given)
-        else:
-            from florilegium.models.text import TextBody
+            return ImageBody(architecture, given)
+        from florilegium.models.text import TextBody
 
-            body = TextBody(architecture, given, vocabulary)
+        return TextBody(architecture, given, reads)
     except (TypeError, ValueError, OSError, AttributeError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"clients.architectures.{architecture}: {text}") from error
-    return Classifier(body, body.hidden, width, classes, project=architecture == "resnet")
+
+
+def build(clients: DictConfig, modality: str, architecture: str, classes: int, vocabulary: Any = None) -> Any:
+    """A fresh model for a client of `conf.clients`: a Classifier, or for pairs a DualEncoder. `vocabulary` is that of
+    a model that reads texts.
+
+    Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
+    """
+    if modality == "pair":
+        from florilegium.models.pair import build_pair
+
+        return build_pair(clients, architecture, vocabulary)
+    made = body(clients, modality, architecture, vocabulary)
+    return Classifier(made, made.hidden, int(clients.width), classes, project=architecture == "resnet")

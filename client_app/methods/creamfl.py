@@ -1,0 +1,102 @@
+"""CreamFL, client half (arXiv 2302.08888). Server half: strategies/creamfl.py.
+
+Down: the server's features of public pairs. Up: this client's features of them. Private data and weights stay.
+Axes: N pairs, B batch, D width. Sources and every free choice: docs/methods/representations.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from client_app.client import Client, ClientError
+from client_app.representing import Codes, answer, learn, recalled, seen
+from client_app.training import LearningRate, fit_private
+from florilegium.checks import between
+from florilegium.objectives import info_nce, model_contrast
+from florilegium.wire import Answers, Features, Nothing, PublicSet, Report, Samples
+
+BEFORE = "before"  # the part of the memory that holds the model as the last round left it
+OTHER = {"image": "text", "text": "image"}
+
+
+@dataclass
+class CreamFLClientSettings:
+    """Client settings; `ours` where the released code, as our notes have it, is silent."""
+
+    inter: bool = True             # contrast with the server's features of the other modality
+    intra: bool = True             # MOON's contrast with the server's of the same and the client's own last ones
+    contrast: float = 0.5          # weight of both
+    temperature: float = 0.5
+    pretrain_epochs: int = 12      # private epochs at a client's first training; ours
+    local_epochs: int = 1          # private epochs a round; 5 in the code
+    contrast_epochs: int = 1       # passes over the public pairs
+    mix_private: bool = True       # a private batch beside each public one, as FedMMKT's clients have; ours
+    learning_rate: LearningRate = field(default_factory=LearningRate)
+    weight_decay: float = 0.01
+    batch: int = 32
+    public_batch: int = 64         # 128 in the code
+
+    def __post_init__(self) -> None:
+        between("contrast", self.contrast, 0, 1e4)
+        between("temperature", self.temperature, 1e-3, 1e3)
+        for key in ("pretrain_epochs", "local_epochs", "contrast_epochs"):
+            between(key, getattr(self, key), 0, 1_000_000)
+        between("weight_decay", self.weight_decay, 0, 10)
+        for key in ("batch", "public_batch"):
+            between(key, getattr(self, key), 2, 100_000)
+
+
+class CreamFLClient:
+    """Learns its task, then where public pairs lie in the server's space, and says where it sees them itself."""
+
+    Settings = CreamFLClientSettings
+
+    def __init__(self, settings: CreamFLClientSettings) -> None:
+        self.settings = settings
+
+    def train(self, client: Client, _: Nothing) -> Nothing:
+        s = self.settings
+        client.memory.write(BEFORE, client.model.state_dict())
+        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
+        return Nothing()
+
+    def represent(self, client: Client, question: Samples | PublicSet) -> Answers | Features:
+        return answer(client, question)
+
+    def distill(self, client: Client, down: Features) -> Report:
+        """Local representation learning with inter- and intra-modal contrasts."""
+        s, inputs = self.settings, recalled(client, down)
+        global_ = {"image": down.image.to(client.device), "text": down.text.to(client.device)}
+        if any(g.shape[1] not in (0, client.width) for g in global_.values()):
+            raise ClientError(f"the server's features are {down.image.shape[1]} and {down.text.shape[1]} wide,"
+                              f" representations {client.width}")
+        if not (s.inter or s.intra) or not s.contrast or len(down.ids) < 2:
+            return Report({}, len(down.ids))
+        before = self.before(client, inputs) if s.intra else {}
+
+        def terms(rows: Tensor, codes: Codes) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            for side, (z_BD, _) in codes.items():
+                g_ND, other_ND = global_[side], global_[OTHER[side]]
+                if s.inter and other_ND.shape[1]:
+                    found[f"inter_{side}"] = s.contrast * info_nce(z_BD, other_ND, rows.to(z_BD.device), s.temperature)
+                if s.intra and g_ND.shape[1]:
+                    found[f"intra_{side}"] = s.contrast * model_contrast(z_BD, g_ND[rows], before[side][rows],
+                                                                         s.temperature)
+            return found
+
+        return Report(learn(client, s, inputs, terms, s.contrast_epochs), len(down.ids))
+
+    @staticmethod
+    def before(client: Client, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model of the last round saw in the pairs, [N, D] a side."""
+        kept = client.memory.read(BEFORE)
+        if kept is None:
+            raise ClientError("features came before any training")
+        now = {name: value.clone() for name, value in client.model.state_dict().items()}
+        client.model.load_state_dict(kept[0])
+        found = {side: z.to(client.device) for side, (z, _) in seen(client, inputs).items()}
+        client.model.load_state_dict(now)
+        return found

@@ -1,0 +1,134 @@
+"""The public paired set: images with their texts, the same in the same order for the server and every client.
+
+What travels are ids and the set's `order`, a hash of ids and content; whoever has another set refuses. Methods that
+match features by position rest on it. Pairs for judging come from other splits, whose concepts no training row shows.
+Axes: P pairs, S image side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from florilegium import pixels, seeds
+from florilegium.checks import between
+from florilegium.data.datasets import DataError, Rows, held_out, open_dataset, read_rows
+from florilegium.settings import typed
+from florilegium.wire import Samples
+
+SHOWN = 16  # digits of a hash in a message
+
+
+@dataclass
+class PublicSettings:
+    """`conf.data.public`: which of the data's public train rows are the set."""
+
+    pairs: int | None = 1200   # |P|; null: all there are
+    seed: int = 0              # of the choice; the same set for all seeds of a run
+    path: str | None = None    # a directory of its own; null: the data's
+
+    def __post_init__(self) -> None:
+        between("pairs", 2 if self.pairs is None else self.pairs, 2, 100_000_000)
+        between("seed", self.seed, 0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class PublicPairs:
+    """P pairs: ids [P], images uint8 [P, 3, S, S], texts (label and tags), labels [P]; `groups` [P] are equal for pairs
+    that show or say the same, so that one may stand for the other in retrieval."""
+
+    ids: Tensor
+    images: Tensor
+    texts: tuple[str, ...]
+    labels: Tensor
+    groups: Tensor
+    order: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Tensor) -> PublicPairs:
+        """The pairs of these rows [N], in this order."""
+        texts = tuple(self.texts[n] for n in rows.tolist())
+        order = hashlib.sha256(f"{self.order} {self.ids[rows].tolist()}".encode()).hexdigest()
+        return PublicPairs(self.ids[rows], self.images[rows], texts, self.labels[rows], self.groups[rows], order)
+
+    def named(self, ids: Tensor) -> PublicPairs:
+        """The pairs with these ids, in this order; the set itself when they are all of it. DataError names one that it
+        has not."""
+        if torch.equal(ids, self.ids):
+            return self
+        where = {i: row for row, i in enumerate(self.ids.tolist())}
+        if unknown := [i for i in ids.tolist() if i not in where]:
+            raise DataError(f"the public set has no pair with id {unknown[0]}")
+        return self.select(torch.tensor([where[i] for i in ids.tolist()], dtype=torch.int64))
+
+    def samples(self, modality: str, form: str = "png") -> Samples:
+        """One side of the pairs as it travels to clients that have not the set."""
+        if modality == "image":
+            return Samples(self.ids, images=pixels.encode(self.images, form))
+        return Samples(self.ids, texts=self.texts)
+
+
+def open_public(conf: DictConfig, path: str | None = None) -> PublicPairs:
+    """The public set of `conf.data`; decoded once in a process. `path` is where this machine keeps it, if elsewhere.
+
+    Raises DataError when the data have no public rows, or fewer pairs than asked.
+    """
+    given = typed(PublicSettings, conf.data.get("public"), "data.public")
+    data = {k: v for k, v in OmegaConf.to_container(conf.data, resolve=True).items() if k != "public"}
+    if place := path or given.path:
+        data = {"image_size": data["image_size"], "name": "own", "path": place}
+    return _open(OmegaConf.to_yaml(OmegaConf.create(data)), given.pairs, given.seed)
+
+
+@lru_cache(maxsize=4)
+def _open(data: str, pairs: int | None, seed: int) -> PublicPairs:
+    conf = OmegaConf.create(data)
+    splits = open_dataset(conf)
+    public = splits.public("train")
+    if pairs is not None and pairs > len(public):
+        raise DataError(f"data.public.pairs is {pairs}, but {splits.place}/train has {len(public)} public rows")
+    chosen = torch.randperm(len(public), generator=seeds.generator(seed, "public pairs"))[:pairs].sort().values
+    rows = read_rows(public.select(chosen.tolist()), "pair", int(conf.image_size), f"{splits.place}/train")
+    return as_pairs(rows)
+
+
+def held_out_pairs(conf: DictConfig, split: str, part: str = "public") -> PublicPairs:
+    """The pairs retrieval is judged on: of the `validation` or `test` split in the server's domain (`public`) or in the
+    clients' (`private`)."""
+    return _held_out(OmegaConf.to_yaml(conf.data, resolve=True), split, part)
+
+
+@lru_cache(maxsize=8)
+def _held_out(data: str, split: str, part: str) -> PublicPairs:
+    return as_pairs(held_out(OmegaConf.create(data), split, "pair", part))
+
+
+def as_pairs(rows: Rows) -> PublicPairs:
+    """Rows of modality `pair`, each text with all its tags."""
+    texts = tuple(", ".join([text, *tags]) for text, tags in zip(rows.texts, rows.tags, strict=True))
+    return PublicPairs(rows.ids, rows.images, texts, rows.labels, rows.groups,
+                       hashed(rows.ids, rows.images, texts, rows.labels))
+
+
+def hashed(ids_P: Tensor, images: Tensor, texts: tuple[str, ...], labels_P: Tensor) -> str:
+    """SHA-256 over ids, images, texts and labels in their order."""
+    digest = hashlib.sha256(f"{list(images.shape)}".encode())
+    for tensor in (ids_P, images, labels_P):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode())
+    return digest.hexdigest()
+
+
+def same_order(ours: PublicPairs, order: str, whose: str = "this client") -> None:
+    """DataError with both hashes unless the two sides have one public set in one order."""
+    if ours.order != order:
+        raise DataError(f"the public set of {whose} is {ours.order[:SHOWN]}, the server's is {order[:SHOWN]}: other"
+                        " rows or another order (data.public must be the same on both sides)")

@@ -1,0 +1,146 @@
+"""Dual encoders for image-text retrieval: an image and a text body, each projected to unit vectors of one width.
+
+Axes: B batch, N pairs, D width (clients.width), S image side, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from florilegium import models
+from florilegium.changes import version_of
+from florilegium.checks import between, one_of
+from florilegium.data.public import PublicPairs
+from florilegium.models.tokens import Vocabulary
+from florilegium.objectives import pair_nce, soft_contrastive
+from florilegium.settings import typed
+
+LOSSES = ("info_nce", "soft_contrastive")
+BATCH = 128  # of an evaluation
+KEPT = 8     # features a process keeps
+
+
+@dataclass
+class PairSettings:
+    """`conf.clients.pair`: the retrieval loss of every dual encoder, the clients' and the server's."""
+
+    loss: str = "info_nce"      # info_nce | soft_contrastive (PCME's, FedAFD's)
+    temperature: float = 0.1    # of info_nce
+    scale: float = 15.0         # a of soft_contrastive at the start; learned
+    shift: float = 15.0         # b of soft_contrastive at the start; learned
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, LOSSES)
+        between("temperature", self.temperature, 1e-3, 100)
+        between("scale", self.scale, 1e-3, 1e3)
+        between("shift", self.shift, -1e3, 1e3)
+
+
+class Encoder(nn.Module):
+    """[B, ...] -> unit vectors [B, D]: a body and a linear projection."""
+
+    def __init__(self, body: nn.Module, hidden: int, width: int) -> None:
+        super().__init__()
+        self.body, self.project = body, nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(self.project(self.body(x)), dim=-1)
+
+
+class DualEncoder(nn.Module):
+    """`image` and `text` are the two encoders (`dual.image.state_dict()` is one of them); `vocabulary` reads texts."""
+
+    def __init__(self, image: Encoder, text: Encoder, vocabulary: Vocabulary, settings: PairSettings) -> None:
+        super().__init__()
+        self.image, self.text = image, text
+        self.vocabulary, self.settings = vocabulary, settings
+        if settings.loss == "soft_contrastive":
+            self.scale, self.shift = nn.Parameter(torch.tensor(settings.scale)), nn.Parameter(
+                torch.tensor(settings.shift))
+
+    def encode_image(self, x_B3SS: Tensor) -> Tensor:
+        """float [B, 3, S, S] in [-1, 1] -> unit [B, D]."""
+        return self.image(x_B3SS)
+
+    def encode_text(self, ids_BT: Tensor) -> Tensor:
+        """int64 [B, T] -> unit [B, D]."""
+        return self.text(ids_BT)
+
+    def forward(self, x_B3SS: Tensor, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode_image(x_B3SS), self.encode_text(ids_BT)
+
+    def loss(self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor) -> Tensor:
+        """The retrieval loss of unit vectors; pairs of one group match."""
+        match_BB = groups_B[:, None] == groups_B[None]
+        if self.settings.loss == "soft_contrastive":
+            return soft_contrastive(image_BD, text_BD, match_BB, self.scale, self.shift)
+        return pair_nce(image_BD, text_BD, match_BB, self.settings.temperature)
+
+    @property
+    def device(self) -> torch.device:
+        return self.image.project.weight.device
+
+
+def build_pair(clients: DictConfig, architecture: str, vocabulary: Vocabulary | None = None) -> DualEncoder:
+    """A fresh dual encoder, e.g. "resnet+bert", of `clients.architectures`' sizes, for a client or the server.
+
+    Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
+    """
+    models.check("pair", architecture)
+    settings = typed(PairSettings, clients.get("pair"), "clients.pair")
+    image, text = architecture.split("+")
+    vocabulary = vocabulary or models.vocabulary(clients, text)
+    width = int(clients.width)
+    encoders = []
+    for modality, name in (("image", image), ("text", text)):
+        body = models.body(clients, modality, name, vocabulary)
+        encoders.append(Encoder(body, body.hidden, width))
+    return DualEncoder(*encoders, vocabulary, settings)
+
+
+@torch.no_grad()
+def image_features(encoder: nn.Module, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """[N, D] of uint8 [N, 3, S, S]: evaluation mode, no augmentation, on the CPU; the encoder's mode is put back."""
+    return _seen(encoder, (images[n:n + BATCH].float() / 127.5 - 1 for n in range(0, len(images), BATCH)), device)
+
+
+@torch.no_grad()
+def text_features(
+    encoder: nn.Module, texts: Sequence[str], vocabulary: Vocabulary, device: torch.device | str = "cpu"
+) -> Tensor:
+    """[N, D] of N texts, as `image_features`; a repeated text is encoded once."""
+    distinct = list(dict.fromkeys(texts))
+    row = {text: n for n, text in enumerate(distinct)}
+    parts = (vocabulary(distinct[n:n + BATCH]) for n in range(0, len(distinct), BATCH))
+    return _seen(encoder, parts, device)[[row[text] for text in texts]]
+
+
+def _seen(encoder: nn.Module, parts, device: torch.device | str) -> Tensor:
+    training = encoder.training
+    encoder.eval()
+    try:
+        found = [encoder(part.to(device)).float().cpu() for part in parts]
+    finally:
+        encoder.train(training)
+    return torch.cat(found) if found else torch.zeros(0, 0)
+
+
+_FEATURES: dict[tuple[str, str, str], Tensor] = {}
+
+
+def public_features(model: DualEncoder, pairs: PublicPairs, side: str) -> Tensor:
+    """[P, D] of one `side` (image | text) of public pairs; kept by (encoder hash, data hash)."""
+    encoder = getattr(model, side)
+    key = (side, version_of(encoder.state_dict()), pairs.order)
+    if key not in _FEATURES:
+        while len(_FEATURES) >= KEPT:
+            _FEATURES.pop(next(iter(_FEATURES)))
+        _FEATURES[key] = image_features(encoder, pairs.images, model.device) if side == "image" else \
+            text_features(encoder, pairs.texts, model.vocabulary, model.device)
+    return _FEATURES[key].clone()

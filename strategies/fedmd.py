@@ -1,0 +1,64 @@
+"""FedMD, server half (arXiv 1910.03581, Algorithm 1, in the adapted form of docs/methods/logits.md).
+
+Client half: client_app/methods/logits.py. Down: public samples, then the mean class scores. Up: class scores.
+Axes: K clients, N samples, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from florilegium.federation import Federation
+from florilegium.wire import Logits, Nothing, Report
+from strategies.public_set import PublicSet, PublicSetSettings, means_of
+from strategies.rounds import Rounds
+from strategies.scores import ask_scores, recorded, warm_up
+
+
+@dataclass
+class FedMDSettings:
+    """Server settings: the public set, and whether its labels may be used."""
+
+    warm_up: bool = False   # transfer learning on the labelled public set before the private training
+    public: PublicSetSettings = field(default_factory=PublicSetSettings)
+
+
+class FedMD(Rounds):
+    """Heterogeneous clients meet at the mean of their class scores on public samples."""
+
+    Settings = FedMDSettings
+
+    def __init__(self, settings: FedMDSettings, resources: Any) -> None:
+        super().__init__(settings, resources)
+        self.public, self.classes = PublicSet(settings.public, resources), len(resources.classes)
+        self.generator = self.public.generator
+
+    def begin(self, federation: Federation) -> dict[str, float]:
+        figures = {}
+        if self.settings.warm_up:                                                        # transfer learning: public,
+            figures = means_of(warm_up(federation, self.public.drawn(0), self.classes, "FedMD"), "warmup")
+        federation.ask("train", Nothing(), Nothing, Report)                              # then private
+        return figures
+
+    def round(self, r: int, federation: Federation) -> dict[str, float]:
+        public = self.public.drawn(r)                                                    # a random alignment set
+        federation.ask("train", Nothing(), Nothing, Report)                              # newcomers and non-classifiers
+        replies, logits_KNC = ask_scores(federation, public, self.classes, "FedMD")      # communicate
+        mean_NC = logits_KNC.mean(0)                                                     # aggregate: f = 1/K sum f_k
+        label_N = mean_NC.argmax(-1)                                                     # adapted: labels for T2I
+
+        digesting = federation.send("distill", Logits(public.ids, mean_NC), Report,      # distribute, digest, revisit
+                                    clients=[x.client for x in replies])
+        losses = self.public.tune((r, self.num_rounds), public, label_N)                 # Table III
+        digested = federation.collect(digesting)
+        self.votes = self.public.votes(public, label_N)
+        return means_of(digested) | losses | recorded(self.public, public, replies, logits_KNC, label_N)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.public.state()
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        self.public.restore(tensors, meta)

@@ -1,0 +1,189 @@
+"""FedMEKT, server half (arXiv 2307.13214, in the form of docs/methods/representations.md).
+
+Client half: client_app/methods/fedmekt.py. Down: the server's embeddings of public samples, of the client's own
+modality. Up: the client's own. Axes: K clients, N samples, B batch, D width, H width of a body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from florilegium import models, seeds
+from florilegium.checks import between, one_of
+from florilegium.federation import Client, Federation
+from florilegium.models import autoencoder
+from florilegium.objectives import feature_kl
+from florilegium.wire import Features, Nothing, Report
+from strategies.public_set import PublicRound, PublicSet, PublicSetSettings, means_of, part
+from strategies.representations import (
+    SIDES,
+    ask_representations,
+    formula_bytes,
+    joint,
+    majority,
+    sides_of,
+    stacked,
+)
+from strategies.rounds import Rounds
+
+Embeddings = dict[str, list[Tensor]]  # side -> its layers' unit embeddings: [N, D], and [N, D] of the body where sent
+
+
+@dataclass
+class FedMEKTSettings:
+    """Server settings; the released code's values as our notes have them, `ours` where these are silent."""
+
+    image: str = "resnet"            # architectures of the server's encoders, sizes of clients.architectures; ours
+    text: str = "bert"
+    hidden: int = 256                # width of the decoders' layer; ours
+    reconstruct: str = "own"         # own: a code gives back its own modality | both: the pair's other one as well
+    transfer: float = 0.1            # eta, of KL_T with the clients' mean embeddings
+    second_layer: float = 0.04       # gamma, of KL_T with the mean of their bodies' outputs; 0: these are not sent
+    temperature: float = 3.0         # T
+    epochs: int = 2                  # passes of the autoencoder over the public samples a round
+    learning_rate: float = 2.0e-3    # Adam
+    batch: int = 64                  # ours
+    clip: float = 5.0                # gradient norm; ours
+    public: PublicSetSettings = field(default_factory=PublicSetSettings)
+
+    def __post_init__(self) -> None:
+        one_of("image", self.image, models.ARCHITECTURES["image"])
+        one_of("text", self.text, models.ARCHITECTURES["text"])
+        one_of("reconstruct", self.reconstruct, ("own", "both"))
+        between("hidden", self.hidden, 1, 1_000_000)
+        between("transfer", self.transfer, 0, 1e4)
+        between("second_layer", self.second_layer, 0, 1e4)
+        between("temperature", self.temperature, 1e-3, 1e3)
+        between("epochs", self.epochs, 0, 100_000)
+        between("learning_rate", self.learning_rate, 0, 10)
+        between("batch", self.batch, 2, 100_000)
+        between("clip", self.clip, 1e-6, 1e6)
+
+
+class FedMEKT(Rounds):
+    """Clients and a server autoencoder teach each other by embeddings of public samples."""
+
+    Settings = FedMEKTSettings
+
+    def __init__(self, settings: FedMEKTSettings, resources: Any) -> None:
+        super().__init__(settings, resources)
+        clients, self.width, self.seed = resources.conf.clients, resources.width, resources.seed
+        self.classes = len(resources.classes)
+        self.public = PublicSet(settings.public, resources)
+        self.generator = self.public.generator
+        self.vocabulary = models.vocabulary(clients, settings.text)
+        self.server = autoencoder.built(clients, {"image": settings.image, "text": settings.text},
+                                        int(resources.conf.data.image_size), self.vocabulary, settings.hidden,
+                                        resources.seed)
+
+    def begin(self, federation: Federation) -> dict[str, float]:
+        federation.ask("train", Nothing(), Nothing, Report)
+        return {}
+
+    def round(self, r: int, federation: Federation) -> dict[str, float]:
+        second = self.settings.second_layer > 0
+        public = self.public.drawn(r)
+        federation.ask("train", Nothing(), Nothing, Report)                   # private epochs
+        replies = ask_representations(federation, self.public, public, self.width, second)
+        merged = {side: reps_KND.mean(0) for side, (_, reps_KND) in stacked(replies, self.width).items()}  # e_m
+        bodies = {side: reps_KND.mean(0) for side, (_, reps_KND) in stacked(replies, self.width, 1).items()}
+        inputs = self.inputs(public)
+        losses = self.learn(inputs, merged, bodies, r)                        # reconstruction and transfer
+        own = self.embedded(inputs, second)
+
+        teaching = federation.send("distill", lambda client: self.down(public, own, client), Report,
+                                   clients=[x.client for x in replies])       # clients: task and transfer
+        label_N, agree = majority(replies, self.classes, public.labels)
+        if self.generator is not None:
+            losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))      # Table III
+            self.votes = self.public.votes(public, label_N)
+            agree |= self.public.judged(public, label_N)
+        taught = federation.collect(teaching)
+        return losses | means_of(taught) | agree | formula_bytes(
+            replies, len(public), lambda client: self.width * sum(len(own[side]) for side in sides_of(client)))
+
+    # -- the server's autoencoder ------------------------------------------------------------------------------------
+
+    def inputs(self, public: PublicRound) -> dict[str, Tensor]:
+        """Both sides as the encoders take them."""
+        return {"image": public.images.float() / 127.5 - 1, "text": self.vocabulary(public.texts)}
+
+    def learn(
+        self, inputs: dict[str, Tensor], merged: dict[str, Tensor], bodies: dict[str, Tensor], r: int
+    ) -> dict[str, float]:
+        """MSE reconstruction + eta KL_T(e_m, own code) + gamma KL_T of the second layer, by Adam."""
+        s, totals, steps = self.settings, {}, 0
+        stepper = torch.optim.Adam(self.server.parameters(), lr=s.learning_rate)
+        self.server.train()
+        with seeds.scoped(self.seed, "server", "autoencoder", r):
+            for rows in self.rows(len(inputs["image"])):
+                terms: dict[str, Tensor] = {}
+                x = {side: inputs[side][rows] for side in SIDES}
+                for side in SIDES:
+                    code_BD, body_BH = self.server.codes(side, x[side])
+                    for shown in SIDES if s.reconstruct == "both" else (side,):
+                        terms[f"reconstruct_{side}_{shown}"] = self.server.loss(shown, code_BD, x[shown])
+                    if side in merged:
+                        terms[f"transfer_{side}"] = s.transfer * feature_kl(grown(merged[side][rows]), code_BD,
+                                                                            s.temperature)
+                    if side in bodies and body_BH.shape[1] == self.width:
+                        terms[f"second_{side}"] = s.second_layer * feature_kl(grown(bodies[side][rows]), body_BH,
+                                                                              s.temperature)
+                stepper.zero_grad(set_to_none=True)
+                torch.stack(list(terms.values())).sum().backward()
+                clip_grad_norm_(self.server.parameters(), s.clip)
+                stepper.step()
+                steps += 1
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0.0) + value.item()
+        return {f"server/{name}": value / steps for name, value in totals.items()}
+
+    def rows(self, count: int) -> Iterator[Tensor]:
+        """The batches of all passes; a last one of a single row, which batch norm refuses, is left out."""
+        for _ in range(self.settings.epochs):
+            yield from (rows for rows in torch.randperm(count).split(self.settings.batch) if len(rows) > 1)
+
+    @torch.no_grad()
+    def embedded(self, inputs: dict[str, Tensor], second: bool) -> Embeddings:
+        """The server's unit embeddings of all samples, by side; its body's where that is as wide as a code."""
+        self.server.eval()
+        found = {}
+        for side in SIDES:
+            parts = [self.server.codes(side, x) for x in inputs[side].split(self.settings.batch)]
+            code_ND, body_NH = (torch.cat([p[n] for p in parts]) for n in (0, 1))
+            found[side] = [shrunk(code_ND)] + ([shrunk(body_NH)] if second and body_NH.shape[1] == self.width else [])
+        return found
+
+    @staticmethod
+    def down(public: PublicRound, own: Embeddings, client: Client) -> Features:
+        """What one client gets: the embeddings of the sides it reads, layers side by side."""
+        none = torch.zeros(len(public), 0)
+        sides = {side: torch.cat(own[side], 1) if side in sides_of(client) else none for side in SIDES}
+        return Features(public.ids, sides["image"], sides["text"])
+
+    # -- checkpoint --------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, meta = self.public.state()
+        own = {f"server.{name}": value.detach().clone() for name, value in self.server.state_dict().items()}
+        return {**tensors, **own}, meta
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        self.public.restore(tensors, meta)
+        self.server.load_state_dict(part(tensors, "server"))
+
+
+def grown(unit_BD: Tensor) -> Tensor:
+    """A unit vector on the scale of a representation, whose norm is sqrt(D): a softmax at T would not see it."""
+    return unit_BD * unit_BD.shape[-1] ** 0.5
+
+
+def shrunk(z_ND: Tensor) -> Tensor:
+    """A representation as the unit vector that travels."""
+    return torch.nn.functional.normalize(z_ND, dim=-1)
