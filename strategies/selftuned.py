@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,8 @@ from florilegium.diffusion.tuning import TuneSettings, TuneTexts
 from florilegium.federation import Federation
 from strategies.rounds import Rounds
 from strategies.synthesis import draw_classes
+
+TEXT = {"label": "label", "caption": "caption", "representation": "caption"}  # what each source is tuned to say
 
 
 @dataclass
@@ -50,11 +52,11 @@ class SelfTuned(Rounds):
         noise = [seeds.seed_of(self.seed, "synthesis", r, n) for n in range(s.samples)]
         images = self.generator.synthesize(prompts, noise, s.sample_guidance)
         texts = prompts if s.source == "label" else self.resources.captioner()(images)
-        features = None
+        how, features = replace(s.t2i, text=TEXT[s.source]), None
         if s.source == "representation":  # the paper uses a public ViT; ours is the image tower of the public CLIP
             features = self.resources.clip_score().encode_images(images)
             features = layer_norm(features, features.shape[-1:])
-        return self.generator.finetune(images, TuneTexts(label=prompts, full=texts), features, s.t2i,
+        return self.generator.finetune(images, TuneTexts(label=prompts, full=texts), features, how,
                                        rounds=(r, self.num_rounds), seed=seeds.seed_of(self.seed, "t2i", r))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,7 +19,8 @@ SMALL = {"fedmmkt": ["method.server.samples=12", "tuning.batch=8", "method.clien
          "centralised": ["method.server.samples=8", "tuning.batch=8"],
          **{name: ["method.server.public.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"]
             for name in ("fedmd", "fedgems", "fedet")},
-         "fedafd": ["method.client.pretrain_epochs=1", "method.client.local_epochs=1", "method.server.pretrain_epochs=1"],
+         "fedafd": ["method.client.pretrain_epochs=1", "method.client.local_epochs=1",
+                    "method.server.pretrain_epochs=1"],
          "creamfl": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
          "fedmekt": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
          "standalone": ["method.client.pretrain_epochs=1"]}
