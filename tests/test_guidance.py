@@ -11,7 +11,7 @@ from client_app import guidance as client_side
 from client_app.client import ClientError
 from florilegium import settings, wire
 from florilegium.catalogue import CATALOGUE
-from florilegium.data.datasets import Classes
+from florilegium.data.datasets import Classes, open_dataset
 from florilegium.guidance import GuidanceSettings, class_prompts
 from florilegium.settings import SettingsError
 from florilegium.wire import Examples, Guide, Nothing
@@ -49,7 +49,8 @@ def test_the_guide_is_sent_once_and_rows_are_looked_at_once(conf_of, federated, 
     rows = sum(len(c["rows"]) for c in json.loads((run / "partition.json").read_text())["clients"])
     asked = rows * (2 + 3)                                        # H, F+ and the three wrong classes
     assert first["guide/sent"] == 2 and first["cache/misses"] == asked
-    assert first["cache/passes"] == asked + 256                   # those of the images that the PCA was fitted on
+    public = len(open_dataset(conf_of("feddifrc").data).public("train"))
+    assert first["cache/passes"] == asked + public                # those of the images that the PCA was fitted on
     assert [e["round"] for e in ledger(run, "represent")] == [0, 0]
     for m in later:
         assert m["cache/hits"] == asked and m["cache/misses"] == m["cache/passes"] == 0

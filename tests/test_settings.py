@@ -46,7 +46,7 @@ def test_each_experiment_composes_and_types(experiment: str) -> None:
 @pytest.mark.parametrize(("override", "said"), [
     ("roundz=3", "no setting 'roundz' (did you mean 'rounds'?)"),
     ("datas=emoji", "no setting 'datas' (did you mean 'data'?)"),
-    ("method=fedmkt", "no method 'fedmkt' (did you mean 'fedmmkt'?); there are centralised, fedavg"),
+    ("method=fedmkt", "no method 'fedmkt' (did you mean 'fedmmkt'?); there are centralised, creamfl, fedafd, fedavg"),
     ("method.server.vote_treshold=0.4", "did you mean 'method.server.vote_threshold'?"),
     ("+method.server.vote_treshold=0.4", "method.server.vote_treshold: Key 'vote_treshold' not in 'FedMMKTSettings'"
                                          " (did you mean 'vote_threshold'?)"),
@@ -62,7 +62,7 @@ def test_each_experiment_composes_and_types(experiment: str) -> None:
     ("method=fedavg & clients=mixed", "fedavg averages weights and needs one architecture"),
     ("rounds=[1", "cannot read an override"),
     ("clients.mix=[]", "clients.mix is empty"),
-    ("clients.mix=[{modality: smell, model: nose}]", "clients.mix[0]: a client has a modality (image, text)"),
+    ("clients.mix=[{modality: smell, model: nose}]", "clients.mix[0]: a client has a modality (image, text, pair)"),
     ("clients.mix=[{modality: image, model: bert}] & timeouts.quorum=1", "clients.mix[0]: no image model 'bert'"),
     ("clients.partition.alpha=-1", "clients.partition: alpha must lie between"),
     ("diffusion.model=mini-sdd", "no asset models/mini-sdd"),
