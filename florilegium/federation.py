@@ -129,7 +129,8 @@ class Federation:
         """
         self.step += 1
         header = Header(self.row, self.round, self.step)
-        asked, messages, packed = self.cohort if clients is None else clients, [], {}
+        asked, messages = self.cohort if clients is None else clients, []
+        packed: dict[int, tuple[Any, Any]] = {}
         needed = min(self.quorum if needed is None else needed, len(asked))
         exchange = Exchange(phase, header, {}, expect or (Nothing,), bounds or {}, ids, check, {}, needed, patient)
         for client in asked:

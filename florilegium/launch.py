@@ -215,6 +215,7 @@ def follow(flower: Flower, run_id: str, log: Path) -> Status:
             while True:
                 file.truncate(start)  # Flower's log always streams from its beginning
                 with flower.follow(run_id) as stream:
+                    assert stream.stdout is not None
                     for line in stream.stdout:
                         file.write(ANSI.sub("", line))
                         file.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def preprocessing(model: str) -> Preprocessing:
     size = None
     if getattr(processor, "do_resize", True) and processor.size:
         given = dict(processor.size)
-        side = given.get("shortest_edge")
+        side: Any = given.get("shortest_edge")
         size = (given["height"], given["width"]) if "height" in given else (side, side)
     mode = MODES.get(int(processor.resample), "bicubic")
     return Preprocessing(size, tuple(processor.image_mean), tuple(processor.image_std), mode)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-FORMATS = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
+FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
 
 
 def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:
@@ -35,7 +36,7 @@ def decode(images: Iterable[bytes], max_side: int = 1024) -> Tensor:
     The size is read from the header before a pixel is decoded, so a decompression bomb is refused unopened.
     Raises ValueError naming the row of an image that cannot be read, is too large or differs in size.
     """
-    pixels = []
+    pixels: list[np.ndarray] = []
     for row, data in enumerate(images):
         try:
             image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))

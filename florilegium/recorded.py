@@ -109,7 +109,8 @@ def best(records: list[dict]) -> dict | None:
 
 def last(records: list[dict]) -> dict | None:
     """The last evaluated record; the last of all if none was evaluated."""
-    return ([r for r in records if evaluated(r)] or records or [None])[-1]
+    held = [r for r in records if evaluated(r)] or records
+    return held[-1] if held else None
 
 
 def evaluated(record: dict) -> bool:

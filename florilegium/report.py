@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -211,7 +212,7 @@ def holding(client: dict) -> tuple[str, str]:
 
 def faults(run: Recorded) -> str:
     """Each fault of the ledger by row, client and phase, with its count and the rounds."""
-    found = [e for e in run.ledger if e.get("fault")]
+    found: list[Any] = [e for e in run.ledger if e.get("fault")]
     counts = Counter((e.get("row"), e.get("client"), e.get("phase"), e["fault"]) for e in found)
     if not counts:
         return "<p>None: every message was answered, and every answer kept the contract.</p>" if run.ledger else ""

@@ -17,7 +17,7 @@ from torch import Tensor
 from florilegium import assets
 from florilegium.assets import AssetError
 from florilegium.data.datasets import Classes, Splits, held_out, open_dataset, read_rows
-from florilegium.diffusion import DiffusionSettings, Generator, device_of, load
+from florilegium.diffusion import DiffusionSettings, Generator, Progress, device_of, load
 from florilegium.diffusion.captions import Captioner
 from florilegium.metrics import ClipScore, Judge
 from florilegium.settings import SettingsError, first_line, typed
@@ -106,7 +106,8 @@ class Resources:
             place = located(self.diffusion.captioner)
             with loading("the captioner", place):
                 self._captioner = Captioner(place, self.diffusion.captions, device_of(self.diffusion.device))
-        return lambda images: self._captioner(images, self._hear("caption"))
+        captioner = self._captioner
+        return lambda images: captioner(images, self._hear("caption"))
 
     def judge(self) -> Judge:
         """The classifier of the T2I accuracy: conf.data.judge, else that of the clients' domain of these data."""
@@ -148,11 +149,14 @@ class Narrated:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._generator, name)
 
-    def synthesize(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> Tensor:
-        """As the generator's, with progress."""
+    def synthesize(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """As the generator's; without `progress` the run's hears of it."""
         return self._generator.synthesize(
             prompts, seeds, guidance,
-            progress=lambda done, total: self._progress(phase="synthesize", done=done, total=total))
+            progress=progress or (lambda done, total: self._progress(phase="synthesize", done=done, total=total)))
 
     def finetune(self, *parts: Any, **how: Any) -> dict[str, float]:
         """As the generator's, with progress."""

@@ -38,7 +38,7 @@ def retrieval(image_ND: Tensor, text_ND: Tensor, pairs: PublicPairs) -> dict[str
     told_G = different(pairs.texts)
     scores_NG = image_ND @ text_ND[told_G].T
     match_NG = pairs.groups[:, None] == pairs.groups[told_G][None]
-    figures = {}
+    figures: dict[str, float] = {}
     for way, scores, match in (("i2t", scores_NG, match_NG), ("t2i", scores_NG.T, match_NG.T)):
         figures |= {f"retrieval/{way}/r{k}": share for k, share in recall(scores, match).items()}
     sums = (figures["retrieval/i2t/r1"] + figures["retrieval/t2i/r1"], sum(figures.values()))

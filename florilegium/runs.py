@@ -8,6 +8,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -30,13 +31,14 @@ class Run:
 
     def __init__(self, out: Path, settings: dict) -> None:
         self.out, self.settings, self.model_dir = out, settings, out / "model"
-        self._told, self._at = 0.0, {"row": "method", "round": 0, "rounds": settings.get("rounds") or 0}
+        self._told = 0.0
+        self._at: dict[str, Any] = {"row": "method", "round": 0, "rounds": settings.get("rounds") or 0}
 
     @classmethod
     def open(cls, out, conf, resume: bool = False) -> "Run":
         """Create `out`, or go on in it. RunError: not writable, holds a run, or was made with other settings."""
         out = Path(out)
-        settings = OmegaConf.to_container(conf, resolve=True) if OmegaConf.is_config(conf) else dict(conf)
+        settings: Any = OmegaConf.to_container(conf, resolve=True) if OmegaConf.is_config(conf) else dict(conf)
         try:
             for folder in (out, out / "samples", out / "checkpoints"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,8 @@ class Run:
     def finish(self, conf=None, *, protocol: dict | None = None, seconds: float | None = None) -> Path:
         """Write summary.json and report.html; `protocol` adds facts such as judge_accuracy. Gives the page's path."""
         if conf is not None:
-            self.settings = OmegaConf.to_container(conf, resolve=True) if OmegaConf.is_config(conf) else dict(conf)
+            given: Any = OmegaConf.to_container(conf, resolve=True) if OmegaConf.is_config(conf) else dict(conf)
+            self.settings = given
         rounds = read_lines(self.out / "rounds.jsonl")
         rows = summarise(rounds)
         before = read_json(self.out / "summary.json").get("seconds") or 0

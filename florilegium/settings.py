@@ -96,7 +96,8 @@ def default_directory(conf: DictConfig) -> str:
 def plain(conf: DictConfig) -> dict[str, Any]:
     """The settings as a dict, everything resolved. SettingsError names a value that is missing or points nowhere."""
     try:
-        return OmegaConf.to_container(conf, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(conf, resolve=True, throw_on_missing=True)
+        return values
     except OmegaConfBaseException as error:
         raise SettingsError(explain(error)) from error
 
@@ -113,7 +114,8 @@ def typed(cls: type[T], node: Any, where: str) -> T:
     """`node` as an instance of the dataclass `cls`. SettingsError names the key, in the section `where`."""
     try:
         values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values or {}))
+        made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values or {}))
+        return made
     except OmegaConfBaseException as error:
         key = ".".join(part for part in (where, getattr(error, "full_key", None)) if part)
         known = getattr(error.object_type, "__dataclass_fields__", {}) if " not in " in str(error) else {}
@@ -143,7 +145,7 @@ def validate(conf: DictConfig) -> None:
     for row, node in rows(conf).items():
         for side in ("server", "client"):
             try:
-                Half = half(node.name, side)
+                Half: Any = half(node.name, side)
             except ValueError as error:
                 raise SettingsError(f"{row}: {error}") from error
             if Half is not None:

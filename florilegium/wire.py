@@ -212,7 +212,7 @@ def pack(payload: Any, header: Header) -> RecordDict:
 def header(record: RecordDict) -> Header:
     """The header of a message; WireError when it has none."""
     try:
-        h = record["header"]
+        h: Any = record["header"]
         return Header(str(h["row"]), int(h["round"]), int(h["step"]))
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"the header is missing or broken ({error})") from error
@@ -221,7 +221,8 @@ def header(record: RecordDict) -> Header:
 def size(record: RecordDict) -> int:
     """Bytes of content: array buffers, plus scalars and metrics as text."""
     arrays = sum(len(name) + len(a.data) for r in record.array_records.values() for name, a in r.items())
-    plain = [dict(r) for r in (*record.config_records.values(), *record.metric_records.values())]
+    records: list[Any] = [*record.config_records.values(), *record.metric_records.values()]
+    plain = [dict(r) for r in records]
     return arrays + len(json.dumps(plain, default=str))
 
 

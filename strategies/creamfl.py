@@ -133,7 +133,8 @@ class CreamFL(Rounds):
         self, by_side: dict[str, tuple[list[int], Tensor]], anchors: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Of each side sum_k w_k rep_k [N, D]; a client's weight says how well it finds the OTHER side of a pair."""
-        merged, metrics = {}, {}
+        merged: dict[str, Tensor] = {}
+        metrics: dict[str, float] = {}
         for side, (ids, reps_KND) in by_side.items():
             scores_KN = reps_KND.new_zeros(reps_KND.shape[:2])
             if self.settings.aggregation == "contrastive" and OTHER[side] in anchors:

@@ -118,7 +118,8 @@ class FedMEKT(Rounds):
         self, inputs: dict[str, Tensor], merged: dict[str, Tensor], bodies: dict[str, Tensor], r: int
     ) -> dict[str, float]:
         """MSE reconstruction + eta KL_T(e_m, own code) + gamma KL_T of the second layer, by Adam."""
-        s, totals, steps = self.settings, {}, 0
+        s, steps = self.settings, 0
+        totals: dict[str, float] = {}
         stepper = torch.optim.Adam(self.server.parameters(), lr=s.learning_rate)
         self.server.train()
         with seeds.scoped(self.seed, "server", "autoencoder", r):

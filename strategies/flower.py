@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp import strategy as builtin
 from torch import Tensor
 
@@ -112,7 +113,8 @@ class Flower(Rounds):
         with seeds.scoped(federation.seed, "flower", r):  # Flower samples nodes and draws noise from global state
             if self.settings.secret_noise:
                 np.random.seed(None)
-            questions = list(self.strategy.configure_train(r, self.theirs(), ConfigRecord(), CohortGrid(federation)))
+            grid = cast(Grid, CohortGrid(federation))  # a strategy asks it for nodes and for nothing else
+            questions = list(self.strategy.configure_train(r, self.theirs(), ConfigRecord(), grid))
             replies = trained(federation, self.weights, metrics=told(questions))
             aggregated, _ = self.strategy.aggregate_train(r, self.as_flower(questions, replies))
         if aggregated is None:

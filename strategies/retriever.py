@@ -92,7 +92,8 @@ class Retriever:
 
         `rounds` is (this one, all of them), for the schedule; `name` tells this stage's shuffling from another's.
         """
-        s, totals, steps = self.settings, {}, 0
+        s, steps = self.settings, 0
+        totals: dict[str, float] = {}
         now = s.learning_rate * (annealed(rounds) if s.schedule == "cosine" else 1.0)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         stepper = torch.optim.AdamW(trained, lr=now, weight_decay=s.weight_decay)

@@ -7,7 +7,7 @@ weights overrides nothing: the default round is Flower's own pair configure_trai
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from logging import INFO
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from florilegium import wire
 from florilegium.averaging import model_part, weighted_mean
-from florilegium.federation import Federation
+from florilegium.federation import Client, Federation
 from florilegium.wire import Header, Nothing, Report, Weights
 from strategies.guided import Guided
 from strategies.weights import figures, trained
@@ -78,7 +78,7 @@ class Rounds(Strategy):
         self.weights = weighted_mean([x.body.tensors for x in replies], [x.body.examples for x in replies])
         return figures(replies)
 
-    def judged_model(self) -> Weights | None:
+    def judged_model(self) -> Weights | Callable[[Client], Weights] | None:
         """What clients judge: the global model where there is one, their own otherwise."""
         return Weights(model_part(self.weights)) if self.weights else None
 

@@ -121,7 +121,8 @@ def open_dataset(data: Any) -> Splits:
 @lru_cache(maxsize=4)
 def _toy(template: str, side: int) -> Splits:
     named = [{"name": name} for name in toy.CLASSES]
-    return Splits(*(toy.dataset(split, side) for split in SPLITS), _classes(named, template, "toy"), "toy")
+    train, validation, test = (toy.dataset(split, side) for split in SPLITS)
+    return Splits(train, validation, test, _classes(named, template, "toy"), "toy")
 
 
 @lru_cache(maxsize=4)
@@ -132,7 +133,8 @@ def _read(place: str, template: str) -> Splits:
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     classes = _classes(named, template, str(file))
-    return Splits(*(_split(Path(place, f"{split}.parquet"), len(classes)) for split in SPLITS), classes, place)
+    train, validation, test = (_split(Path(place, f"{split}.parquet"), len(classes)) for split in SPLITS)
+    return Splits(train, validation, test, classes, place)
 
 
 @lru_cache(maxsize=2)
@@ -156,10 +158,11 @@ def _hub(name: str, template: str) -> Splits:
     first, end = int(0.9 * len(found["train"])), len(found["train"])
     parts = ((0, first), (first, end), (end, len(images)))
     named = [{"name": label.replace("_", " ").lower()} for label in labels]
-    return Splits(*(images.select(range(*part)) for part in parts), _classes(named, template, name), f"hub {name}")
+    train, validation, test = (images.select(range(*part)) for part in parts)
+    return Splits(train, validation, test, _classes(named, template, name), f"hub {name}")
 
 
-def _classes(named: list[Mapping[str, str]], template: str, file: str) -> Classes:
+def _classes(named: Sequence[Mapping[str, str]], template: str, file: str) -> Classes:
     if not isinstance(named, list) or not named or not all(isinstance(c, Mapping) and c.get("name") for c in named):
         raise DataError(f'{file} should be a list of {{"name": ...}}, one per class')
     articles = (entry.get("article", _article(entry["name"])) for entry in named)
@@ -221,7 +224,7 @@ def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Seque
         concepts = dataset["concept"][:] if "concept" in dataset.column_names else numbers["ids"].tolist()
         found["groups"] = grouped(concepts, [", ".join([t, *g]) for t, g in zip(found["texts"], found["tags"],
                                                                                 strict=True)])
-    return Rows(**numbers, **found)
+    return Rows(numbers["ids"], numbers["labels"], **found)
 
 
 def grouped(concepts: Sequence[Any], texts: Sequence[str]) -> Tensor:

@@ -60,7 +60,8 @@ def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapp
         domain = Domain(s["by"], mine.get("domain"), s["shift"] if "shift" in mine else "none", mine.get("shift", 0.0))
         train = _part(data, modality, tuple(mine["rows"]), domain)
         domain = domain if s["judged"] == "own" else Domain()
-    return PrivateData(train, *(_judged(data, split, modality, domain) for split in ("validation", "test")), names)
+    validation, test = (_judged(data, split, modality, domain) for split in ("validation", "test"))
+    return PrivateData(train, validation, test, names)
 
 
 @lru_cache(maxsize=32)

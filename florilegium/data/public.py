@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -81,7 +82,8 @@ def open_public(conf: DictConfig, path: str | None = None) -> PublicPairs:
     Raises DataError when the data have no public rows, or fewer pairs than asked.
     """
     given = typed(PublicSettings, conf.data.get("public"), "data.public")
-    data = {k: v for k, v in OmegaConf.to_container(conf.data, resolve=True).items() if k != "public"}
+    whole: Any = OmegaConf.to_container(conf.data, resolve=True)
+    data = {k: v for k, v in whole.items() if k != "public"}
     if place := path or given.path:
         data = {"image_size": data["image_size"], "name": "own", "path": place}
     return _open(OmegaConf.to_yaml(OmegaConf.create(data)), given.pairs, given.seed)

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Request:
         whole.update(json.dumps([list(self.prompts), *map(list, (self.images.shape, self.which_NQ.shape))]).encode())
         given = (self.images, self.ids, self.which_NQ, *([] if self.condition is None else [self.condition]))
         for values in given:
-            whole.update(values.contiguous().numpy())
+            whole.update(_buffer(values))
         return whole.hexdigest()[:40]
 
     @property
@@ -77,7 +77,7 @@ class Request:
         context = "" if self.shared else self.key
         shown = [hashlib.sha1(image.numpy(), usedforsecurity=False) for image in self.images.contiguous()]
         for n, state in enumerate(shown):
-            state.update(b"" if self.condition is None else self.condition[n].contiguous().numpy())
+            state.update(b"" if self.condition is None else _buffer(self.condition[n]))
             state.update(f"{context}\n{int(self.ids[n])}\n".encode())
         said = [prompt.encode() for prompt in self.prompts]
         rows = []
@@ -203,9 +203,14 @@ def _content(values: Tensor, names: np.ndarray, meta: dict) -> tuple[dict[str, T
     return tensors, {**meta, "sha256": _checksum(tensors)}
 
 
+def _buffer(values: Tensor) -> Any:
+    """A tensor as hashlib reads it; before Python 3.12 numpy's stubs give an array no buffer."""
+    return values.contiguous().numpy()
+
+
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    whole = hashlib.sha256(tensors["features"].numpy())
-    whole.update(tensors["names"].numpy())
+    whole = hashlib.sha256(_buffer(tensors["features"]))
+    whole.update(_buffer(tensors["names"]))
     return whole.hexdigest()
 
 

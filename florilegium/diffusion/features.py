@@ -132,7 +132,8 @@ class FeatureExtractor:
         """The axes of these images' maps under the empty prompt: shuffled images until there are tokens enough."""
         if not len(images):
             raise ValueError("a projection cannot be fitted on no image")
-        f, tokens, held, seen = self.features, {name: [] for name in self.layers}, 0, 0
+        f, held, seen = self.features, 0, 0
+        tokens: dict[str, list[Tensor]] = {name: [] for name in self.layers}
         order = torch.randperm(len(images), generator=seeds.generator(seed, "calibration"))
         blank_1TW = self._text([""])
         for chosen in order.split(f.batch):

@@ -31,7 +31,8 @@ def predict(
     shown_BW = extra_BW.masked_fill(omit_B[:, None], 0)
     if merge == "add":
         return decoder(noisy_B, time_B, text_BTW + shown_BW[:, None]).sample
-    hook = decoder.time_embedding.register_forward_hook(lambda module, inputs, output: output + shown_BW)
+    embedding = decoder.get_submodule("time_embedding")
+    hook = embedding.register_forward_hook(lambda module, inputs, output: output + shown_BW)
     try:
         return decoder(noisy_B, time_B, text_BTW).sample
     finally:

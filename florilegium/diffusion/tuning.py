@@ -128,7 +128,7 @@ class Tuner:
                              f"lora={rank}, merge={merge} cannot go on from it")
         if width and self.projection is None:
             self._open_projection(width, seed)
-        if width and self.projection.in_features != width:
+        if width and self.projection is not None and self.projection.in_features != width:
             raise ValueError(f"representations have width {width}, the projection takes {self.projection.in_features}")
 
     def _open_decoder(self, seed: int) -> None:
@@ -136,7 +136,8 @@ class Tuner:
             from peft import LoraConfig
 
             with seeds.scoped(seed, "lora"):
-                self.decoder.add_adapter(LoraConfig(
+                adapted: Any = self.decoder
+                adapted.add_adapter(LoraConfig(
                     r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian",
                     target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
         else:
@@ -147,8 +148,9 @@ class Tuner:
 
     def _open_projection(self, width: int, seed: int) -> None:
         """P of eq 11. Zero at first where it is added (the start is the original model), random where it is a token."""
-        config = self.decoder.config
-        out = self.decoder.time_embedding.linear_2.out_features if self.merge == "time" else config.cross_attention_dim
+        decoder: Any = self.decoder
+        time = self.merge == "time"
+        out = decoder.time_embedding.linear_2.out_features if time else decoder.config.cross_attention_dim
         with seeds.scoped(seed, "projection"):
             self.projection = nn.Linear(width, out)
         if self.merge != "token":
@@ -156,6 +158,7 @@ class Tuner:
             nn.init.zeros_(self.projection.bias)
         self.projection.to(next(self.decoder.parameters()).device)
         parameters = {f"projection.{k}": v for k, v in self.projection.named_parameters()}
+        assert self.optimizer is not None
         self.optimizer.add_param_group({"params": list(parameters.values())})
         self._follow(parameters)
 
@@ -206,6 +209,7 @@ class Tuner:
         text = torch.where(drawn.label_B, data.label_N[rows], data.full_N[rows]).masked_fill(drawn.drop_B, 0)
         extra = None
         if data.representations_ND is not None:
+            assert self.projection is not None
             extra = self.projection(data.representations_ND[rows].to(device))
         noisy = self.noise.add_noise(latents, noise, time).contiguous(memory_format=torch.channels_last)
         with self.autocast():
@@ -223,6 +227,7 @@ class Tuner:
         return self.noise.get_velocity(latents, noise, time) if velocity else latents if kind == "sample" else noise
 
     def _descend(self, loss: Tensor, settings: TuneSettings, lr: float) -> None:
+        assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -253,6 +258,7 @@ class Tuner:
         """Copies of everything that a further step depends on."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
+            assert self.optimizer is not None
             parts = {"weight": parameter.detach(), "average": self.average[name], **self.optimizer.state[parameter]}
             tensors |= {f"{name}/{part}": value.cpu().clone() for part, value in parts.items()}
         return tensors, {"step": self.step, "lora": self.rank, "merge": self.merge}
@@ -271,6 +277,7 @@ class Tuner:
                 moments = {part: torch.zeros_like(parameter.data) for part in ("exp_avg", "exp_avg_sq")}
                 for part, value in moments.items():
                     fitting(tensors, f"{name}/{part}", value)
+                assert self.optimizer is not None
                 self.optimizer.state[parameter] = {"step": tensors[f"{name}/step"].clone(), **moments}
 
 

@@ -8,12 +8,16 @@ Axes: B batch, C classes, D representation width (clients.width), S image side, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from florilegium.objectives import normalised
+
+if TYPE_CHECKING:
+    from florilegium.models.image import ImageBody
+    from florilegium.models.text import TextBody
 
 ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
 
@@ -66,7 +70,8 @@ def sizes(clients: DictConfig, architecture: str) -> dict[str, Any]:
     node = (clients.get("architectures") or {}).get(architecture)
     if node is None:
         raise ModelError(f"clients.architectures.{architecture} is missing")
-    return dict(OmegaConf.to_container(node, resolve=True))
+    given: Any = OmegaConf.to_container(node, resolve=True)
+    return dict(given)
 
 
 def vocabulary(clients: DictConfig, architecture: str) -> Any:
@@ -77,7 +82,7 @@ def vocabulary(clients: DictConfig, architecture: str) -> Any:
     return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
 
 
-def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None) -> nn.Module:
+def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None) -> ImageBody | TextBody:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
     check(modality, architecture)
     given = sizes(clients, architecture)

@@ -6,7 +6,7 @@ the text. Axes: N samples, B batch, D representation width, S image side, T toke
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class AutoEncoder(nn.Module):
 
     def codes(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two layers of an encoder: its code [B, D] and its body's output before that [B, H]."""
-        return layers(self.encoders[modality], x)
+        return layers(cast(models.Classifier, self.encoders[modality]), x)
 
     def original(self, modality: str, x: Tensor) -> Tensor:
         """What a decoder should give: pixels [B, 3 S S], or unit-norm word counts [B, V]."""

@@ -19,6 +19,9 @@ class ImageBody(nn.Module):
     stem halves twice, so at 32 x 32 it should see 64 x 64 (input_size).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, architecture: str, given: dict[str, Any]) -> None:
         super().__init__()
         kind, given = KINDS[architecture], dict(given)

@@ -101,7 +101,7 @@ def build_pair(clients: DictConfig, architecture: str, vocabulary: Vocabulary | 
     for modality, name in (("image", image), ("text", text)):
         body = models.body(clients, modality, name, vocabulary)
         encoders.append(Encoder(body, body.hidden, width))
-    return DualEncoder(*encoders, vocabulary, settings)
+    return DualEncoder(encoders[0], encoders[1], vocabulary, settings)
 
 
 @torch.no_grad()
