@@ -24,12 +24,14 @@ def main() -> None:
     run, target = map(Path, sys.argv[1:3])
     files = sorted((run / "samples").glob("method-round-*.npz"))
     (before, names), (after, _) = first_of_each(files[0]), first_of_each(files[-1])
-    font, side = ImageFont.load_default(size=12), before.shape[-1] * SCALE
+    side = before.shape[-1] * SCALE
     bands = -(-len(names) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (side + 4), bands * (2 * side + LINE + 10)), pictures.PAPER)
     pen = ImageDraw.Draw(sheet)
     for n, name in enumerate(names):
         x, y = n % COLUMNS * (side + 4), n // COLUMNS * (2 * side + LINE + 10)
+        sizes = (ImageFont.load_default(size=size) for size in range(12, 6, -1))
+        font = next((f for f in sizes if f.getlength(name) <= side), ImageFont.load_default(size=6))
         pen.text((x + 2, y + 2), name, fill=pictures.INK, font=font)
         for k, image in enumerate((before[n], after[n])):
             piece = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
