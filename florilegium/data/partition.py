@@ -60,7 +60,7 @@ class PartitionSettings:
     min_samples: int = 10                   # rows every client has at least
     disjoint_modalities: bool = True        # image and text clients see different concepts
     image_share: float = 0.5                # of the concepts, when they are disjoint (of those that pairs leave)
-    pair_share: float = 1 / 3               # of the concepts, when they are disjoint
+    pair_share: float = 0.3333              # of the concepts, when they are disjoint
 
     def __post_init__(self) -> None:
         one_of("name", self.name, NAMES)
