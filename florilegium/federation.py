@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from florilegium import seeds, wire
-from florilegium.wire import Header, Nothing, Profile, WireError
+from florilegium.wire import Header, Nothing, Profile, Report, WireError
 
 POLL = 0.05  # seconds between two looks at the grid; Flower's own send_and_receive waits 3
 Check = Callable[[Any, Any], None]  # (client, body): raises WireError, naming what is wrong with the body
@@ -214,3 +214,10 @@ class Federation:
         """The entries since the last call, for the run's record."""
         taken, self.ledger = self.ledger, []
         return taken
+
+
+def means_of(replies: Sequence[Reply], prefix: str = "distill") -> dict[str, float]:
+    """The clients' reported figures as <prefix>/<name>: the mean over those that said it."""
+    bodies = [x.body.metrics for x in replies if isinstance(x.body, Report)]
+    names = sorted({name for b in bodies for name in b})
+    return {f"{prefix}/{n}": sum(b[n] for b in bodies if n in b) / sum(n in b for b in bodies) for n in names}

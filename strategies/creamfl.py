@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from florilegium import seeds
+from florilegium.averaging import part
 from florilegium.checks import between, one_of
-from florilegium.federation import Client, Federation
+from florilegium.federation import Client, Federation, means_of
 from florilegium.similarity import match_scores, similarity_weights, weighted
 from florilegium.wire import Features, Nothing, Report
-from strategies.public_set import PublicRound, PublicSet, PublicSetSettings, means_of, part
+from strategies.public_set import PublicRound, PublicSet, PublicSetSettings
 from strategies.representations import (
     ask_representations,
     formula_bytes,

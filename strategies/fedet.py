@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from florilegium.checks import one_of
-from florilegium.federation import Federation
+from florilegium.federation import Federation, means_of
 from florilegium.wire import Nothing, Report, SoftTargets
-from strategies.public_set import PublicSet, PublicSetSettings, means_of
+from strategies.public_set import PublicSet, PublicSetSettings
 from strategies.rounds import Rounds
 from strategies.scores import ask_scores, recorded
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from florilegium.averaging import part
 from florilegium.checks import between, one_of
 from florilegium.consensus import entropy
-from florilegium.federation import Federation
+from florilegium.federation import Federation, means_of
 from florilegium.wire import Nothing, Report, SoftTargets
-from strategies.public_set import PublicRound, PublicSet, PublicSetSettings, means_of, part
+from strategies.public_set import PublicRound, PublicSet, PublicSetSettings
 from strategies.rounds import Rounds
 from strategies.scores import ask_scores, recorded
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from florilegium.federation import Federation
+from florilegium.federation import Federation, means_of
 from florilegium.wire import Logits, Nothing, Report
-from strategies.public_set import PublicSet, PublicSetSettings, means_of
+from strategies.public_set import PublicSet, PublicSetSettings
 from strategies.rounds import Rounds
 from strategies.scores import ask_scores, recorded, warm_up
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from florilegium import models, seeds
+from florilegium.averaging import part
 from florilegium.checks import between, one_of
-from florilegium.federation import Client, Federation
+from florilegium.federation import Client, Federation, means_of
 from florilegium.models import autoencoder
 from florilegium.objectives import feature_kl
 from florilegium.wire import Features, Nothing, Report
-from strategies.public_set import PublicRound, PublicSet, PublicSetSettings, means_of, part
+from strategies.public_set import PublicRound, PublicSet, PublicSetSettings
 from strategies.representations import (
     SIDES,
     ask_representations,

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from florilegium import consensus, costs, pixels, seeds
 from florilegium.checks import between, one_of
-from florilegium.diffusion.tuning import TuneSettings, TuneTexts
-from florilegium.federation import Federation, Reply
+from florilegium.diffusion.tuning import TuneSettings
+from florilegium.federation import Federation, Reply, means_of
+from florilegium.metrics import confusion
 from florilegium.wire import Answers, Logits, Nothing, Report, Samples, Targets
-from strategies.replay import Reservoir
+from strategies.replay import Reservoir, joint_state, restore_joint
 from strategies.rounds import Rounds
 from strategies.synthesis import draw_classes, filled
 
@@ -174,18 +174,15 @@ class FedMMKT(Rounds):
         images, labels, fused_ND = images[used_N], labels_N[used_N], fused_ND[used_N]
         if not s.t2i_representations:
             fused_ND = fused_ND[:, :0]
-        images, labels, captions, fused_ND = self.replay.mixed(images, labels, captions, fused_ND, (self.seed, r))
-        prompts = [self.classes.prompt(c) for c in labels.tolist()]
-        texts = TuneTexts(label=prompts, full=[f"{p} {c}" for p, c in zip(prompts, captions, strict=True)])
-        return self.generator.finetune(images, texts, fused_ND if fused_ND.shape[-1] else None, s.t2i,
-                                       rounds=(r, self.num_rounds), seed=seeds.seed_of(self.seed, "t2i", r))
+        return self.replay.tune(self.generator, self.classes, s.t2i, (r, self.num_rounds), self.seed, images, labels,
+                                captions, fused_ND)
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def judged(self, images: Tensor, drawn_N: Tensor, label_N: Tensor, keep_N: Tensor) -> dict[str, float]:
         """How good the consensus is: share kept, and agreement with the drawn classes and with the oracle judge."""
         oracle_N = self.resources.judge().predict(images)
-        self.votes = confusion(drawn_N, label_N, len(self.classes))
+        self.votes = confusion(label_N, drawn_N, len(self.classes))
         figures = {"labels/kept": keep_N.float().mean().item()}
         if keep_N.any():
             agree = {"labels/accuracy": label_N == oracle_N, "labels/agree_with_prompt": label_N == drawn_N,
@@ -203,29 +200,10 @@ class FedMMKT(Rounds):
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, meta = self.generator.state()
-        kept, texts = self.replay.state()
-        return {**{f"generator.{k}": v for k, v in tensors.items()}, **{f"replay.{k}": v for k, v in kept.items()}}, \
-            {"generator": meta, "replay": texts}
+        return joint_state(self.generator, self.replay)
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-        self.generator.restore(part("generator"), meta["generator"])
-        self.replay.restore(part("replay"), meta["replay"])
-
-
-def means_of(replies: list[Reply]) -> dict[str, float]:
-    """The clients' loss terms, their mean by name."""
-    bodies = [x.body.metrics for x in replies if isinstance(x.body, Report)]
-    names = sorted({name for b in bodies for name in b})
-    return {f"distill/{n}": sum(b[n] for b in bodies if n in b) / sum(n in b for b in bodies) for n in names}
-
-
-def confusion(drawn_N: Tensor, label_N: Tensor, classes: int) -> Tensor:
-    """[C, C] counts: drawn class by consensus label."""
-    return (one_hot(drawn_N, classes).T.float() @ one_hot(label_N, classes).float()).long()
+        restore_joint(self.generator, self.replay, tensors, meta)
 
 
 def mean_bytes(encoded: Any) -> float:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from florilegium import pixels, seeds
 from florilegium.checks import between, one_of
-from florilegium.diffusion.tuning import TuneSettings, TuneTexts
-from florilegium.federation import Client, Federation, FederationError, Reply
+from florilegium.diffusion.tuning import TuneSettings
+from florilegium.federation import Client, Federation, FederationError
 from florilegium.metrics import confusion
-from florilegium.wire import Report, Samples
-from strategies.replay import Reservoir
+from florilegium.wire import Samples
+from strategies.replay import Reservoir, joint_state, restore_joint
 from strategies.synthesis import draw_classes
 
 LOG = getLogger("flwr")
@@ -126,12 +126,8 @@ class PublicSet:
             return {}
         fused_ND = torch.zeros(len(public), 0) if fused_ND is None else fused_ND
         captions = [text for text, kept in zip(public.texts, keep_N.tolist(), strict=True) if kept]
-        images, labels, captions, fused = self.replay.mixed(
-            public.images[keep_N], label_N[keep_N], captions, fused_ND[keep_N], (self.seed, rounds[0]))
-        prompts = [self.classes.prompt(c) for c in labels.tolist()]
-        texts = TuneTexts(label=prompts, full=[f"{p} {c}" for p, c in zip(prompts, captions, strict=True)])
-        return self.generator.finetune(images, texts, fused if fused.shape[-1] else None, s.t2i, rounds=rounds,
-                                       seed=seeds.seed_of(self.seed, "t2i", rounds[0]))
+        return self.replay.tune(self.generator, self.classes, s.t2i, rounds, self.seed, public.images[keep_N],
+                                label_N[keep_N], captions, fused_ND[keep_N])
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -154,22 +150,13 @@ class PublicSet:
         """Generator and replay; nothing with a proxy set."""
         if self.generator is None:
             return {}, {}
-        tensors, meta = self.generator.state()
-        kept, texts = self.replay.state()
-        return {**{f"generator.{k}": v for k, v in tensors.items()}, **{f"replay.{k}": v for k, v in kept.items()}}, \
-            {"generator": meta, "replay": texts}
+        return joint_state(self.generator, self.replay)
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Put back what `state` gave; other names are left alone."""
         if self.generator is None:
             return
-        self.generator.restore(part(tensors, "generator"), meta["generator"])
-        self.replay.restore(part(tensors, "replay"), meta["replay"])
-
-
-def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors below `name.`, without it."""
-    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        restore_joint(self.generator, self.replay, tensors, meta)
 
 
 # -- clients ---------------------------------------------------------------------------------------------------------
@@ -188,10 +175,3 @@ def classifiers(federation: Federation, method: str) -> tuple[list[Client], list
         raise FederationError(f"{method} needs clients that classify images or texts; the cohort of round "
                               f"{federation.round} has {', '.join(map(str, others)) or 'none'}")
     return taught, others
-
-
-def means_of(replies: list[Reply], prefix: str = "distill") -> dict[str, float]:
-    """The clients' loss terms, their mean by name."""
-    bodies = [x.body.metrics for x in replies if isinstance(x.body, Report)]
-    names = sorted({name for b in bodies for name in b})
-    return {f"{prefix}/{n}": sum(b[n] for b in bodies if n in b) / sum(n in b for b in bodies) for n in names}

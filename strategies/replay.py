@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from florilegium import seeds
+from florilegium.averaging import named, part
+from florilegium.data.datasets import Classes
+from florilegium.diffusion import Generator
+from florilegium.diffusion.tuning import TuneSettings, TuneTexts
 
 
 class Reservoir:
@@ -34,8 +38,34 @@ class Reservoir:
             self.captions = [texts[i] for i in chosen.tolist()]
         return both["images"], both["labels"], texts, both["fused"]
 
+    def tune(
+        self, generator: Generator, classes: Classes, settings: TuneSettings, rounds: tuple[int, int], seed: int,
+        images: Tensor, labels: Tensor, captions: list[str], fused: Tensor,
+    ) -> dict[str, float]:
+        """Tune the generator on these samples and the kept ones, in round `rounds[0]` of `rounds[1]`."""
+        images, labels, captions, fused = self.mixed(images, labels, captions, fused, (seed, rounds[0]))
+        prompts = [classes.prompt(c) for c in labels.tolist()]
+        texts = TuneTexts(label=prompts, full=[f"{p} {c}" for p, c in zip(prompts, captions, strict=True)])
+        return generator.finetune(images, texts, fused if fused.shape[-1] else None, settings, rounds=rounds,
+                                  seed=seeds.seed_of(seed, "t2i", rounds[0]))
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return dict(self.tensors), {"captions": self.captions}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.tensors, self.captions = dict(tensors), list(meta["captions"])
+
+
+def joint_state(generator: Generator, replay: Reservoir) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of a method that tunes a generator with a reservoir."""
+    tensors, meta = generator.state()
+    kept, texts = replay.state()
+    return {**named("generator", tensors), **named("replay", kept)}, {"generator": meta, "replay": texts}
+
+
+def restore_joint(
+    generator: Generator, replay: Reservoir, tensors: dict[str, Tensor], meta: dict[str, Any]
+) -> None:
+    """Put back what `joint_state` gave; other names are left alone."""
+    generator.restore(part(tensors, "generator"), meta["generator"])
+    replay.restore(part(tensors, "replay"), meta["replay"])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from florilegium.federation import Client, Reply
+from florilegium.metrics import confusion
 from florilegium.wire import Answers, Logits, Nothing, Report
-from strategies.fedmmkt import FedMMKT, FedMMKTSettings, confusion
+from strategies.fedmmkt import FedMMKT, FedMMKTSettings
 from strategies.replay import Reservoir
 from strategies.synthesis import draw_classes
 
@@ -204,7 +205,7 @@ def test_stratified_classes_cover_all_and_rounds_differ():
 
 
 def test_confusion_counts():
-    assert confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
+    assert confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist() == [[1, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("bad, line", [({"vote_threshold": 1.4}, "vote_threshold must lie between 0 and 1, got 1.4"),
