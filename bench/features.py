@@ -34,6 +34,7 @@ from florilegium.data.datasets import held_out
 from florilegium.diffusion import DiffusionSettings
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
+from florilegium.pixels import scaled
 
 NEGATIVES, REPEATS, SINGLE = 10, 3, 8
 
@@ -82,7 +83,7 @@ def measure(count: int) -> dict[str, float]:
     which = torch.arange(2 + NEGATIVES).repeat(count, 1)
     extractor = FeatureExtractor(place, given)
     projection = extractor.fit(images, ids, seed=0)
-    pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    pixels = scaled(images).contiguous(memory_format=torch.channels_last)
     text = extractor.text(prompts, pooled=False)
     pipe = extractor.pipe
     asked, half = (images, ids, prompts, which, projection, 0), count // 2

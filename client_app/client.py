@@ -120,7 +120,7 @@ class Client:
         """Rows of data as model inputs; with `random`, augmented."""
         augment = self.conf.clients.get("augment") or {}
         if self.modality == "image":
-            images = scaled(rows.images[chosen])
+            images = pixels.scaled(rows.images[chosen])
             if random is not None:
                 images = views.shifted(images, random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
             return images.to(self.device)
@@ -139,7 +139,7 @@ class Client:
             images = resized(pixels.decode(filled), int(self.conf.data.image_size))
             if augment_seed is not None:
                 images = views.second_images(images, samples.ids, augment_seed)
-            return scaled(images).to(self.device)
+            return pixels.scaled(images).to(self.device)
         texts = filled if augment_seed is None else views.second_texts(filled, samples.ids, augment_seed)
         return self.vocabulary(texts).to(self.device)
 
@@ -232,11 +232,6 @@ class Client:
         logits_NC = self.logits(self.encoded(self.rows_as_inputs(rows, torch.arange(len(rows)))))
         hits = (logits_NC.argmax(-1) == rows.labels).float()
         return hits.mean().item(), cross_entropy(logits_NC, rows.labels).item()
-
-
-def scaled(images_N3SS: Tensor) -> Tensor:
-    """uint8 -> float in [-1, 1]."""
-    return images_N3SS.float() / 127.5 - 1
 
 
 def resized(images_N3SS: Tensor, side: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 from client_app import pairs
 from client_app.client import Client, ClientError
 from client_app.representing import towers
-from florilegium import models, optimizers, seeds
+from florilegium import models, optimizers, pixels, seeds
 from florilegium.averaging import named, part
 from florilegium.changes import applied
 from florilegium.data.public import PublicPairs
@@ -163,7 +163,7 @@ class Fused:
         """Unit vectors [N, D] of both sides of pairs."""
         found: dict[str, list[Tensor]] = {"image": [], "text": []}
         for rows in torch.arange(len(shown)).split(LOOK):
-            x = {"image": shown.images[rows].float() / 127.5 - 1,
+            x = {"image": pixels.scaled(shown.images[rows]),
                  "text": self.client.vocabulary([shown.texts[n] for n in rows.tolist()])}
             for side, parts in found.items():
                 parts.append(normalize(self.see(side, x[side].to(self.client.device)), dim=-1).cpu())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from client_app import views
+from florilegium import pixels
 from florilegium.data.datasets import Rows
 from florilegium.data.public import PublicPairs, as_pairs
 from florilegium.models.pair import image_features, text_features
@@ -40,7 +41,7 @@ class PairBatch:
 def batch_of(client: Client, rows: Rows, chosen: Tensor, random: torch.Generator | None = None) -> PairBatch:
     """Rows of pairs as a batch; with `random`, augmented as image and text clients augment theirs."""
     augment = client.conf.clients.get("augment") or {}
-    images = rows.images[chosen].float() / 127.5 - 1
+    images = pixels.scaled(rows.images[chosen])
     vary = random if augment.get("tags", False) else None
     if random is not None:
         images = views.shifted(images, random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))

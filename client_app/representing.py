@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from client_app import lessons
-from client_app.client import Client, ClientError, resized, scaled, shuffled
+from client_app.client import Client, ClientError, resized, shuffled
 from client_app.training import fit, private_without_end, task_terms
 from florilegium import pixels
 from florilegium.models import Classifier
@@ -98,7 +98,7 @@ def inputs_of(client: Client, question: Samples | PublicSet) -> dict[str, Tensor
 
 def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[str, Tensor]:
     """uint8 [N, 3, S, S] and texts as this client's model takes them."""
-    given = {"image": lambda: scaled(images), "text": lambda: client.vocabulary(texts)}
+    given = {"image": lambda: pixels.scaled(images), "text": lambda: client.vocabulary(texts)}
     return {side: given[side]().to(client.device) for side in towers(client)}
 
 

@@ -17,6 +17,11 @@ from torch import Tensor
 FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
 
 
+def scaled(images_NCHW: Tensor) -> Tensor:
+    """uint8 -> float in [-1, 1], as models and diffusion pipelines read images."""
+    return images_NCHW.float() / 127.5 - 1
+
+
 def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:
     """uint8 [N, 3, H, W] -> N encoded images."""
     if image_format not in FORMATS:

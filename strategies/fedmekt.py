@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from florilegium import models, seeds
+from florilegium import models, pixels, seeds
 from florilegium.averaging import part
 from florilegium.checks import between, one_of
 from florilegium.federation import Client, Federation, means_of
@@ -113,7 +113,7 @@ class FedMEKT(Rounds):
 
     def inputs(self, public: PublicRound) -> dict[str, Tensor]:
         """Both sides as the encoders take them."""
-        return {"image": public.images.float() / 127.5 - 1, "text": self.vocabulary(public.texts)}
+        return {"image": pixels.scaled(public.images), "text": self.vocabulary(public.texts)}
 
     def learn(
         self, inputs: dict[str, Tensor], merged: dict[str, Tensor], bodies: dict[str, Tensor], r: int

@@ -196,7 +196,7 @@ class FedMMKT(Rounds):
         s, modalities = self.settings, [x.client.modality for x in replies]
         model = costs.fedmmkt_bytes(
             s.samples, modalities.count("image"), modalities.count("text"), len(self.classes), self.resources.width,
-            mean_bytes(sent["image"].images), mean_bytes([t.encode() for t in sent["text"].texts]), variant=s.variant)
+            costs.mean_bytes(sent["image"]), costs.mean_bytes(sent["text"]), variant=s.variant)
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -204,8 +204,3 @@ class FedMMKT(Rounds):
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         restore_joint(self.generator, self.replay, tensors, meta)
-
-
-def mean_bytes(encoded: Any) -> float:
-    """Mean length of byte strings."""
-    return sum(map(len, encoded)) / max(len(encoded), 1)

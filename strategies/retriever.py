@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
-from florilegium import seeds
+from florilegium import pixels, seeds
 from florilegium.checks import between, one_of
 from florilegium.models.pair import DualEncoder, build_pair, image_features, text_features
 
@@ -83,7 +83,7 @@ class Retriever:
     def inputs(self, images: Tensor, texts: tuple[str, ...], rows: Tensor) -> tuple[Tensor, Tensor]:
         """float images [B, 3, S, S] in [-1, 1] and token ids [B, T] of these rows."""
         tokens = self.model.vocabulary([texts[n] for n in rows.tolist()])
-        return (images[rows].float() / 127.5 - 1).to(self.model.device), tokens.to(self.model.device)
+        return pixels.scaled(images[rows]).to(self.model.device), tokens.to(self.model.device)
 
     def passes(
         self, loss: Callable[[Tensor], dict[str, Tensor]], count: int, epochs: int, rounds: tuple[int, int], name: str

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from florilegium import costs
 from florilegium.federation import Federation, Reply
-from florilegium.wire import Logits, Report, Samples, Targets
+from florilegium.wire import Logits, Report, Targets
 from strategies.public_set import PublicRound, PublicSet, classifiers
 
 
@@ -34,14 +35,8 @@ def recorded(
     """How right the labels are, how often each client's own label is the same, and the bytes by formula."""
     votes = zip(replies, logits_KNC.argmax(-1), strict=True)
     agree = {f"labels/client_{x.client.id}_agrees": (v == label_N).float().mean().item() for x, v in votes}
-    size = {m: mean_bytes(sent) for m, sent in public.sent.items()}
+    size = {m: costs.mean_bytes(sent) for m, sent in public.sent.items()}
     down = sum(size[x.client.modality] for x in replies) / len(replies)
     scores = 4.0 * logits_KNC.shape[-1]
     return agree | public_set.judged(public, label_N) | {
         "bytes/formula_up": len(public) * scores, "bytes/formula_down": len(public) * (scores + down)}
-
-
-def mean_bytes(samples: Samples) -> float:
-    """Mean length of the encoded samples."""
-    pieces = samples.images or [t.encode() for t in samples.texts]
-    return sum(map(len, pieces)) / max(len(pieces), 1)

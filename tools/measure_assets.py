@@ -14,12 +14,14 @@ from augmentation import SIDE
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from model_card import model_card
 from PIL import Image
-from pretraining import DATA, class_names, pixels, read, scaled, template
+from pretraining import DATA, class_names, pixels, read, template
 from rich.progress import track
 from torch.nn.functional import interpolate
 from train_judges import accuracy, split_of
 from training_loop import device_of
 from transformers import BlipForConditionalGeneration, BlipProcessor, ResNetForImageClassification
+
+from florilegium.pixels import scaled
 
 STEPS = 20
 PICK_SEED, FIGURE_SEED = 1_000, 2_000

@@ -38,11 +38,6 @@ def pixels(rows: datasets.Dataset) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
-def scaled(images: torch.Tensor) -> torch.Tensor:
-    """Bytes to the [-1, 1] that every mini model takes."""
-    return images.float().div(127.5).sub(1)
-
-
 def read(path: Path) -> datasets.Dataset:
     return datasets.Dataset.from_parquet(str(path))
 

@@ -13,7 +13,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from augmentation import augmented, cut_out, enlarged, mixed
-from pretraining import Examples, pretraining_examples, scaled, template
+from pretraining import Examples, pretraining_examples, template
 from tokenizers import BertWordPieceTokenizer
 from torch import nn
 from training_loop import arguments, device_of, record, train
@@ -27,6 +27,8 @@ from transformers import (
     BlipVisionConfig,
     GenerationConfig,
 )
+
+from florilegium.pixels import scaled
 
 CONTEXT = 24
 PAD, UNKNOWN, START, END, MASK = range(5)

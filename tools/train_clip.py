@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from augmentation import SIDE, augmented, cut_out, enlarged
 from open_clip.model import CLIP
-from pretraining import Examples, pretraining_examples, scaled
+from pretraining import Examples, pretraining_examples
 from safetensors.torch import save_file
 from text_tower import text_model
 from text_vocabulary import CONTEXT, kept_tokenizer, save_tokenizer
 from training_loop import arguments, device_of, halved, record, train
+
+from florilegium.pixels import scaled
 
 MODEL = {
     "embed_dim": 128,

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from augmentation import SIDE, augmented, cut_out, enlarged, mixed
-from pretraining import DATA, Examples, class_names, examples, read, scaled
+from pretraining import DATA, Examples, class_names, examples, read
 from training_loop import arguments, device_of, record, train
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+from florilegium.pixels import scaled
 
 STEPS = {"emoji-private": 1500, "emoji-public": 1500, "fashion": 1200}
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from pretraining import Examples, pretraining_examples, scaled
+from pretraining import Examples, pretraining_examples
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from training_loop import arguments, device_of, record, train
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from florilegium.pixels import scaled
 
 EMPTY_SHARE = 0.1  # prompts left empty, for classifier-free guidance
 SHIFTS = ((0, 0), (1, 0), (-1, 1), (0, -1))  # pixels; each is cached with and without a flip

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from pretraining import pretraining_examples, scaled
+from pretraining import pretraining_examples
 from training_loop import arguments, device_of, halved, record, train
+
+from florilegium.pixels import scaled
 
 KL_WEIGHT = 1e-6
 

@@ -14,28 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
 from client_app.client import Batch, Client
+from client_app.methods.fedavg import FedAvgClient
 from florilegium import seeds
 from florilegium.guidance import FedDifRCSettings
 from florilegium.objectives import ndcr, tdcl
-from florilegium.wire import Weights
 
 CONDITION = "condition"  # the part of the memory that keeps conditioned features
 
 
-class FedDifRCClient:
+class FedDifRCClient(FedAvgClient):
     """L = L_TDCL + L_NDCR + L_CE from the server's weights; the terms are the guide's."""
-
-    Settings = LocalSettings
-    represent = guidance.represent
-
-    def __init__(self, settings: LocalSettings) -> None:
-        self.settings = settings
-
-    def train(self, client: Client, down: Weights) -> Weights:
-        return local(client, self.settings, down)
 
 
 class FedDifRCGuide:

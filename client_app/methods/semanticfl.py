@@ -12,26 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
 from client_app.client import Batch, Client, ClientError
+from client_app.methods.fedavg import FedAvgClient
 from client_app.methods.feddifrc import orthogonal
 from florilegium.guidance import SemanticFLSettings
 from florilegium.objectives import feature_kl, info_nce, nearest, unit_kl
-from florilegium.wire import Weights
 
 
-class SemanticFLClient:
+class SemanticFLClient(FedAvgClient):
     """L = L_CE + lambda_kd KL(softmax(V) || softmax(z)) + lambda_con L_con; the terms are the guide's."""
-
-    Settings = LocalSettings
-    represent = guidance.represent
-
-    def __init__(self, settings: LocalSettings) -> None:
-        self.settings = settings
-
-    def train(self, client: Client, down: Weights) -> Weights:
-        return local(client, self.settings, down)
 
 
 class SemanticFLGuide:

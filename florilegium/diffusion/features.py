@@ -23,6 +23,7 @@ from florilegium import seeds
 from florilegium.diffusion import DiffusionSettings, Progress, device_of
 from florilegium.diffusion.origin import directory, weights_hash
 from florilegium.diffusion.projection import Projection
+from florilegium.pixels import scaled
 
 FORMAT = 1                              # raised whenever the same settings would give other features
 FEWEST_IMAGES = 256                     # that a PCA is fitted on, even where fewer have tokens enough
@@ -194,7 +195,7 @@ class FeatureExtractor:
 
     def _latents(self, images: Tensor, ids: Tensor, seed: int) -> Tensor:
         """x0 = s E(x): uint8 [N, 3, S, S], white +1 and black -1, -> [N, 4, h, w]."""
-        pixels = images.to(self.device).float() / 127.5 - 1
+        pixels = scaled(images.to(self.device))
         if pixels.shape[-1] != self.native:
             pixels = interpolate(pixels, (self.native,) * 2, mode="bilinear", antialias=True, align_corners=False)
         with self._autocast():

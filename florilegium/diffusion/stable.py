@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from florilegium.diffusion import DiffusionSettings, device_of
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts
+from florilegium.pixels import scaled
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler",
@@ -140,7 +141,7 @@ class StableGenerator:
 
     def _latents(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] of any size -> latents of the native size; the posterior's mode, so nothing is drawn."""
-        pixels = images.to(self.device).float() / 127.5 - 1
+        pixels = scaled(images.to(self.device))
         if pixels.shape[-1] != self.native:
             pixels = interpolate(pixels, (self.native,) * 2, mode="bicubic", antialias=True, align_corners=False)
         pixels = pixels.clamp(-1, 1).contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from florilegium import models
+from florilegium import models, pixels
 from florilegium.changes import version_of
 from florilegium.checks import between, one_of
 from florilegium.data.public import PublicPairs
@@ -107,7 +107,7 @@ def build_pair(clients: DictConfig, architecture: str, vocabulary: Vocabulary | 
 @torch.no_grad()
 def image_features(encoder: nn.Module, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """[N, D] of uint8 [N, 3, S, S]: evaluation mode, no augmentation, on the CPU; the encoder's mode is put back."""
-    return _seen(encoder, (images[n:n + BATCH].float() / 127.5 - 1 for n in range(0, len(images), BATCH)), device)
+    return _seen(encoder, (pixels.scaled(images[n:n + BATCH]) for n in range(0, len(images), BATCH)), device)
 
 
 @torch.no_grad()
