@@ -18,6 +18,8 @@ COLUMNS = (("Image acc. %", "client/accuracy/image", 100, 1), ("Text acc. %", "c
            ("T2I acc. %", "t2i/accuracy", 100, 1), ("CLIP score", "t2i/clip_score", 1, 3),
            ("Up MB", "bytes/up_per_client", 2**-20, 2), ("Down MB", "bytes/down_per_client", 2**-20, 2))
 SOMETIMES = ("client/rsum/pair", "server/rsum")  # columns of runs that have them
+CHOSEN = {"last": "last round", "best_on_validation": "round chosen on validation",
+          "second_half": "mean of the second half's evaluated rounds"}
 MACHINE = ("device", "threads", "state_dir")    # where clients run says nothing about what they are
 
 
@@ -107,10 +109,11 @@ def texts(line: Line, shown: list[int]) -> list[str]:
 def compare(run_dirs, *, at: str = "last", force: bool = False) -> Comparison:
     """Mean ± std over seeds of every experiment in `run_dirs`, and of their reference rows.
 
-    `at` is `last` or `best_on_validation`. RunError when runs differ in data, clients or evaluation, unless `force`.
+    `at` is `last`, `best_on_validation` or `second_half`. RunError when runs differ in data, clients or evaluation,
+    unless `force`.
     """
-    if at not in ("last", "best_on_validation"):
-        raise RunError(f"compare: at={at!r} is none of last, best_on_validation")
+    if at not in CHOSEN:
+        raise RunError(f"compare: at={at!r} is none of {', '.join(CHOSEN)}")
     runs = [recorded(path) for path in found(run_dirs)]
     if not runs:
         raise RunError("compare: no run directory given")
@@ -180,9 +183,8 @@ def protocol(runs: list[Recorded], at: str) -> str:
 
     mix = [c.get("modality") for c in runs[0].get("clients.mix") or [] if isinstance(c, dict)]
     clients = " + ".join(f"{mix.count(m)} {m}" for m in dict.fromkeys(mix)) or "?"
-    chosen = "last round" if at == "last" else "round chosen on validation"
     return (f"data {all_of('data.name')} · clients {clients} · rounds {all_of('rounds')} · seeds {all_of('seed')}"
-            f" · {chosen}")
+            f" · {CHOSEN[at]}")
 
 
 def methods_table() -> list[tuple[str, str, str, str]]:

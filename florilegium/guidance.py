@@ -119,7 +119,7 @@ class GuidanceSettings:
     prompts: dict[str, str] = field(default_factory=dict)  # prompt of each class, instead of the template
     calibration: str = "auto"          # images the shared PCA is fitted on: auto | public | generated
     calibration_images: int = 512      # so many at most
-    standardise: str = "none"          # none | centre | scale: by the mean (and deviation) over the calibration images
+    standardise: str = "scale"         # none | centre | scale: by the mean (and deviation) over the calibration images
     noise_seed: int = 0                # of features; one for all runs, so that they share the cache
     allow_upload: bool = False         # private images may leave the client (location: server, source: upload)
     cache: str | None = None           # folder of features; None: .cache/features, or the node's own

@@ -7,6 +7,7 @@ of a .jsonl file is dropped, and whatever was not yet written is simply absent.
 import json
 import math
 import os
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,6 +114,14 @@ def last(records: list[dict]) -> dict | None:
     return held[-1] if held else None
 
 
+def halved(records: list[dict]) -> dict[str, float]:
+    """Each metric's mean over the evaluated rounds after half of all, of those that have it."""
+    final = max((r["round"] for r in records), default=0)
+    held = [finite(r["metrics"]) for r in records if evaluated(r) and 2 * r["round"] > final]
+    names = dict.fromkeys(name for m in held for name in m)
+    return {name: statistics.fmean(m[name] for m in held if name in m) for name in names}
+
+
 def evaluated(record: dict) -> bool:
     return any(name.startswith(EVALUATED) for name in finite(record["metrics"]))
 
@@ -174,8 +183,11 @@ class Recorded:
         return [r for r in self.rounds if r["row"] == row]
 
     def metrics(self, row: str, at: str = "last") -> dict[str, float]:
-        """A row's metrics at `first`, `last` or `best_on_validation` (rows without validation figures: last)."""
+        """A row's metrics at `first`, `last`, `best_on_validation` (rows without validation figures: last), or their
+        means over the evaluated rounds of the `second_half`: where few clients are asked, one round is mostly luck."""
         records = self.of(row)
+        if at == "second_half":
+            return halved(records)
         pick = {"first": lambda r: next(iter(r), None), "last": last,
                 "best_on_validation": lambda r: best(r) or last(r)}
         record = pick[at](records)

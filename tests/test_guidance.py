@@ -50,7 +50,7 @@ def test_the_guide_is_sent_once_and_rows_are_looked_at_once(conf_of, federated, 
     asked = rows * (2 + 3)                                        # H, F+ and the three wrong classes
     assert first["guide/sent"] == 2 and first["cache/misses"] == asked
     public = len(open_dataset(conf_of("feddifrc").data).public("train"))
-    assert first["cache/passes"] == asked + public                # those of the images that the PCA was fitted on
+    assert first["cache/passes"] == asked + 2 * public            # the PCA's images, and their mean
     assert [e["round"] for e in ledger(run, "represent")] == [0, 0]
     for m in later:
         assert m["cache/hits"] == asked and m["cache/misses"] == m["cache/passes"] == 0

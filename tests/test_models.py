@@ -35,6 +35,19 @@ def test_shapes_norm_and_seed(toy_conf, modality, name):
         assert not torch.equal(z_BD, built(conf, modality, name, 2)[0].encode(x))
 
 
+def test_group_norm_takes_the_place_of_batch_norm(toy_conf):
+    conf = toy_conf()
+    OmegaConf.update(conf, "clients.architectures.resnet.norm", "group", force_add=True)
+    model, x = built(conf, "image", "resnet", 1)
+    kinds = [type(m).__name__ for m in model.modules()]
+    assert "BatchNorm2d" not in kinds and "GroupNorm" in kinds
+    with torch.no_grad():  # a row is judged alone: no statistics of the batch, in training neither
+        assert torch.allclose(model.train().encode(x)[:1], model.train().encode(x[:1]), atol=1e-5)
+    OmegaConf.update(conf, "clients.architectures.resnet.norm", "layer")
+    with pytest.raises(models.ModelError, match="norm 'layer' is none of batch, group"):
+        built(conf, "image", "resnet", 1)
+
+
 @pytest.mark.parametrize(("modality", "name"), KINDS)
 def test_small_and_full_sizes_have_every_architecture(modality, name):
     from florilegium.settings import CONF

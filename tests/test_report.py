@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florilegium import charts, comparison, report
+from florilegium import charts, comparison, recorded, report
 from florilegium.catalogue import CATALOGUE
 from florilegium.page import duration, size
 from florilegium.recorded import RunError
@@ -117,6 +117,15 @@ def test_best_on_validation_is_another_round(tmp_path):
     runs = [build(tmp_path / "run", lift=-0.15)]
     assert comparison.texts(report.compare(runs).lines[0], SHOWN)[0] == "35.0"
     assert comparison.texts(report.compare(runs, at="best_on_validation").lines[0], SHOWN)[0] == "40.0"
+
+
+def test_second_half_is_the_mean_of_its_evaluated_rounds():
+    def record(r: int, accuracy: float | None) -> dict:
+        return {"round": r, "row": "method", "metrics": {} if accuracy is None else {"client/accuracy/image": accuracy}}
+
+    records = [record(0, 0.1), record(1, 0.2), record(2, 0.9), record(3, 0.3), record(4, None), record(5, 0.6)]
+    assert recorded.halved(records) == {"client/accuracy/image": pytest.approx(0.45)}  # rounds 3 and 5: 2 r > 5
+    assert recorded.halved(records[:1]) == {}
 
 
 def test_forms_of_the_table(tmp_path):

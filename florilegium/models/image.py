@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 KINDS = {"resnet": "ResNet", "vit": "ViT", "beit": "Beit"}
+NORMS = ("batch", "group")
 
 
 class ImageBody(nn.Module):
     """float [B, 3, S, S] in [-1, 1] -> [B, H]; resizes to the model's own input size.
 
     `given` holds input_size, pretrained, mean and std, and otherwise keys of the transformers config class. A ResNet's
-    stem halves twice, so at 32 x 32 it should see 64 x 64 (input_size).
+    stem halves twice, so at 32 x 32 it should see 64 x 64 (input_size). Its `norm` is batch or group: statistics of a
+    batch are a client's own, and their average is nobody's where labels are skewed (Hsieh et al. 2020, section 5).
     """
 
     mean: Tensor
@@ -27,7 +29,9 @@ class ImageBody(nn.Module):
         kind, given = KINDS[architecture], dict(given)
         self.architecture, self.size = architecture, int(given.pop("input_size", 224))
         mean, std = given.pop("mean", [0.5] * 3), given.pop("std", [0.5] * 3)
-        pretrained = given.pop("pretrained", None)
+        pretrained, norm = given.pop("pretrained", None), given.pop("norm", "batch")
+        if norm not in NORMS:
+            raise ValueError(f"norm {norm!r} is none of {', '.join(NORMS)}")
         config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}Model")
         extra = {"add_pooling_layer": False} if architecture == "vit" else {}
         if pretrained:
@@ -36,6 +40,8 @@ class ImageBody(nn.Module):
             if architecture != "resnet":
                 given["image_size"] = self.size
             self.net = model_class(known(config_class, given), **extra)
+        if norm == "group":
+            grouped(self.net)
         config = self.net.config
         self.hidden = int(config.hidden_sizes[-1] if architecture == "resnet" else config.hidden_size)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -47,6 +53,17 @@ class ImageBody(nn.Module):
             x = interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
         out = self.net(x)
         return out.last_hidden_state[:, 0] if self.architecture == "vit" else out.pooler_output.flatten(1)
+
+
+def grouped(model: nn.Module, most: int = 32) -> None:
+    """Put a group norm in the place of every batch norm; of at most `most` groups, which divide the channels."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            channels = child.num_features
+            groups = next(g for g in range(min(most, channels), 0, -1) if channels % g == 0)
+            setattr(model, name, nn.GroupNorm(groups, channels, eps=child.eps))
+        else:
+            grouped(child, most)
 
 
 def known(config_class: type, given: dict[str, Any]) -> Any:
