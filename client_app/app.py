@@ -75,6 +75,9 @@ def answer(phase: str, message: Message, context: Context) -> Message:
     except Exception as error:
         logging.getLogger("flwr").debug("%s failed", phase, exc_info=True)
         line = (str(error).strip().splitlines() or [""])[0]
+        if (outside := getattr(error, "outside", None)) is not None:  # what a site may read but the server may not
+            logging.getLogger("flwr").error("%s: %s", phase, line)
+            line = outside
         return Message(Error(RAISED, f"{type(error).__name__}: {line}"), reply_to=message)
 
 
