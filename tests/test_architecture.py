@@ -28,7 +28,7 @@ ONLY_IN = {
     "diffusers": {"florilegium/diffusion/stable.py"},
     "pickle": set(),
 }
-OWN = {f"florilegium/data/{name}.py" for name in ("private", "examined", "own", "check")}  # what reads a site's own data
+OWN = {f"florilegium/data/{name}.py" for name in ("private", "examined", "own", "check")}  # read a site's own data
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "handler", "base", "core"}
 DROPPED_BY_FLOWER = {"lib", "build", "parts", "env"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
