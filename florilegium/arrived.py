@@ -83,8 +83,9 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
         raise WireError(f"{f.name} should be bytes and their lengths")
     if (lengths < 0).any() or lengths.sum() != joined.size or joined.size > MAX_BLOB:
         raise WireError(f"{f.name} has lengths that do not add up to its {joined.size} bytes")
-    if bounds.setdefault("N", len(lengths)) != len(lengths):
-        raise WireError(f"{f.name} has {len(lengths)} entries, expected {bounds['N']}")
+    axis = f.metadata["blobs"]
+    if bounds.setdefault(axis, len(lengths)) != len(lengths):
+        raise WireError(f"{f.name} has {len(lengths)} entries, expected {bounds[axis]}")
     ends = np.cumsum(lengths)
     pieces = [joined[end - n:end].tobytes() for end, n in zip(ends, lengths, strict=True)]
     return tuple(p.decode("utf-8") for p in pieces) if f.name == "texts" else tuple(pieces)

@@ -36,6 +36,7 @@ def run(arguments: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from florilegium import privacy_listing
     from florilegium.data import check
 
     top = argparse.ArgumentParser("florilegium", description="Federated knowledge transfer with text-to-image models.")
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--force", action="store_true", help="also runs under different protocols")
     table.set_defaults(command=compare_runs)
     check.add_command(commands)
+    privacy_listing.add_command(commands)
     for command in (reports, table):
         command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
     return top

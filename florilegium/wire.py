@@ -2,15 +2,14 @@
 
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
-field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D),
-P anchors of a class, W text width, Q features of a sample, I and T widths of images and texts of pairs (0 or D).
+field. Each class says what it `carries`, for `florilegium privacy`. The axes are those of AXES.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -28,15 +27,24 @@ PHASES = {
     "evaluate": "evaluate",          # how good are you?               -> Report
 }
 
+AXES = {
+    "N": "samples", "M": "rows of the client's own data", "C": "classes", "D": "representation width",
+    "A": "width of an augmented view's representation (0 or D)", "R": "width of a target (0 or D)",
+    "P": "anchors of a class", "W": "width of a text encoder", "Q": "features of a row",
+    "I": "width of what is said of the images of pairs (0 or D)",
+    "T": "width of what is said of the texts of pairs (0 or D)",
+}
+RAW = "raw private data"  # what a payload carries, where it is a person's own
+
 
 def array(dtype: str, *axes: str, low: float | None = None, high: float | None = None, below: str | None = None) -> Any:
     """A tensor field: its dtype, its axes, and its range (`below` names an axis whose length is an exclusive bound)."""
     return field(metadata={"array": dtype, "axes": axes, "low": low, "high": high, "below": below})
 
 
-def blobs() -> Any:
-    """A field of N byte strings or texts, or of none."""
-    return field(default=(), metadata={"blobs": True})
+def blobs(axis: str = "N") -> Any:
+    """A field of N (or another axis of) byte strings or texts, or of none."""
+    return field(default=(), metadata={"blobs": axis})
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,14 @@ class Header:
 class Nothing:
     """No content: the phase itself is the request or the acknowledgement."""
 
+    carries: ClassVar[str] = "nothing"
+
 
 @dataclass(frozen=True)
 class Profile:
     """Who a client is: no personal data, only what scheduling and checking need; `guide` is the version it keeps."""
 
+    carries: ClassVar[str] = "what a client is: counts and classes of its data, no row of them"
     client: int
     modality: str
     architecture: str
@@ -69,6 +80,8 @@ class Profile:
 class Weights:
     """A state dict, the number of examples it was trained on, and what the training had to say about itself."""
 
+    carries: ClassVar[str] = "model weights, with what a method averages beside them (control variates, class means)"
+    summed: ClassVar[bool] = True  # averaging needs no single one, so secure aggregation could hide it
     tensors: dict[str, Tensor]
     examples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -78,6 +91,7 @@ class Weights:
 class Samples:
     """Public or synthetic samples: encoded images for image clients, UTF-8 texts for text clients."""
 
+    carries: ClassVar[str] = "public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     images: tuple[bytes, ...] = blobs()
     texts: tuple[str, ...] = blobs()
@@ -87,6 +101,7 @@ class Samples:
 class Answers:
     """What a client sees in samples: labels, the confidence of eq. 3, representations (and of an augmented view)."""
 
+    carries: ClassVar[str] = "what a private model says of public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     confidence: Tensor = array("float32", "N", low=0.0, high=100.0)
@@ -98,6 +113,7 @@ class Answers:
 class Logits:
     """Class scores before the softmax."""
 
+    carries: ClassVar[str] = "what a model says of public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
 
@@ -106,6 +122,7 @@ class Logits:
 class Targets:
     """What a client shall learn on samples it keeps: consensus labels, fused representations (R = 0: labels only)."""
 
+    carries: ClassVar[str] = "what the server made of all answers"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     representations: Tensor = array("float32", "N", "R")
@@ -115,6 +132,7 @@ class Targets:
 class SoftTargets:
     """What a client shall learn on samples it keeps: labels, class scores, and how much these count on each sample."""
 
+    carries: ClassVar[str] = "what the server made of all answers"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
@@ -126,18 +144,20 @@ class Guide:
     """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
     extracts, the features of the client's own rows."""
 
+    carries: ClassVar[str] = "what a frozen public model says of public images, or of rows the client gave away"
     version: str
     tensors: dict[str, Tensor]
     visual: Tensor = array("float32", "C", "P", "D")
     text: Tensor = array("float32", "C", "W")
-    ids: Tensor = array("int64", "N", low=0)
-    features: Tensor = array("float16", "N", "Q", "D")
+    ids: Tensor = array("int64", "M", low=0)
+    features: Tensor = array("float16", "M", "Q", "D")
 
 
 @dataclass(frozen=True)
 class PublicSet:
     """Which pairs of the public set are meant: `order` is its hash (data/public.py), which both sides must have."""
 
+    carries: ClassVar[str] = "which public pairs are meant"
     order: str
     ids: Tensor = array("int64", "N", low=0)
 
@@ -146,6 +166,7 @@ class PublicSet:
 class Features:
     """What an encoder sees in public pairs: unit vectors of the images and of the texts (0 wide: not that side)."""
 
+    carries: ClassVar[str] = "what a model says of public or synthetic pairs"
     ids: Tensor = array("int64", "N", low=0)
     image: Tensor = array("float32", "N", "I", low=-1.001, high=1.001)
     text: Tensor = array("float32", "N", "T", low=-1.001, high=1.001)
@@ -156,6 +177,7 @@ class Modules:
     """Weights of encoders, whole (`base` is empty) or what changed since `base`; then they are `version`
     (florilegium/changes.py)."""
 
+    carries: ClassVar[str] = "weights of the server's own encoders"
     version: str
     base: str
     tensors: dict[str, Tensor]
@@ -165,21 +187,26 @@ class Modules:
 class Examples:
     """A client's own labelled images. They leave it only where `guidance.allow_upload` says so."""
 
-    ids: Tensor = array("int64", "N", low=0)
-    labels: Tensor = array("int64", "N", low=0, below="C")
-    images: tuple[bytes, ...] = blobs()
+    carries: ClassVar[str] = RAW
+    ids: Tensor = array("int64", "M", low=0)
+    labels: Tensor = array("int64", "M", low=0, below="C")
+    images: tuple[bytes, ...] = blobs("M")
 
 
 @dataclass(frozen=True)
 class Report:
     """Named figures a client measured on `examples` examples."""
 
+    carries: ClassVar[str] = "figures measured by a client"
     metrics: dict[str, float]
     examples: int
 
 
 PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide,
                                     PublicSet, Features, Modules, Examples, Report)}
+#: phase -> (what comes down, what goes up) of the phases that belong to no method
+ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
+    "profile": ((Nothing,), (Profile,)), "evaluate": ((Nothing, Weights), (Report,))}
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 
