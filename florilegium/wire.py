@@ -17,6 +17,7 @@ from torch import Tensor
 
 from florilegium import arrived
 from florilegium.arrived import WireError
+from florilegium.sections import MODALITIES
 
 #: phase -> Flower message type. Every method is spoken in these words.
 PHASES = {
@@ -31,9 +32,7 @@ AXES = {
     "N": "samples", "M": "rows of the client's own data", "C": "classes", "D": "representation width",
     "A": "width of an augmented view's representation (0 or D)", "R": "width of a target (0 or D)",
     "P": "anchors of a class", "W": "width of a text encoder", "Q": "features of a row",
-    "I": "width of what is said of the images of pairs (0 or D)",
-    "T": "width of what is said of the texts of pairs (0 or D)",
-}
+    "I": "width for the images of pairs (0 or D)", "T": "width for the texts of pairs (0 or D)"}
 RAW = "raw private data"  # what a payload carries, where it is a person's own
 
 
@@ -43,7 +42,7 @@ def array(dtype: str, *axes: str, low: float | None = None, high: float | None =
 
 
 def blobs(axis: str = "N") -> Any:
-    """A field of N (or another axis of) byte strings or texts, or of none."""
+    """A field of byte strings or texts, one for each along `axis`, or of none."""
     return field(default=(), metadata={"blobs": axis})
 
 
@@ -69,7 +68,7 @@ class Profile:
 
     carries: ClassVar[str] = "what a client is: counts and classes of its data, no row of them"
     client: int
-    modality: str
+    modality: str = field(metadata={"choices": MODALITIES})
     architecture: str
     examples: int
     classes: list[int]
@@ -207,7 +206,8 @@ PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers,
 #: phase -> (what comes down, what goes up) of the phases that belong to no method
 ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
     "profile": ((Nothing,), (Profile,)), "evaluate": ((Nothing, Weights), (Report,))}
-SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
+RECORDS = {"header": ConfigRecord, "arrays": ArrayRecord, "scalars": ConfigRecord, "tensors": ArrayRecord,
+           "metrics": MetricRecord}
 
 
 def pack(payload: Any, header: Header) -> RecordDict:
@@ -240,9 +240,12 @@ def header(record: RecordDict) -> Header:
     """The header of a message; WireError when it has none."""
     try:
         h: Any = record["header"]
-        return Header(str(h["row"]), int(h["round"]), int(h["step"]))
+        found = Header(str(h["row"]), int(h["round"]), int(h["step"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"the header is missing or broken ({error})") from error
+        raise WireError(f"the header is missing or broken ({error!s:.80})") from error
+    if extra := sorted({*h} - {"kind", *vars(found)}):
+        raise WireError(f"the header has {extra[0]:.40}, which it should not")
+    return found
 
 
 def size(record: RecordDict) -> int:
@@ -259,7 +262,7 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
     `bounds` fixes the length of axes the receiver knows, e.g. {"N": 400, "C": 24, "D": 128}.
     Raises WireError naming the payload, the field and what is wrong with it.
     """
-    kind = str(record["header"]["kind"]) if "header" in record and "kind" in record["header"] else "nothing known"
+    kind = str(record["header"]["kind"])[:40] if "kind" in record.get("header", ()) else "nothing known"
     cls = PAYLOADS.get(kind)
     if cls is None or (expected and cls not in expected):
         raise WireError(f"expected {' or '.join(e.__name__ for e in expected) or 'a known payload'}, got {kind}")
@@ -267,28 +270,31 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
         return cls(**_values(cls, record, dict(bounds or {})))
     except WireError as error:
         raise WireError(f"{kind}.{error}") from None
-    except (KeyError, TypeError, ValueError, MemoryError, OverflowError) as error:
+    except Exception as error:  # bytes of a stranger in the hands of libraries: anything may be raised
         raise WireError(f"{kind} is malformed: {type(error).__name__} {error}") from error
 
 
 def _values(cls: type, record: RecordDict, bounds: dict[str, int]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    allowed = {"header", "arrays", "scalars"} | (names & {"tensors", "metrics"})
+    for name, part in record.items():
+        if name not in allowed or not isinstance(part, RECORDS[name]):
+            raise WireError(f"{name:.40} is not a record of {cls.__name__}")
     arrays = dict(record["arrays"].items()) if "arrays" in record else {}
     scalars = dict(record["scalars"]) if "scalars" in record else {}
     values: dict[str, Any] = {}
     for f in fields(cls):
+        if f.name in ("tensors", "metrics") and f.name not in record:
+            raise WireError(f"{f.name} is missing")
         if "array" in f.metadata:
             values[f.name] = arrived.array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
         elif "blobs" in f.metadata:
             values[f.name] = arrived.blobs(f, arrays, bounds)
-        elif f.name == "tensors":
-            values[f.name] = {k: arrived.tensor(f"tensors[{k}]", a) for k, a in record["tensors"].items()}
-        elif f.name == "metrics":
-            values[f.name] = {k: arrived.figure(k, v) for k, v in record["metrics"].items()}
+        elif f.name in ("tensors", "metrics"):
+            values[f.name] = {k: arrived.tensor(f"tensors[{k}]", a) if f.name == "tensors" else arrived.figure(k, a)
+                              for k, a in record[f.name].items()}
         else:
-            value = scalars.pop(f.name, None)
-            if not isinstance(value, SCALARS[str(f.type)]):
-                raise WireError(f"{f.name} should be {f.type}, got {value!r:.40}")
-            values[f.name] = value
+            values[f.name] = arrived.scalar(f, scalars.pop(f.name, None))
     if extra := [*arrays, *scalars]:
-        raise WireError(f"{extra[0]} is not a field of {cls.__name__}")
+        raise WireError(f"{extra[0]:.40} is not a field of {cls.__name__}")
     return values

@@ -262,7 +262,7 @@ def test_fedavg_trains_from_the_weights_it_is_given(ask):
     (("represent", SAMPLES["text"]), "ClientError: this client reads images; it was sent 0 images and 24 texts"),
     (("distill", Targets(IDS[:2], IDS[:2], torch.zeros(2, 0))), "ClientError: targets came, but no samples"),
     (("distill", Targets(IDS[:2], IDS[:2] + 9, torch.zeros(2, 0))), "WireError: Targets.labels has a value of 10"),
-    (("represent", Samples(IDS[:1], images=(b"no image",))), "ValueError: image 0: cannot identify image file"),
+    (("represent", Samples(IDS[:1], images=(b"no image",))), "WireError: Samples.images cannot be read"),
 ])
 def test_what_goes_wrong_is_one_line(ask, asked, line):
     reason = ask(0, *asked, 1, 1)
