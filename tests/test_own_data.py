@@ -173,6 +173,7 @@ def test_a_bad_row_of_a_table_is_named(text, kind, where, tmp_path):
     place.mkdir()
     (place / "t.csv").write_bytes(text)
     (bad,) = look(place / "t.csv").refused
+    assert "\n" not in str(bad)
     assert bad.kind == kind and where in bad.where
 
 
@@ -253,7 +254,7 @@ def test_the_command_names_what_is_wrong_and_its_code_says_whether_a_client_woul
     place = folder(tmp_path / "own")
     code, out = command(capsys, place, "--data", "toy")
     assert code == 0 and "4 rows, 4 of them usable" in out and "warning: class without rows (1)" in out
-    assert "image folder, read as image" in out and "16x16 to 16x16 pixels, 1 sizes" in out
+    assert "image folder, read as image" in out and "16x16 to 16x16 pixels, 1 different" in out
     (place / "disc" / "bad.png").write_bytes(b"")
     (place / "hexagon").mkdir()
     (place / "hexagon" / "x.png").write_bytes(picture((0, 0, 0)))

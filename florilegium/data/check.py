@@ -91,8 +91,8 @@ def show(found: Examined, classes: Classes, modality: str, console: Console, lin
             console.print(f"  ... and {len(those) - lines} more (--lines 0 shows all)", highlight=False)
     if found.findings:
         console.print()
-    console.print(f"{found.layout}, read as {modality}: {found.found} rows, {len(found.rows)} of them usable, "
-                  f"{len(found.refused)} refused findings, {len(found.findings) - len(found.refused)} warnings",
+    console.print(f"{found.layout}, read as {modality}: {found.found} rows, {len(found.rows)} of them usable; "
+                  f"{len(found.refused)} reasons to refuse, {len(found.findings) - len(found.refused)} warnings",
                   markup=False, highlight=False)
     for line in sizes(found):
         console.print(line, highlight=False)
@@ -104,7 +104,7 @@ def sizes(found: Examined) -> Iterable[str]:
     """Sizes of images and lengths of texts as they were found."""
     if found.sizes:
         (low, high), count = (min(found.sizes, key=_area), max(found.sizes, key=_area)), len(set(found.sizes))
-        yield f"images: {low[0]}x{low[1]} to {high[0]}x{high[1]} pixels, {count} sizes"
+        yield f"images: {low[0]}x{low[1]} to {high[0]}x{high[1]} pixels, {count} different"
     if found.rows.texts:
         lengths = sorted(len(text.split()) for text in found.rows.texts)
         yield f"texts: {lengths[0]} to {lengths[-1]} words, median {lengths[len(lengths) // 2]}"
@@ -115,12 +115,12 @@ def _area(size: tuple[int, int]) -> int:
 
 
 def bars(found: Examined, classes: Classes, console: Console) -> None:
-    """Rows of each class."""
+    """Rows of each class that has any."""
     from rich.table import Table
 
     counts = Counter(found.rows.labels.tolist())
     most = max(counts.values())
     table = Table("class", "rows", "", box=None, header_style="bold")
-    for label, name in enumerate(classes):
-        table.add_row(name, str(counts[label]), "█" * -(-BAR * counts[label] // most))
+    for label, count in sorted(counts.items()):
+        table.add_row(classes[label], str(count), "█" * -(-BAR * count // most))
     console.print(table)

@@ -96,11 +96,12 @@ class _Look:
         text = self._text(where, cells["text"], content) if "text" in cells else ""
         image = self._image(where, cells["image"], content) if "image" in cells else None
         id_ = self._id(where, cells.get("id"), n)
+        tags = tuple(str(tag) for tag in cells["tags"]) if isinstance(cells.get("tags"), list) else ()
+        if "image" not in cells or image is not None:
+            content.update(repr(tags).encode())
+            self._duplicate(where, content.digest(), label)
         if self._refused() > before:
             return
-        tags = tuple(str(tag) for tag in cells["tags"]) if isinstance(cells.get("tags"), list) else ()
-        content.update(repr(tags).encode())
-        self._duplicate(where, content.digest(), label)
         for name, value in (("id", id_), ("label", label), ("image", image), ("text", text), ("tags", tags),
                             ("concept", cells.get("concept", id_))):
             self.kept[name].append(value)
@@ -163,8 +164,9 @@ class _Look:
     def _duplicate(self, where: str, content: bytes, label: int) -> None:
         first, same = self.seen.setdefault(content, (where, label))
         if first != where:
-            other = "" if same == label else f", but of class {self.classes[label]!r} instead of {self.classes[same]!r}"
-            self._say("duplicate" if same == label else "two classes", where, f"is the same as {first}{other}", False)
+            alike = same == label or -1 in (same, label)
+            other = "" if alike else f", but of class {self.classes[label]!r} instead of {self.classes[same]!r}"
+            self._say("duplicate" if alike else "two classes", where, f"is the same as {first}{other}", False)
 
     # -- all rows ------------------------------------------------------------------------------------------------------
 

@@ -122,16 +122,18 @@ def _folder(place: Path) -> Table:
         raise Unread(Finding("no rows", str(place), "holds no image, table or saved data set (docs/data.md)"))
     others = [Finding("other file", str(path), "is no image and left out", False) for path in files
               if path not in set(known)]
+    everything = f"{glob.escape(str(place.resolve()))}/**"
     with _nowhere() as scratch, reading(place):
-        found = load_dataset("imagefolder", data_files={"train": f"{glob.escape(str(place))}/**"}, drop_labels=False,
-                             drop_metadata=True, split="train", cache_dir=scratch, keep_in_memory=True)
+        found = load_dataset("imagefolder", data_files={"train": everything}, drop_labels=False, drop_metadata=True,
+                             split="train", cache_dir=scratch, keep_in_memory=True)
     found = found.cast_column("image", Image(decode=False))
     paths = [cell["path"] for cell in found["image"][:]]
     order = sorted(range(len(paths)), key=paths.__getitem__)
     found, paths = found.select(order, keep_in_memory=True), sorted(paths)
     empty = [Finding("empty folder", str(path), "holds no image", False) for path in sorted(place.iterdir())
              if path.is_dir() and not _hidden(path, place) and not any(path in file.parents for file in known)]
-    return Table(found, "image folder", place, paths.__getitem__, None, tuple(others + empty))
+    shown = [str(place / Path(path).relative_to(place.resolve())) for path in paths]  # as the site named the folder
+    return Table(found, "image folder", place, shown.__getitem__, None, tuple(others + empty))
 
 
 def _saved(place: Path) -> Table:
@@ -155,7 +157,7 @@ def _embedded(place: Path) -> Table:
         names = tuple(str(entry["name"]) for entry in json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise Unread(Finding("malformed file", str(file), f'should be a list of {{"name": ...}} ({error})')) from error
-    dataset, rows = table.dataset, range(len(table.dataset))
+    dataset, rows = table.dataset, list(range(len(table.dataset)))
     if "part" in dataset.column_names:
         rows = [n for n, part in enumerate(dataset["part"][:]) if part == "private"]
         dataset = dataset.select(rows, keep_in_memory=True)
