@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
 from client_app.client import Client, open_client
-from florilegium import seeds, settings, wire
+from florilegium import phases, seeds, settings, wire
 from florilegium.catalogue import half
-from florilegium.wire import Header, Nothing, Weights
+from florilegium.wire import Header, Weights
 
 RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 app = ClientApp()
@@ -45,20 +45,23 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     """The payload that answers `phase`."""
     if phase == "profile":
         return client.profile()
+    method = client_half(conf, header.row)
+    if phase not in wire.ALWAYS and not hasattr(method, phase):
+        raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
+    may_come, may_leave = phases.declared(method, phase, method.settings)
+    if not may_come:
+        raise ValueError(f"{phase!r} is no phase of {type(method).__name__} with these settings")
+    down = wire.unpack(content, *may_come, bounds={"C": client.classes})
     if phase == "evaluate":
-        down = wire.unpack(content, Nothing, Weights)
         if isinstance(down, Weights) and down.tensors:
             client.load(down.tensors)
-        method = client_half(conf, header.row)
         return method.evaluate(client) if hasattr(method, "evaluate") else client.evaluate()
-    method = client_half(conf, header.row)
-    if not hasattr(method, phase):
-        raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
-    down = wire.unpack(content, bounds={"C": client.classes})
     client.memory.begin()
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):
         up = getattr(method, phase)(client, down)
+    if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
+        raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
     if phase in ("train", "distill"):
         client.save()
     return up
@@ -75,6 +78,9 @@ def answer(phase: str, message: Message, context: Context) -> Message:
     except Exception as error:
         logging.getLogger("flwr").debug("%s failed", phase, exc_info=True)
         line = (str(error).strip().splitlines() or [""])[0]
+        if (outside := getattr(error, "outside", None)) is not None:  # what a site may read but the server may not
+            logging.getLogger("flwr").error("%s: %s", phase, line)
+            line = outside
         return Message(Error(RAISED, f"{type(error).__name__}: {line}"), reply_to=message)
 
 

@@ -20,7 +20,7 @@ def main() -> None:
     from florilegium.recorded import RunError
 
     try:
-        options.command(options)
+        sys.exit(options.command(options))
     except RunError as error:
         sys.exit(f"florilegium: {error}")
 
@@ -36,6 +36,9 @@ def run(arguments: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from florilegium import privacy_listing
+    from florilegium.data import check
+
     top = argparse.ArgumentParser("florilegium", description="Federated knowledge transfer with text-to-image models.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     commands.add_parser("run", help="run a method: florilegium run [-m] [Hydra overrides]; --help shows the settings")
@@ -49,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     table.add_argument("--force", action="store_true", help="also runs under different protocols")
     table.set_defaults(command=compare_runs)
+    check.add_command(commands)
+    privacy_listing.add_command(commands)
     for command in (reports, table):
         command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
     return top

@@ -2,15 +2,14 @@
 
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
-field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D),
-P anchors of a class, W text width, Q features of a sample, I and T widths of images and texts of pairs (0 or D).
+field. Each class says what it `carries`, for `florilegium privacy`. The axes are those of AXES.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from florilegium import arrived
 from florilegium.arrived import WireError
+from florilegium.sections import MODALITIES
 
 #: phase -> Flower message type. Every method is spoken in these words.
 PHASES = {
@@ -28,15 +28,22 @@ PHASES = {
     "evaluate": "evaluate",          # how good are you?               -> Report
 }
 
+AXES = {
+    "N": "samples", "M": "rows of the client's own data", "C": "classes", "D": "representation width",
+    "A": "width of an augmented view's representation (0 or D)", "R": "width of a target (0 or D)",
+    "P": "anchors of a class", "W": "width of a text encoder", "Q": "features of a row",
+    "I": "width for the images of pairs (0 or D)", "T": "width for the texts of pairs (0 or D)"}
+RAW = "raw private data"  # what a payload carries, where it is a person's own
+
 
 def array(dtype: str, *axes: str, low: float | None = None, high: float | None = None, below: str | None = None) -> Any:
     """A tensor field: its dtype, its axes, and its range (`below` names an axis whose length is an exclusive bound)."""
     return field(metadata={"array": dtype, "axes": axes, "low": low, "high": high, "below": below})
 
 
-def blobs() -> Any:
-    """A field of N byte strings or texts, or of none."""
-    return field(default=(), metadata={"blobs": True})
+def blobs(axis: str = "N") -> Any:
+    """A field of byte strings or texts, one for each along `axis`, or of none."""
+    return field(default=(), metadata={"blobs": axis})
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,16 @@ class Header:
 class Nothing:
     """No content: the phase itself is the request or the acknowledgement."""
 
+    carries: ClassVar[str] = "nothing"
+
 
 @dataclass(frozen=True)
 class Profile:
     """Who a client is: no personal data, only what scheduling and checking need; `guide` is the version it keeps."""
 
+    carries: ClassVar[str] = "what a client is: counts and classes of its data, no row of them"
     client: int
-    modality: str
+    modality: str = field(metadata={"choices": MODALITIES})
     architecture: str
     examples: int
     classes: list[int]
@@ -69,6 +79,8 @@ class Profile:
 class Weights:
     """A state dict, the number of examples it was trained on, and what the training had to say about itself."""
 
+    carries: ClassVar[str] = "model weights, with what a method averages beside them (control variates, class means)"
+    summed: ClassVar[bool] = True  # averaging needs no single one, so secure aggregation could hide it
     tensors: dict[str, Tensor]
     examples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -78,6 +90,7 @@ class Weights:
 class Samples:
     """Public or synthetic samples: encoded images for image clients, UTF-8 texts for text clients."""
 
+    carries: ClassVar[str] = "public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     images: tuple[bytes, ...] = blobs()
     texts: tuple[str, ...] = blobs()
@@ -87,6 +100,7 @@ class Samples:
 class Answers:
     """What a client sees in samples: labels, the confidence of eq. 3, representations (and of an augmented view)."""
 
+    carries: ClassVar[str] = "what a private model says of public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     confidence: Tensor = array("float32", "N", low=0.0, high=100.0)
@@ -98,6 +112,7 @@ class Answers:
 class Logits:
     """Class scores before the softmax."""
 
+    carries: ClassVar[str] = "what a model says of public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
 
@@ -106,6 +121,7 @@ class Logits:
 class Targets:
     """What a client shall learn on samples it keeps: consensus labels, fused representations (R = 0: labels only)."""
 
+    carries: ClassVar[str] = "what the server made of all answers"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     representations: Tensor = array("float32", "N", "R")
@@ -115,6 +131,7 @@ class Targets:
 class SoftTargets:
     """What a client shall learn on samples it keeps: labels, class scores, and how much these count on each sample."""
 
+    carries: ClassVar[str] = "what the server made of all answers"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
@@ -126,18 +143,20 @@ class Guide:
     """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
     extracts, the features of the client's own rows."""
 
+    carries: ClassVar[str] = "what a frozen public model says of public images, or of rows the client gave away"
     version: str
     tensors: dict[str, Tensor]
     visual: Tensor = array("float32", "C", "P", "D")
     text: Tensor = array("float32", "C", "W")
-    ids: Tensor = array("int64", "N", low=0)
-    features: Tensor = array("float16", "N", "Q", "D")
+    ids: Tensor = array("int64", "M", low=0)
+    features: Tensor = array("float16", "M", "Q", "D")
 
 
 @dataclass(frozen=True)
 class PublicSet:
     """Which pairs of the public set are meant: `order` is its hash (data/public.py), which both sides must have."""
 
+    carries: ClassVar[str] = "which public pairs are meant"
     order: str
     ids: Tensor = array("int64", "N", low=0)
 
@@ -146,6 +165,7 @@ class PublicSet:
 class Features:
     """What an encoder sees in public pairs: unit vectors of the images and of the texts (0 wide: not that side)."""
 
+    carries: ClassVar[str] = "what a model says of public or synthetic pairs"
     ids: Tensor = array("int64", "N", low=0)
     image: Tensor = array("float32", "N", "I", low=-1.001, high=1.001)
     text: Tensor = array("float32", "N", "T", low=-1.001, high=1.001)
@@ -156,6 +176,7 @@ class Modules:
     """Weights of encoders, whole (`base` is empty) or what changed since `base`; then they are `version`
     (florilegium/changes.py)."""
 
+    carries: ClassVar[str] = "weights of the server's own encoders"
     version: str
     base: str
     tensors: dict[str, Tensor]
@@ -165,22 +186,28 @@ class Modules:
 class Examples:
     """A client's own labelled images. They leave it only where `guidance.allow_upload` says so."""
 
-    ids: Tensor = array("int64", "N", low=0)
-    labels: Tensor = array("int64", "N", low=0, below="C")
-    images: tuple[bytes, ...] = blobs()
+    carries: ClassVar[str] = RAW
+    ids: Tensor = array("int64", "M", low=0)
+    labels: Tensor = array("int64", "M", low=0, below="C")
+    images: tuple[bytes, ...] = blobs("M")
 
 
 @dataclass(frozen=True)
 class Report:
     """Named figures a client measured on `examples` examples."""
 
+    carries: ClassVar[str] = "figures measured by a client"
     metrics: dict[str, float]
     examples: int
 
 
 PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide,
                                     PublicSet, Features, Modules, Examples, Report)}
-SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
+#: phase -> (what comes down, what goes up) of the phases that belong to no method
+ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
+    "profile": ((Nothing,), (Profile,)), "evaluate": ((Nothing, Weights), (Report,))}
+RECORDS = {"header": ConfigRecord, "arrays": ArrayRecord, "scalars": ConfigRecord, "tensors": ArrayRecord,
+           "metrics": MetricRecord}
 
 
 def pack(payload: Any, header: Header) -> RecordDict:
@@ -213,9 +240,12 @@ def header(record: RecordDict) -> Header:
     """The header of a message; WireError when it has none."""
     try:
         h: Any = record["header"]
-        return Header(str(h["row"]), int(h["round"]), int(h["step"]))
+        found = Header(str(h["row"]), int(h["round"]), int(h["step"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"the header is missing or broken ({error})") from error
+        raise WireError(f"the header is missing or broken ({error!s:.80})") from error
+    if extra := sorted({*h} - {"kind", *vars(found)}):
+        raise WireError(f"the header has {extra[0]:.40}, which it should not")
+    return found
 
 
 def size(record: RecordDict) -> int:
@@ -232,7 +262,7 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
     `bounds` fixes the length of axes the receiver knows, e.g. {"N": 400, "C": 24, "D": 128}.
     Raises WireError naming the payload, the field and what is wrong with it.
     """
-    kind = str(record["header"]["kind"]) if "header" in record and "kind" in record["header"] else "nothing known"
+    kind = str(record["header"]["kind"])[:40] if "kind" in record.get("header", ()) else "nothing known"
     cls = PAYLOADS.get(kind)
     if cls is None or (expected and cls not in expected):
         raise WireError(f"expected {' or '.join(e.__name__ for e in expected) or 'a known payload'}, got {kind}")
@@ -240,28 +270,31 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
         return cls(**_values(cls, record, dict(bounds or {})))
     except WireError as error:
         raise WireError(f"{kind}.{error}") from None
-    except (KeyError, TypeError, ValueError, MemoryError, OverflowError) as error:
+    except Exception as error:  # bytes of a stranger in the hands of libraries: anything may be raised
         raise WireError(f"{kind} is malformed: {type(error).__name__} {error}") from error
 
 
 def _values(cls: type, record: RecordDict, bounds: dict[str, int]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    allowed = {"header", "arrays", "scalars"} | (names & {"tensors", "metrics"})
+    for name, part in record.items():
+        if name not in allowed or not isinstance(part, RECORDS[name]):
+            raise WireError(f"{name:.40} is not a record of {cls.__name__}")
     arrays = dict(record["arrays"].items()) if "arrays" in record else {}
     scalars = dict(record["scalars"]) if "scalars" in record else {}
     values: dict[str, Any] = {}
     for f in fields(cls):
+        if f.name in ("tensors", "metrics") and f.name not in record:
+            raise WireError(f"{f.name} is missing")
         if "array" in f.metadata:
             values[f.name] = arrived.array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
         elif "blobs" in f.metadata:
             values[f.name] = arrived.blobs(f, arrays, bounds)
-        elif f.name == "tensors":
-            values[f.name] = {k: arrived.tensor(f"tensors[{k}]", a) for k, a in record["tensors"].items()}
-        elif f.name == "metrics":
-            values[f.name] = {k: arrived.figure(k, v) for k, v in record["metrics"].items()}
+        elif f.name in ("tensors", "metrics"):
+            values[f.name] = {k: arrived.tensor(f"tensors[{k}]", a) if f.name == "tensors" else arrived.figure(k, a)
+                              for k, a in record[f.name].items()}
         else:
-            value = scalars.pop(f.name, None)
-            if not isinstance(value, SCALARS[str(f.type)]):
-                raise WireError(f"{f.name} should be {f.type}, got {value!r:.40}")
-            values[f.name] = value
+            values[f.name] = arrived.scalar(f, scalars.pop(f.name, None))
     if extra := [*arrays, *scalars]:
-        raise WireError(f"{extra[0]} is not a field of {cls.__name__}")
+        raise WireError(f"{extra[0]:.40} is not a field of {cls.__name__}")
     return values
