@@ -38,10 +38,17 @@ class Cohort:
 class Timeouts:
     exchange: float = 600.0
     quorum: int = 2
+    late: str = "drop"
+    decay: float = 0.5
+    give_up: float | None = None
 
     def __post_init__(self) -> None:
         between("exchange", self.exchange, 0.1, 30 * 24 * 3600)
         between("quorum", self.quorum, 1, MANY)
+        one_of("late", self.late, ("drop", "decay"))
+        between("decay", self.decay, 0, 1)
+        if self.give_up is not None:
+            between("give_up", self.give_up, self.exchange, 30 * 24 * 3600)
 
 
 @dataclass

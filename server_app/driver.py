@@ -97,7 +97,8 @@ def drive(conf: DictConfig, grid: Any) -> None:
         narrator.row, narrator.federation = row, Federation(
             grid, row, seed=conf.seed, timeout=conf.timeouts.exchange, quorum=conf.timeouts.quorum,
             fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.fatal_codes),
-            progress=narrator)
+            progress=narrator, late=conf.timeouts.late, decay=conf.timeouts.decay,
+            give_up=conf.timeouts.give_up)
         journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if row == settings.MAIN and strategy.generator is not None:
