@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from florilegium import pictures, report
+from florilegium import atomic, pictures, report
 from florilegium.recorded import RunError, append, plain, read_json, read_lines, recorded, replace, summarise
 
 __all__ = ["Run", "RunError"]
@@ -48,6 +48,7 @@ class Run:
             if not resume:
                 raise RunError(f"run directory {out}: holds a run already; choose another out=, or resume=true")
             same_settings(recorded(out).settings, settings, out)
+        atomic.sweep(out)                                               # what a killed server left half written
         replace(out / "settings.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
         (out / "progress.jsonl").unlink(missing_ok=True)
         for name in ("rounds.jsonl", "ledger.jsonl"):                   # heal a torn last line before growing the file
