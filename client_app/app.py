@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
 from client_app.client import Client, open_client
+from client_app.joined import in_one
 from florilegium import seeds, settings, wire
 from florilegium.catalogue import half
 from florilegium.wire import Header, Nothing, Weights
@@ -52,14 +53,14 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
         method = client_half(conf, header.row)
         return method.evaluate(client) if hasattr(method, "evaluate") else client.evaluate()
     method = client_half(conf, header.row)
-    if not hasattr(method, phase):
+    if phase != "joined" and not hasattr(method, phase):
         raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
     down = wire.unpack(content, bounds={"C": client.classes})
     client.memory.begin()
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):
-        up = getattr(method, phase)(client, down)
-    if phase in ("train", "distill"):
+        up = in_one(method, client, down) if phase == "joined" else getattr(method, phase)(client, down)
+    if phase in ("train", "distill", "joined"):
         client.save()
     return up
 

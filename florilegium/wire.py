@@ -3,7 +3,8 @@
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
 field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D),
-P anchors of a class, W text width, Q features of a sample, I and T widths of images and texts of pairs (0 or D).
+P anchors of a class, W text width, Q features of a sample, I and T widths of images and texts of pairs (0 or D),
+M samples of an earlier round.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PHASES = {
     "train": "train",                # learn from your private data
     "represent": "query.represent",  # what do you see in these samples?
     "distill": "train.distill",      # learn from these targets
+    "joined": "train.joined",        # distill, train and represent in one message
     "evaluate": "evaluate",          # how good are you?               -> Report
 }
 
@@ -112,6 +114,27 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A round's samples, and the targets of the M samples of an earlier round, `taught` (0: of none, and M = 0)."""
+
+    taught: int
+    ids: Tensor = array("int64", "N", low=0)
+    known: Tensor = array("int64", "M", low=0)
+    labels: Tensor = array("int64", "M", low=0, below="C")
+    representations: Tensor = array("float32", "M", "R")
+    images: tuple[bytes, ...] = blobs()
+    texts: tuple[str, ...] = blobs()
+
+    @property
+    def samples(self) -> Samples:
+        return Samples(self.ids, self.images, self.texts)
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.known, self.labels, self.representations)
+
+
+@dataclass(frozen=True)
 class SoftTargets:
     """What a client shall learn on samples it keeps: labels, class scores, and how much these count on each sample."""
 
@@ -178,8 +201,8 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide,
-                                    PublicSet, Features, Modules, Examples, Report)}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Joined, SoftTargets,
+                                    Guide, PublicSet, Features, Modules, Examples, Report)}
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 
