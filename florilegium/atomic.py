@@ -45,6 +45,11 @@ def write_bytes(path: Path | str, data: bytes) -> None:
         raise
 
 
+def write_json(path: Path | str, value: Any) -> None:
+    """Replace `path` by `value` as JSON. WriteError."""
+    write_bytes(path, (json.dumps(value) + "\n").encode())
+
+
 def append_bytes(path: Path | str, data: bytes) -> None:
     """Let `path` grow by all of `data`, flushed to disk, or by nothing. WriteError."""
     path = Path(path)

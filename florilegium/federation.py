@@ -249,13 +249,14 @@ class Federation:
 
     def _enter(self, exchange: Exchange, client: Client, up: int, fault: str | None) -> None:
         if fault:
-            log(WARNING, "%s, round %d: %s %s", self.row, exchange.header.round, client, fault)
+            log(WARNING, "%s, round %d: %s %s", self.row, exchange.header.round, client, fault,
+                extra=told(exchange, client))
         self.ledger.append(entry(exchange, client, up, fault))
 
     def _enter_late(self, question: Question, up: int, fate: str) -> None:
         exchange, client = question.exchange, question.client
         log(WARNING, "%s, round %d: the reply of %s to %r of round %d came late: %s", self.row, self.round, client,
-            exchange.phase, exchange.header.round, fate)
+            exchange.phase, exchange.header.round, fate, extra=told(exchange, client))
         self.ledger.append(late_entry(exchange, client, up, Header(self.row, self.round, self.step), fate))
 
     def traffic(self, r: int) -> dict[str, float]:
@@ -266,6 +267,11 @@ class Federation:
         """The entries since the last call, for the run's record."""
         taken, self.ledger = self.ledger, []
         return taken
+
+
+def told(exchange: Exchange, client: Client) -> dict[str, Any]:
+    """Whom and what a line of the log is about."""
+    return {"row": exchange.header.row, "phase": exchange.phase, "client": client.id}
 
 
 def known(reply: Reply) -> Client:

@@ -19,11 +19,13 @@ class Plan:
     out: str | None = None
     resume: bool = False
     label: str | None = None
+    log_level: str = "info"
     assets: str | None = None  # where the launcher found them; not for the user
 
     def __post_init__(self) -> None:
         between("rounds", self.rounds, 0, MANY)
         between("seed", self.seed, 0, 2**31 - 1)
+        one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
 
 
 @dataclass
