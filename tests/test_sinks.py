@@ -119,7 +119,7 @@ def test_mlflow_has_a_run_for_each_row_and_goes_on_with_it(tmp_path):
         for r, value in figures.items():
             run.record("method", r, 1.0, {"client/accuracy/image": value, "loss": float("nan")})
         run.silence()
-    client = MlflowClient((tmp_path / "run" / "mlruns").as_uri())
+    client = MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
     (held,) = client.search_runs([client.get_experiment_by_name("florilegium").experiment_id])
     assert held.data.tags["row"] == "method" and held.data.params == {"seed": "3", "data.name": "emoji"}
     told = client.get_metric_history(held.info.run_id, "client/accuracy/image")

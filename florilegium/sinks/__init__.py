@@ -39,7 +39,7 @@ class TensorBoardSettings:
 @dataclass
 class MLflowSettings:
     enabled: bool = False
-    uri: str | None = None         # null: mlruns/ in the run directory
+    uri: str | None = None         # null: mlflow.db in the run directory
     experiment: str = "florilegium"
 
 

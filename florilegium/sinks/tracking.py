@@ -17,11 +17,11 @@ PARAMETERS = 100  # of one call
 
 
 class MLflow(Observer):
-    """Logs to `uri`, or to mlruns/ in the run directory."""
+    """Logs to `uri`, or to mlflow.db in the run directory."""
 
     def __init__(self, given: Any, out: Path, settings: dict[str, Any]) -> None:
         self.out, self.settings, self.known = out, settings, out / "mlflow.json"
-        self.uri = given.uri or (out / "mlruns").resolve().as_uri()
+        self.uri = given.uri or f"sqlite:///{(out / 'mlflow.db').resolve()}"
         self.client = MlflowClient(self.uri)
         found = self.client.get_experiment_by_name(given.experiment)
         self.experiment = found.experiment_id if found else self.client.create_experiment(given.experiment)
