@@ -14,7 +14,7 @@ from typing import Any
 
 LOG = logging.getLogger("flwr")
 WAITING = 10_000  # events a sink may be behind
-END = ("", (), {})
+END: tuple[str, tuple, dict] = ("", (), {})
 
 
 class Observer:
