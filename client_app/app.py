@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
 from client_app.client import Client, open_client
+from client_app.joined import in_one
 from florilegium import phases, seeds, settings, wire
 from florilegium.catalogue import half
 from florilegium.wire import Header, Weights
@@ -46,7 +47,7 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     if phase == "profile":
         return client.profile()
     method = client_half(conf, header.row)
-    if phase not in wire.ALWAYS and not hasattr(method, phase):
+    if phase not in phases.phases_of(method, phases.exchanges_of(settings.rows(conf)[header.row])):
         raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
     may_come, may_leave = phases.declared(method, phase, method.settings)
     if not may_come:
@@ -59,10 +60,10 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     client.memory.begin()
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):
-        up = getattr(method, phase)(client, down)
+        up = in_one(method, client, down) if phase == "joined" else getattr(method, phase)(client, down)
     if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
         raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
-    if phase in ("train", "distill"):
+    if phase in ("train", "distill", "joined"):
         client.save()
     return up
 

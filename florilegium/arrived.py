@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -110,8 +111,8 @@ def array(name: str, a: Any, spec: Any, bounds: dict[str, int]) -> Tensor:
         if bounds.setdefault(axis, length) != length:
             raise WireError(f"{name} has {length} along {axis}, expected {bounds[axis]}")
     _finite(name, values, LARGEST if spec["high"] is None else math.inf)
-    if name == "ids" and len(np.unique(values)) != len(values):
-        raise WireError("ids name one id twice")
+    if name in ("ids", "known") and len(np.unique(values)) != len(values):
+        raise WireError(f"{name} name one id twice")
     high = bounds.get(spec["below"], None) if spec["below"] else None
     if values.size and spec["low"] is not None and values.min() < spec["low"]:
         raise WireError(f"{name} has a value of {values.min()}, below {spec['low']}")
@@ -144,3 +145,30 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
     except ValueError as error:  # UnicodeDecodeError is one
         raise WireError(f"{f.name} cannot be read: {error}") from error
     return tuple(pieces)
+
+
+def values(cls: Any, record: Any, kinds: dict[str, type], bounds: dict[str, int]) -> dict[str, Any]:
+    """The values of the fields of a payload class; `kinds` says what each part of a record must be. WireError."""
+    names = {f.name for f in fields(cls)}
+    allowed = {"header", "arrays", "scalars"} | (names & {"tensors", "metrics"})
+    for name, part in record.items():
+        if name not in allowed or not isinstance(part, kinds[name]):
+            raise WireError(f"{name:.40} is not a record of {cls.__name__}")
+    arrays = dict(record["arrays"].items()) if "arrays" in record else {}
+    scalars = dict(record["scalars"]) if "scalars" in record else {}
+    found: dict[str, Any] = {}
+    for f in fields(cls):
+        if f.name in ("tensors", "metrics") and f.name not in record:
+            raise WireError(f"{f.name} is missing")
+        if "array" in f.metadata:
+            found[f.name] = array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
+        elif "blobs" in f.metadata:
+            found[f.name] = blobs(f, arrays, bounds)
+        elif f.name in ("tensors", "metrics"):
+            found[f.name] = {k: tensor(f"tensors[{k}]", a) if f.name == "tensors" else figure(k, a)
+                             for k, a in record[f.name].items()}
+        else:
+            found[f.name] = scalar(f, scalars.pop(f.name, None))
+    if extra := [*arrays, *scalars]:
+        raise WireError(f"{extra[0]:.40} is not a field of {cls.__name__}")
+    return found

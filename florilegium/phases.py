@@ -14,9 +14,18 @@ from florilegium import wire
 Kinds = tuple[tuple[type, ...], tuple[type, ...]]  # payload classes down, and up
 
 
-def phases_of(Half: Any) -> list[str]:
-    """The phases of the wire that clients of a half answer, in the wire's order."""
-    return [phase for phase in wire.PHASES if phase in wire.ALWAYS or hasattr(Half, phase)]
+def exchanges_of(row: Any) -> str:
+    """How the server half of a row speaks to clients (strategies/exchanges.py): separate | joined."""
+    return str((row.get("server") or {}).get("exchanges", "separate"))
+
+
+def phases_of(Half: Any, exchanges: str = "separate") -> list[str]:
+    """The phases of the wire that clients of a half answer, in the wire's order; with `exchanges` joined, `joined`
+    stands for `represent`."""
+    there = {phase for phase in wire.PHASES if phase in wire.ALWAYS or hasattr(Half, phase)}
+    if exchanges == "joined":
+        there = there - {"represent"} | {"joined"}
+    return [phase for phase in wire.PHASES if phase in there]
 
 
 def declared(Half: Any, phase: str, settings: Any = None) -> Kinds:
@@ -30,6 +39,8 @@ def declared(Half: Any, phase: str, settings: Any = None) -> Kinds:
         models = any(wire.Weights in declared(Half, other, settings)[1] for other in phases_of(Half)
                      if other not in wire.ALWAYS)
         return tuple(kind for kind in down if kind is not wire.Weights or models), up  # no uploads, no global model
+    if phase == "joined":  # client_app/joined.py: what `represent` answers, to samples with targets beside them
+        return (wire.Joined,), declared(Half, "represent", settings)[1]
     function = getattr(Half, phase)
     if settings is not None and (crossing := getattr(function, "crossing", None)) is not None:
         found: Kinds = crossing(settings)

@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-AT_MOST = frozenset("NARIT")  # axes that may also be shorter: fewer samples, a side that is not sent
+AT_MOST = frozenset("NLARIT")  # axes that may also be shorter: fewer samples, a side that is not sent
 MAKES_NOTHING = ("Nothing", "PublicSet")  # payloads in which no client could see another
 FORMATS = ("table", "markdown", "json")
 
@@ -56,7 +56,8 @@ def listing(conf: DictConfig) -> Listing:
     if Half is None:
         return Listing(name, CATALOGUE[name].exchanges, [], ["This method asks nothing of clients: nothing is sent."])
     given = settings.typed(Half.Settings, conf.method.get("client"), "method.client")
-    kinds = {phase: phases.declared(Half, phase, given) for phase in phases.phases_of(Half)}
+    spoken = phases.phases_of(Half, phases.exchanges_of(conf.method))
+    kinds = {phase: phases.declared(Half, phase, given) for phase in spoken}
     sizes = Sizes(conf, given)
     found = [line for phase, both in kinds.items() for way, those in zip(("down", "up"), both, strict=True)
              for payload in those for line in _fields(phase, way, payload, sizes)]
@@ -80,12 +81,12 @@ def _fields(phase: str, way: str, payload: Any, sizes: Sizes) -> Iterator[Field]
 
 
 def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
-    from florilegium import wire
+    from florilegium import axes, wire
 
     up = [(phase, kind) for phase, (_, those) in kinds.items() for kind in those]
     down = sorted({kind.__name__ for phase, (those, _) in kinds.items() if phase != "evaluate" for kind in those})
     made = [kind for kind in down if kind not in MAKES_NOTHING]
-    raw = [f"{kind.__name__} in `{phase}`" for phase, kind in up if kind.carries == wire.RAW]
+    raw = [f"{kind.__name__} in `{phase}`" for phase, kind in up if kind.carries == axes.RAW]
     yield (f"RAW PRIVATE DATA leave the site: {', '.join(raw)}." if raw else
            "No payload carries a row of private data.")
     yield ("The server sees every client's replies one by one, under the client's id. Other clients see of them what"
@@ -103,7 +104,7 @@ def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
            " never a file, row or text (florilegium/data/examined.py).")
     yield (f"Sizes are one client's for one exchange: {sizes.told()}; of a state dict the model's, whatever a method"
            " sends beside it comes on top. Axes: "
-           + "; ".join(f"{axis} {words}" for axis, words in wire.AXES.items()) + ".")
+           + "; ".join(f"{axis} {words}" for axis, words in axes.AXES.items()) + ".")
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ class Sizes:
         sent = width * (2 if getattr(self.given, "second_layer", 0) else 1)  # a body's outputs travel beside z
         known = {"C": len(open_dataset(self.conf.data).classes), "D": sent, "A": width, "R": width}
         samples = server.get("samples") or (server.get("public") or {}).get("samples") or public.get("pairs")
-        return known | {"I": sent, "T": sent} | ({"N": int(samples)} if samples else {})
+        return known | {"I": sent, "T": sent} | ({"N": int(samples), "L": int(samples)} if samples else {})
 
     def told(self) -> str:
         return ", ".join(f"{axis} = {length}" for axis, length in self.lengths.items())

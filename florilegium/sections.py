@@ -19,11 +19,13 @@ class Plan:
     out: str | None = None
     resume: bool = False
     label: str | None = None
+    log_level: str = "info"
     assets: str | None = None  # where the launcher found them; not for the user
 
     def __post_init__(self) -> None:
         between("rounds", self.rounds, 0, MANY)
         between("seed", self.seed, 0, 2**31 - 1)
+        one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
 
 
 @dataclass
@@ -38,10 +40,17 @@ class Cohort:
 class Timeouts:
     exchange: float = 600.0
     quorum: int = 2
+    late: str = "drop"
+    decay: float = 0.5
+    give_up: float | None = None
 
     def __post_init__(self) -> None:
         between("exchange", self.exchange, 0.1, 30 * 24 * 3600)
         between("quorum", self.quorum, 1, MANY)
+        one_of("late", self.late, ("drop", "decay"))
+        between("decay", self.decay, 0, 1)
+        if self.give_up is not None:
+            between("give_up", self.give_up, self.exchange, 30 * 24 * 3600)
 
 
 @dataclass

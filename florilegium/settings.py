@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from florilegium import assets, sections
+from florilegium import assets, sections, sinks
 
 MAIN = "method"  # the row of conf.method itself
 HERE = Path(__file__).resolve().parent
@@ -135,6 +135,7 @@ def validate(conf: DictConfig) -> None:
              "evaluation": sections.EvaluationSettings}
     for key, section in named.items():
         typed(section, conf.get(key), key)
+    typed(sinks.SinkSettings, conf.get("sinks"), "sinks")
     _validate_clients(conf)
     _validate_data(conf)
     _validate_diffusion(conf)

@@ -2,7 +2,8 @@
 
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
-field. Each class says what it `carries`, for `florilegium privacy`. The axes are those of AXES.
+field. Each class says what it `carries`, for `florilegium privacy`. The axes are those of
+florilegium/axes.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from florilegium import arrived
 from florilegium.arrived import WireError
+from florilegium.axes import RAW, array, blobs
 from florilegium.sections import MODALITIES
 
 #: phase -> Flower message type. Every method is spoken in these words.
@@ -25,25 +27,9 @@ PHASES = {
     "train": "train",                # learn from your private data
     "represent": "query.represent",  # what do you see in these samples?
     "distill": "train.distill",      # learn from these targets
+    "joined": "train.joined",        # distill, train and represent in one message
     "evaluate": "evaluate",          # how good are you?               -> Report
 }
-
-AXES = {
-    "N": "samples", "M": "rows of the client's own data", "C": "classes", "D": "representation width",
-    "A": "width of an augmented view's representation (0 or D)", "R": "width of a target (0 or D)",
-    "P": "anchors of a class", "W": "width of a text encoder", "Q": "features of a row",
-    "I": "width for the images of pairs (0 or D)", "T": "width for the texts of pairs (0 or D)"}
-RAW = "raw private data"  # what a payload carries, where it is a person's own
-
-
-def array(dtype: str, *axes: str, low: float | None = None, high: float | None = None, below: str | None = None) -> Any:
-    """A tensor field: its dtype, its axes, and its range (`below` names an axis whose length is an exclusive bound)."""
-    return field(metadata={"array": dtype, "axes": axes, "low": low, "high": high, "below": below})
-
-
-def blobs(axis: str = "N") -> Any:
-    """A field of byte strings or texts, one for each along `axis`, or of none."""
-    return field(default=(), metadata={"blobs": axis})
 
 
 @dataclass(frozen=True)
@@ -128,6 +114,28 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A round's samples, and the targets of the L samples of an earlier round, `taught` (0: of none, and L = 0)."""
+
+    carries: ClassVar[str] = "public or synthetic samples, and what the server made of all answers to earlier ones"
+    taught: int
+    ids: Tensor = array("int64", "N", low=0)
+    known: Tensor = array("int64", "L", low=0)
+    labels: Tensor = array("int64", "L", low=0, below="C")
+    representations: Tensor = array("float32", "L", "R")
+    images: tuple[bytes, ...] = blobs()
+    texts: tuple[str, ...] = blobs()
+
+    @property
+    def samples(self) -> Samples:
+        return Samples(self.ids, self.images, self.texts)
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.known, self.labels, self.representations)
+
+
+@dataclass(frozen=True)
 class SoftTargets:
     """What a client shall learn on samples it keeps: labels, class scores, and how much these count on each sample."""
 
@@ -201,8 +209,8 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide,
-                                    PublicSet, Features, Modules, Examples, Report)}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Joined, SoftTargets,
+                                    Guide, PublicSet, Features, Modules, Examples, Report)}
 #: phase -> (what comes down, what goes up) of the phases that belong to no method
 ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
     "profile": ((Nothing,), (Profile,)), "evaluate": ((Nothing, Weights), (Report,))}
@@ -267,34 +275,8 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
     if cls is None or (expected and cls not in expected):
         raise WireError(f"expected {' or '.join(e.__name__ for e in expected) or 'a known payload'}, got {kind}")
     try:
-        return cls(**_values(cls, record, dict(bounds or {})))
+        return cls(**arrived.values(cls, record, RECORDS, dict(bounds or {})))
     except WireError as error:
         raise WireError(f"{kind}.{error}") from None
     except Exception as error:  # bytes of a stranger in the hands of libraries: anything may be raised
         raise WireError(f"{kind} is malformed: {type(error).__name__} {error}") from error
-
-
-def _values(cls: type, record: RecordDict, bounds: dict[str, int]) -> dict[str, Any]:
-    names = {f.name for f in fields(cls)}
-    allowed = {"header", "arrays", "scalars"} | (names & {"tensors", "metrics"})
-    for name, part in record.items():
-        if name not in allowed or not isinstance(part, RECORDS[name]):
-            raise WireError(f"{name:.40} is not a record of {cls.__name__}")
-    arrays = dict(record["arrays"].items()) if "arrays" in record else {}
-    scalars = dict(record["scalars"]) if "scalars" in record else {}
-    values: dict[str, Any] = {}
-    for f in fields(cls):
-        if f.name in ("tensors", "metrics") and f.name not in record:
-            raise WireError(f"{f.name} is missing")
-        if "array" in f.metadata:
-            values[f.name] = arrived.array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
-        elif "blobs" in f.metadata:
-            values[f.name] = arrived.blobs(f, arrays, bounds)
-        elif f.name in ("tensors", "metrics"):
-            values[f.name] = {k: arrived.tensor(f"tensors[{k}]", a) if f.name == "tensors" else arrived.figure(k, a)
-                              for k, a in record[f.name].items()}
-        else:
-            values[f.name] = arrived.scalar(f, scalars.pop(f.name, None))
-    if extra := [*arrays, *scalars]:
-        raise WireError(f"{extra[0]:.40} is not a field of {cls.__name__}")
-    return values

@@ -8,10 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from florilegium import atomic, settings
+from florilegium import atomic, settings, sinks
 from florilegium.catalogue import half
 from florilegium.data.partition import partition
 from florilegium.federation import Federation
+from florilegium.logs import JsonLog, LoggedRounds
 from florilegium.resources import Resources
 from florilegium.runs import Run
 from server_app.evaluation import Evaluation
@@ -87,6 +88,25 @@ class Narrator:
 def drive(conf: DictConfig, grid: Any) -> None:
     """Run the method and its reference rows, each resumed where it stopped, then write summary and report."""
     run = Run.open(conf.out, conf, resume=conf.resume)
+    watched(run, conf)
+    try:
+        run_rows(run, conf, grid)
+    except Exception as error:
+        LOG.error("the run failed: %s: %s", type(error).__name__, settings.first_line(error))
+        raise
+    finally:
+        run.silence()
+
+
+def watched(run: Run, conf: DictConfig) -> None:
+    """Let the sinks of the settings and the run's own log hear of it."""
+    given = settings.typed(sinks.SinkSettings, conf.get("sinks"), "sinks")
+    log = LoggedRounds(JsonLog(run.out, conf.get("log_level", "info")))
+    run.observe(*sinks.open_sinks(given, run.out, run.settings), at_once=log)
+
+
+def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
+    """Every row in turn."""
     narrator = Narrator(run, conf.rounds)
     resources = Resources(conf, progress=narrator)
     run.partition(partition(conf))
@@ -97,7 +117,8 @@ def drive(conf: DictConfig, grid: Any) -> None:
         narrator.row, narrator.federation = row, Federation(
             grid, row, seed=conf.seed, timeout=conf.timeouts.exchange, quorum=conf.timeouts.quorum,
             fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.fatal_codes),
-            progress=narrator)
+            progress=narrator, late=conf.timeouts.late, decay=conf.timeouts.decay,
+            give_up=conf.timeouts.give_up)
         journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if row == settings.MAIN and strategy.generator is not None:

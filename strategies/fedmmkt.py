@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from florilegium import consensus, costs, pixels, seeds
+from florilegium.averaging import named, part
 from florilegium.checks import between, one_of
 from florilegium.diffusion.tuning import TuneSettings
 from florilegium.federation import Federation, Reply, means_of
 from florilegium.metrics import confusion
 from florilegium.wire import Answers, Logits, Nothing, Report, Samples, Targets
+from strategies.exchanges import EXCHANGES, Exchanges
 from strategies.replay import Reservoir, joint_state, restore_joint
 from strategies.rounds import Rounds
 from strategies.synthesis import draw_classes, filled
@@ -28,6 +30,7 @@ class FedMMKTSettings:
     """Server settings; the paper's symbol in the comment, `ours` where the paper is silent."""
 
     variant: str = "representation"       # representation (FedMMKT) | logit (l-) | unimodal (u-)
+    exchanges: str = "separate"           # separate: train, represent, distill | joined: one message a round
     samples: int = 240                    # N, synthetic samples a round
     class_sampling: str = "stratified"    # stratified | uniform; ours
     sample_guidance: float | None = None  # None: diffusion.guidance, by which the model is judged; ours
@@ -53,6 +56,7 @@ class FedMMKTSettings:
 
     def __post_init__(self) -> None:
         one_of("variant", self.variant, ("representation", "logit", "unimodal"))
+        one_of("exchanges", self.exchanges, EXCHANGES)
         one_of("class_sampling", self.class_sampling, ("stratified", "uniform"))
         one_of("image_format", self.image_format, tuple(pixels.FORMATS))
         one_of("confidence", self.confidence, consensus.CONFIDENCES)
@@ -75,7 +79,7 @@ class FedMMKT(Rounds):
         super().__init__(settings, resources)
         self.classes, self.seed = resources.classes, resources.seed
         self.generator, self.caption = resources.generator(), resources.captioner()
-        self.replay = Reservoir(settings.replay)
+        self.replay, self.exchanges = Reservoir(settings.replay), Exchanges(settings.exchanges)
 
     def begin(self, federation: Federation) -> dict[str, float]:
         federation.ask("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
@@ -90,17 +94,16 @@ class FedMMKT(Rounds):
         sent = {"image": Samples(ids_N, images=pixels.encode(images, s.image_format)),
                 "text": Samples(ids_N, texts=tuple(captions))}
 
-        federation.ask("train", Nothing(), Nothing, Report)                                        # eq 1
-        replies = self.ask_answers(federation, sent, ids_N)                                        # eq 3
+        replies = self.ask_answers(federation, sent, ids_N)                                        # eqs 1, 3
         label_N, keep_N, fused_ND, metrics = self.agree(replies, drawn_N)                          # eqs 4-10
         ids, labels = ids_N[keep_N], label_N[keep_N]
         fused = fused_ND[keep_N] if s.client_representations else fused_ND[keep_N, :0]
 
-        distilling = federation.send("distill", Targets(ids, labels, fused), Report, Nothing,
-                                     clients=[x.client for x in replies])                          # eq 13
+        distilling = self.exchanges.teach(federation, r, r == self.num_rounds, Targets(ids, labels, fused),
+                                          replies)                                                 # eq 13
         shown_N, used_N = filled(drawn_N, label_N, keep_N, s.fill)
         losses = self.tune(r, images, captions, fused_ND, shown_N, used_N)                        # eqs 11-12
-        distilled = federation.collect(distilling)
+        distilled = self.exchanges.taught(federation, distilling)
         return metrics | losses | means_of(distilled) | self.judged(images, drawn_N, label_N, keep_N) \
             | self.modelled_bytes(replies, sent)
 
@@ -113,11 +116,11 @@ class FedMMKT(Rounds):
         return self.generator.synthesize(prompts, noise, self.settings.sample_guidance)
 
     def ask_answers(self, federation: Federation, sent: dict[str, Samples], ids_N: Tensor) -> list[Reply]:
-        """Every client of the cohort answers the samples of its own modality; replies share one width."""
+        """Every client of the cohort trains, then answers the samples of its modality; replies share one width."""
         s, width = self.settings, self.resources.width
         bounds = {"N": len(ids_N), "C": len(self.classes), "D": width, "A": width if s.variant == "unimodal" else 0}
         expect = Logits if s.variant == "logit" else Answers
-        return federation.ask("represent", lambda client: sent[client.modality], expect, bounds=bounds, ids=ids_N)
+        return self.exchanges.answers(federation, sent, expect, bounds=bounds, ids=ids_N)
 
     # -- LabVote (eqs 4-5) and MultiRepFusion (eqs 6-10) -----------------------------------------------------------
 
@@ -200,7 +203,10 @@ class FedMMKT(Rounds):
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return joint_state(self.generator, self.replay)
+        tensors, meta = joint_state(self.generator, self.replay)
+        owed, to_whom = self.exchanges.state()
+        return tensors | named("exchanges", owed), meta | {"exchanges": to_whom}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         restore_joint(self.generator, self.replay, tensors, meta)
+        self.exchanges.restore(part(tensors, "exchanges"), meta.get("exchanges", {"owed": {}}))

@@ -75,7 +75,7 @@ class Rounds(Strategy):
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         """One round; returns flat metrics. Default: average the clients' weights (McMahan 2017, Algorithm 1)."""
         replies = trained(federation, self.weights)
-        self.weights = weighted_mean([x.body.tensors for x in replies], [x.body.examples for x in replies])
+        self.weights = weighted_mean([x.body.tensors for x in replies], [x.weight * x.body.examples for x in replies])
         return figures(replies)
 
     def judged_model(self) -> Weights | Callable[[Client], Weights] | None:

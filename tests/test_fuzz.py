@@ -25,7 +25,7 @@ from tests.local_grid import over_the_wire
 from tests.test_every_method import faults, lines, toy
 
 N, C, D = 6, 5, 4
-BOUNDS = {"N": N, "M": N, "C": C, "D": D, "A": 0, "R": D, "P": 2, "W": 3, "Q": 2, "I": D, "T": D}
+BOUNDS = {"N": N, "L": N, "M": N, "C": C, "D": D, "A": 0, "R": D, "P": 2, "W": 3, "Q": 2, "I": D, "T": D}
 CASES = 1000
 MARGIN = 0.02  # of what a bomb claims, the memory it may cost
 
@@ -51,7 +51,7 @@ def good(cls):
     for f in fields(cls):
         if "array" in f.metadata:
             shape = [BOUNDS[axis] for axis in f.metadata["axes"]]
-            values[f.name] = (torch.arange(shape[0]) if f.name == "ids" else
+            values[f.name] = (torch.arange(shape[0]) if f.name in ("ids", "known") else
                               torch.ones(shape, dtype=getattr(torch, f.metadata["array"])))
         elif "blobs" in f.metadata:
             values[f.name] = tuple(png() for _ in range(N)) if f.name == "images" else ("a word",) * N
@@ -173,7 +173,7 @@ def values(f):
     ways += [put(1e30), put(-1e30)] if dtype == "float32" else []
     ways += [put(f.metadata["low"] - 1)] if f.metadata["low"] is not None else []
     ways += [put(C), put(2 ** 40)] if f.metadata["below"] else []
-    return ways + ([put(2 ** 62), put(1, everywhere=True), put(2 ** 33)] if name == "ids" else [])
+    return ways + ([put(2 ** 62), put(1, everywhere=True), put(2 ** 33)] if name in ("ids", "known") else [])
 
 
 def blobs(f):

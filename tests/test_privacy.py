@@ -26,7 +26,8 @@ def travelled(message):
 
 
 @pytest.mark.parametrize("method, overrides", [*((m, []) for m in SPOKEN), ("fedavg", SERVER_LOOKS),
-                                               ("fedmmkt", ["method.variant=logit"])])
+                                               ("fedmmkt", ["method.variant=logit"]),
+                                               ("fedmmkt", ["method.server.exchanges=joined"])])
 def test_everything_that_travels_is_listed(method, overrides, toy_conf, federated):
     conf = toy(toy_conf, method, "rounds=1", *overrides)
     found = privacy_listing.listing(conf)
