@@ -20,6 +20,7 @@ from client_app import lessons, pairs, views
 from client_app.lessons import Lesson
 from client_app.memory import Memory
 from client_app.pairs import PairBatch
+from client_app.protection import Protection
 from florilegium import models, pixels, seeds
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData, open_private
@@ -63,6 +64,11 @@ class Client:
     def seed(self, *names: object) -> int:
         """A seed for this client in this round. The same in every row, so that rows differ by their method alone."""
         return seeds.seed_of(self.conf.seed, "client", self.id, self.round, *names)
+
+    @cached_property
+    def protection(self) -> Protection:
+        """The privacy of what this client uploads."""
+        return Protection(self)
 
     # -- model ---------------------------------------------------------------------------------------------------
 

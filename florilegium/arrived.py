@@ -20,10 +20,10 @@ class WireError(ValueError):
     """A message did not carry what the contract says."""
 
 
-def figure(name: str, value: Any) -> float:
-    """A finite number."""
-    if not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise WireError(f"metrics[{name}] is {value!r:.40}, not a finite number")
+def figure(name: str, value: Any, low: float = -math.inf) -> float:
+    """A finite number, not below `low`."""
+    if not isinstance(value, (int, float)) or not np.isfinite(value) or value < low:
+        raise WireError(f"metrics[{name}] is {value!r:.40}, not a finite number{f' from {low:g}' if low == 0 else ''}")
     return float(value)
 
 

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from florilegium import seeds, wire
+from florilegium.guard import Guard
 from florilegium.wire import Header, Nothing, Profile, Report, WireError
 
 POLL = 0.05  # seconds between two looks at the grid; Flower's own send_and_receive waits 3
@@ -86,6 +87,7 @@ class Federation:
         self.cohort: list[Client] = []
         self.ledger: list[dict[str, Any]] = []
         self.round, self.step = 0, 0
+        self.guard = Guard()  # a strategy's own, once it starts
 
     def meet(self) -> None:
         """Wait for the expected clients and learn who they are. FederationError when they do not come."""
@@ -164,7 +166,7 @@ class Federation:
             faults = "; ".join(f"client {e['client']}: {e['fault']}" for e in self.ledger if e["fault"])
             raise FederationError(f"{len(replies)} of {exchange.needed} needed replies to {exchange.phase!r}: "
                                   f"{faults[-600:]}")
-        return sorted(replies, key=lambda reply: (reply.client.id, reply.client.node))
+        return self.guard.cleaned(sorted(replies, key=lambda reply: (reply.client.id, reply.client.node)))
 
     def _check(self, exchange: Exchange, client: Client, message: Message) -> Any | None:
         if message.has_error():
@@ -182,6 +184,7 @@ class Federation:
                 raise WireError(f"{type(body).__name__}.ids are not the ids that were sent")
             if exchange.check is not None:
                 exchange.check(client, body)
+            self.guard.spent(client.id, wire.spent(message.content))
         except WireError as error:
             self._enter(exchange, client, up, f"sent a bad reply: {error}")
             return None
@@ -209,6 +212,23 @@ class Federation:
             "bytes/down_per_client": total["down"] / len(clients),
             "clients/faults": float(sum(e["fault"] is not None for e in self.ledger if e["round"] == r)),
         }
+
+    def attendance(self, r: int, alone: str = "") -> dict[str, float]:
+        """How many modalities went through round `r`; a warning names one that gave no good answer to an exchange and
+        says how the round goes on (`alone`: the method's form for one modality)."""
+        entries = [e for e in self.ledger if e["round"] == r and e["phase"] not in OVERHEAD]
+        asked = {(e["modality"], e["step"]): e["phase"] for e in entries}
+        good = {(e["modality"], e["step"]) for e in entries if not e["fault"]}
+        gone: dict[str, list[str]] = {}
+        for (modality, step), phase in asked.items():
+            if (modality, step) not in good:
+                gone.setdefault(modality, []).append(phase)
+        here = sorted({modality for modality, _ in asked} - gone.keys())
+        for modality, phases in gone.items():
+            log(WARNING, "%s, round %d: no %s client answered %s; it goes on with %s clients alone%s", self.row, r,
+                modality, " and ".join(phases), " and ".join(here) or "no",
+                f", {alone}" if alone and len(here) == 1 else "")
+        return {"clients/modalities": float(len(here))} if asked else {}
 
     def take_ledger(self) -> list[dict[str, Any]]:
         """The entries since the last call, for the run's record."""

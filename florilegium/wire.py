@@ -18,6 +18,7 @@ from torch import Tensor
 
 from florilegium import arrived
 from florilegium.arrived import WireError
+from florilegium.privacy import EPSILONS
 
 #: phase -> Flower message type. Every method is spoken in these words.
 PHASES = {
@@ -183,8 +184,11 @@ PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers,
 SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
 
 
-def pack(payload: Any, header: Header) -> RecordDict:
-    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config."""
+def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) -> RecordDict:
+    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config.
+
+    `spent` is a client's epsilon of each mechanism (florilegium/privacy.py), beside any payload.
+    """
     arrays: dict[str, Array] = {}
     scalars: dict[str, Any] = {}
     record = RecordDict()
@@ -205,6 +209,8 @@ def pack(payload: Any, header: Header) -> RecordDict:
             scalars[f.name] = value
     record["arrays"] = ArrayRecord(arrays)
     record["scalars"] = ConfigRecord(scalars)
+    if spent:
+        record["privacy"] = MetricRecord({k: float(v) for k, v in spent.items()})
     record["header"] = ConfigRecord({"kind": type(payload).__name__, **vars(header)})
     return record
 
@@ -216,6 +222,14 @@ def header(record: RecordDict) -> Header:
         return Header(str(h["row"]), int(h["round"]), int(h["step"]))
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"the header is missing or broken ({error})") from error
+
+
+def spent(record: RecordDict) -> dict[str, float]:
+    """A client's epsilon of each mechanism, or nothing. WireError for a name or number that is none."""
+    told = dict(record["privacy"]) if "privacy" in record else {}
+    if strange := [name for name in told if name not in EPSILONS]:
+        raise WireError(f"privacy[{strange[0]:.40}] is no mechanism; there are {', '.join(EPSILONS)}")
+    return {name: arrived.figure(f"privacy.{name}", value, low=0.0) for name, value in told.items()}
 
 
 def size(record: RecordDict) -> int:
