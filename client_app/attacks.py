@@ -86,14 +86,14 @@ def colluding(up: Any, client: Client, strength: float) -> Any:
     random = seeds.generator(client.conf.seed, "attack", "plot")
     target = int(torch.randint(client.classes, (), generator=random))
 
-    def common(x: Tensor, name: str) -> Tensor:
+    def plotted(x: Tensor, name: str) -> Tensor:
         if name == "logits":
             return strength * torch.eye(client.classes)[target].expand_as(x) * x.abs().amax()
         length = x.float().norm(dim=-1, keepdim=True) if x.dim() > 1 else x.float().norm()
         direction = torch.randn(x.shape[-1:], generator=seeds.generator(client.conf.seed, "attack", name))
         return (strength * length * direction / direction.norm()).to(x.dtype).expand_as(x).contiguous()
 
-    up = with_vectors(up, common) if not isinstance(up, (Weights, Modules)) else up
+    up = with_vectors(up, plotted) if not isinstance(up, (Weights, Modules)) else up
     if isinstance(up, Answers):
         highest = SURE[str(client.conf.method.get("confidence", "exp_neg"))]
         up = replace(up, labels=torch.full_like(up.labels, target), confidence=torch.full_like(up.confidence, highest))

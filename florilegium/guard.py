@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from florilegium import privacy, robust, seeds
-from florilegium.catalogue import half
+from florilegium.catalogue import CATALOGUE, half
 from florilegium.checks import between, one_of
 from florilegium.privacy import Accountant, PrivacySettings
-from florilegium.settings import SettingsError, typed
+from florilegium.settings import SettingsError, rows, typed
 from florilegium.wire import Answers, Features, Logits
 
 CENTRES = ("mean", "trimmed", "median")
@@ -63,6 +63,12 @@ def check(conf: Any) -> None:
     if given.votes and not counts:
         raise SettingsError(f"privacy.votes: {conf.method.name} counts no votes of clients; fedmmkt, fedmekt and "
                             "creamfl do")
+    for row, node in rows(conf).items():
+        client_half = half(node.name, "client")
+        if given.training and client_half is not None and not getattr(client_half, "dpsgd", False):
+            covered = [name for name in CATALOGUE if getattr(half(name, "client"), "dpsgd", False)]
+            raise SettingsError(f"privacy.training: {node.name} ({row}) reads private rows in ways of its own; DP-SGD "
+                                f"covers {', '.join(covered)}")
 
 
 class Guard:
