@@ -28,10 +28,11 @@ VECTORS = {Answers: ("representations", "augmented"), Logits: ("logits",), Featu
 
 @dataclass
 class DefenceSettings:
-    """conf/defence. What is compared are clients of one modality (class scores: all clients)."""
+    """conf/defence."""
 
     bound: float | None = None  # largest share of one client in a sample's votes, or in the vectors' lengths
     centre: str = "mean"        # of representations and class scores: mean | trimmed | median (geometric)
+    among: str = "all"          # who is compared with whom: all | modality (half of its clients then are its centre)
     trim: float = 0.25          # trimmed: share of the clients cut at each end of each coordinate
     reputation: bool = False    # clients weigh as they agreed with the consensus of earlier rounds
     momentum: float = 0.5       # reputation: how much of it stays each round
@@ -39,6 +40,7 @@ class DefenceSettings:
 
     def __post_init__(self) -> None:
         one_of("centre", self.centre, CENTRES)
+        one_of("among", self.among, ("all", "modality"))
         between("trim", self.trim, 0, 0.49)
         between("momentum", self.momentum, 0, 1)
         between("sharpness", self.sharpness, 0, 100)
@@ -104,7 +106,7 @@ class Guard:
         if self.defence.reputation:
             self.learn(replies, share)
         changed: list[dict[str, Tensor]] = [{} for _ in replies]
-        for name, members in vectors(replies).items():
+        for name, members in vectors(replies, self.defence.among).items():
             x_KND = torch.stack([getattr(replies[k].body, name[0]) for k in members])
             spec = next(f.metadata for f in fields(replies[members[0]].body) if f.name == name[0])
             for k, x in zip(members, within(self.robust(x_KND, share[members]), spec), strict=True):
@@ -204,17 +206,17 @@ def within(x: Tensor, spec: Mapping[str, Any]) -> Tensor:
     return x if spec["low"] is None and spec["high"] is None else x.clamp(spec["low"], spec["high"])
 
 
-def vectors(replies: Sequence[Any]) -> dict[tuple[str, str, int], list[int]]:
+def vectors(replies: Sequence[Any], among: str = "all") -> dict[tuple[str, str, int], list[int]]:
     """(field, modality, width) -> positions of the replies that have such vectors; only where there are two or more.
 
-    Class scores mean the same for every modality, and so do the sides of pairs.
+    The modality is empty where all clients are compared; the sides of pairs are fields of their own.
     """
     groups: dict[tuple[str, str, int], list[int]] = {}
     for k, reply in enumerate(replies):
         for name in VECTORS.get(type(reply.body), ()):
             x = getattr(reply.body, name)
             if x.numel():
-                side = reply.client.modality if isinstance(reply.body, Answers) else ""
+                side = reply.client.modality if among == "modality" else ""
                 groups.setdefault((name, side, x.shape[1]), []).append(k)
     return {key: members for key, members in groups.items() if len(members) > 1}
 

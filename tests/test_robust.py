@@ -1,10 +1,16 @@
 """Robust arithmetic by hand, and the guard that puts it between the federation and every method."""
 
+import json
+
 import pytest
 import torch
 from scipy.stats import trim_mean
 
 from florilegium import robust
+from florilegium.federation import Client, Reply
+from florilegium.guard import DefenceSettings, Guard
+from florilegium.privacy import PrivacySettings, Votes
+from florilegium.wire import Answers, Logits
 
 T = torch.tensor
 
@@ -109,3 +115,91 @@ def test_shares_of_reputations():
 def test_likeness_is_the_cosine_with_the_mean_of_all():
     x = T([[[1.0, 0.0]], [[1.0, 0.0]], [[-1.0, 0.0]]])
     assert robust.likeness(x, T([1 / 3, 1 / 3, 1 / 3])).tolist() == pytest.approx([1, 1, 0])
+
+
+# -- the guard -----------------------------------------------------------------------------------------------------
+
+
+IMAGE = [Client(11 + k, k, "image") for k in range(3)]
+TEXT = [Client(20, 3, "text")]
+
+
+def reply(client, labels, vector):
+    n = len(labels)
+    body = Answers(torch.arange(n), T(labels), torch.ones(n), T([vector] * n), torch.zeros(n, 0))
+    return Reply(client, body)
+
+
+def four():
+    return [reply(IMAGE[0], [0, 1], [1.0, 0.0]), reply(IMAGE[1], [0, 1], [3.0, 2.0]),
+            reply(IMAGE[2], [0, 0], [2.0, 1.0]), reply(TEXT[0], [2, 2], [-90.0, 80.0])]
+
+
+def means(replies):
+    return torch.stack([x.body.representations for x in replies]).mean(0)[0].tolist()
+
+
+def test_without_a_defence_replies_pass_as_they_are():
+    replies = four()
+    assert Guard(classes=3).cleaned(replies) is replies
+    assert Guard(classes=3).votes(torch.ones(4, 2), replies).eq(1).all()
+
+
+def test_a_method_that_averages_gets_the_robust_centre():
+    # coordinates 1 3 2 -90 and 0 2 1 80: without the ends 1, 2 and 1, 2
+    assert means(Guard(DefenceSettings(centre="trimmed"), classes=3).cleaned(four())) == [1.5, 1.5]
+    by_median = Guard(DefenceSettings(centre="median"), classes=3).cleaned(four())
+    stacked = torch.stack([x.body.representations[0] for x in four()])[:, None]
+    assert means(by_median) == pytest.approx(robust.geometric_median(stacked)[0].tolist(), abs=1e-3)
+    apart = Guard(DefenceSettings(centre="trimmed", among="modality", trim=0.34), classes=3).cleaned(four())
+    assert means(apart[:3]) == [2.0, 1.0]                  # of the three image clients
+    assert apart[3].body.representations[0].tolist() == [-90.0, 80.0]  # alone in its modality: nobody to compare with
+    assert [x.body.labels.tolist() for x in apart] == [[0, 1], [0, 1], [0, 0], [2, 2]]
+
+
+def test_class_scores_stay_within_the_wire():
+    scores = [Reply(c, Logits(torch.arange(1), T([x]))) for c, x in zip(IMAGE, ([9e3, 0.0], [1.0, 0.0], [0.0, 9e3]),
+                                                                       strict=True)]
+    out = Guard(DefenceSettings(centre="median", reputation=True), classes=2).cleaned(scores)
+    assert max(x.body.logits.abs().max().item() for x in out) <= 1e4
+
+
+def test_reputation_follows_agreement_and_weighs_later_rounds():
+    guard = Guard(DefenceSettings(reputation=True, momentum=0.5, sharpness=1.0), classes=3)
+    first = guard.cleaned(four())                          # consensus 0, 1: agreements 1, 1, 1/2, 0
+    assert guard.reputation == {0: 1.0, 1: 1.0, 2: 0.75, 3: 0.5}
+    assert means(first) == means(four())                   # this round's weights were equal
+    # shares of 3.25: 4/13, 4/13, 3/13, 2/13; votes weigh four times that
+    weights = guard.votes(torch.ones(4, 1), four()).flatten().tolist()
+    assert weights == pytest.approx([16 / 13, 16 / 13, 12 / 13, 8 / 13])
+    second = guard.cleaned(four())
+    expected = [(4 * 1 + 4 * 3 + 3 * 2 + 2 * -90) / 13, (4 * 0 + 4 * 2 + 3 * 1 + 2 * 80) / 13]
+    assert means(second) == pytest.approx(expected, rel=1e-5)
+    assert guard.reputation == {0: 1.0, 1: 1.0, 2: 0.625, 3: 0.25}
+    twin = Guard(DefenceSettings(reputation=True), classes=3)
+    twin.restore(json.loads(json.dumps(guard.state())))
+    assert twin.reputation == guard.reputation and guard.metrics()["defence/reputation_3"] == 0.25
+
+
+def test_votes_are_bounded_after_reputation():
+    guard = Guard(DefenceSettings(bound=0.4), classes=3)
+    out = guard.votes(T([[6.0], [1], [1], [1]]), four())   # t = 0.4 (t + 3): t = 2
+    assert out.flatten().tolist() == pytest.approx([2, 1, 1, 1]) and guard.metrics()["defence/votes_bounded"] == 0.25
+
+
+def test_gnmax_releases_labels_and_goes_on_after_a_restart():
+    private = PrivacySettings(votes=Votes(threshold=0.5, threshold_noise=1e-3, noise=1e-3), seeded=True)
+    guard = Guard(None, private, classes=3)
+    votes = T([[0, 1], [0, 2], [0, 0], [1, 1]])
+    label, keep = guard.released(votes, T([9, 9]), T([False, False]))
+    assert label.tolist() == [0, 1] and keep[0]            # 3 of 4; 2 of 4 is at the threshold
+    assert guard.counted.history[0] == (1e-3, 1.0, 2)
+    noisy = Guard(None, PrivacySettings(votes=Votes(0.5, 5.0, 5.0)), classes=3)
+    noisy.released(votes, T([9, 9]), T([False, False]))
+    twin = Guard(None, noisy.privacy, classes=3)
+    twin.restore(json.loads(json.dumps(noisy.state())))
+    many = torch.randint(3, (4, 500), generator=torch.Generator().manual_seed(0))
+    a, b = (g.released(many, many[0], many[0] > 9) for g in (noisy, twin))
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])  # the same secret, the same place in its stream
+    stranger = Guard(None, noisy.privacy, classes=3)
+    assert not torch.equal(stranger.released(many, many[0], many[0] > 9)[0], a[0])
