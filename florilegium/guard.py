@@ -66,7 +66,10 @@ def check(conf: Any) -> None:
         raise SettingsError(f"privacy.votes: {conf.method.name} counts no votes of clients; fedmmkt, fedmekt and "
                             "creamfl do")
     for row, node in rows(conf).items():
-        client_half = half(node.name, "client")
+        client_half, exchanged = half(node.name, "client"), CATALOGUE[node.name].exchanges
+        if given.representations and any(word in exchanged for word in ("weights", "encoders")):
+            raise SettingsError(f"privacy.representations: {node.name} ({row}) exchanges {exchanged}, which "
+                                "it does not cover; privacy.training does, or method=flower with a DP strategy")
         if given.training and client_half is not None and not getattr(client_half, "dpsgd", False):
             covered = [name for name in CATALOGUE if getattr(half(name, "client"), "dpsgd", False)]
             raise SettingsError(f"privacy.training: {node.name} ({row}) reads private rows in ways of its own; DP-SGD "

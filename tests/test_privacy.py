@@ -225,6 +225,8 @@ def small(toy_conf, *overrides):
      "privacy.votes: fedavg counts no votes"),
     (["method=fednh", "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]", "privacy=dpsgd"],
      "privacy.training: fednh .method. reads private rows in ways of its own"),
+    (["method=fedavg", "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]",
+      "privacy=gaussian"], "privacy.representations: fedavg .method. exchanges weights, which it does not cover"),
     (["privacy=gaussian", "privacy.representations.noise=0"], "privacy: representations.noise must lie between 0.001"),
     (["privacy=dpsgd", "+privacy.training.sigma=2"], "privacy.training.sigma"),
 ])
@@ -255,6 +257,15 @@ def test_fedavg_of_resnets_has_group_norm_under_dpsgd(toy_conf, federated):
     run = federated(toy_conf("method=fedavg", mix, "privacy=dpsgd", "method.client.local_epochs=1"))
     assert lines(run)[1]["privacy/epsilon/dpsgd"] > 0 and "train/steps" in lines(run)[1]
     assert "train/task" not in lines(run)[1]
+
+
+@pytest.mark.parametrize("method", ["fednova", "flower", "fedmd", "creamfl", "fedmekt", "standalone"])
+def test_the_other_methods_it_covers(method, toy_conf, federated):
+    images = ["clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]"]
+    public = ["method.server.public.samples=8", "method.client.pretrain_epochs=1"]
+    given = {"fednova": images, "flower": images, "standalone": ["method.client.pretrain_epochs=1"]}.get(method, public)
+    last = lines(federated(toy_conf(f"method={method}", "privacy=dpsgd", "privacy.training.noise=2", *given)))[-1]
+    assert 0 < last["privacy/epsilon/dpsgd"] < math.inf and 0 <= last["client/accuracy"] <= 1
 
 
 def test_other_passes_over_private_rows_are_not_made(toy_conf, tmp_path):
