@@ -93,7 +93,7 @@ class LogitsClient:
         report = self.lesson(client, lesson, s.distill_epochs)                               # FedMD's digest
         if s.revisit_epochs:
             means = fit_private(client, s, s.revisit_epochs, "revisit")                      # FedMD's revisit
-            report.metrics.update({"revisit": value for name, value in means.items() if name == "task"})
+            report.metrics.update({"revisit": means["task"]} if "task" in means else {})
         return report
 
     def lesson(self, client: Client, lesson: Lesson, epochs: int, warmup: bool = False) -> Report:
