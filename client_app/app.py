@@ -15,6 +15,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
+from client_app.attacks import attacked, poisoned
 from client_app.client import Client, open_client
 from client_app.joined import in_one
 from florilegium import phases, seeds, settings, wire
@@ -61,6 +62,7 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):
         up = in_one(method, client, down) if phase == "joined" else getattr(method, phase)(client, down)
+        up = attacked(client, client.protection.upload(up))
     if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
         raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
     if phase in ("train", "distill", "joined"):
@@ -74,8 +76,9 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         conf = read_settings(str(run_config.get("settings", "")), str(run_config.get("overrides", "")))
         torch.set_num_threads(int(conf.clients.get("threads", 1)))
         header = wire.header(message.content)
-        client = open_client(conf, context.node_config, header)
-        return Message(wire.pack(perform(phase, conf, client, header, message.content), header), reply_to=message)
+        client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
+        up = perform(phase, conf, client, header, message.content)
+        return Message(wire.pack(up, header, client.protection.figures()), reply_to=message)
     except Exception as error:
         logging.getLogger("flwr").debug("%s failed", phase, exc_info=True)
         line = (str(error).strip().splitlines() or [""])[0]

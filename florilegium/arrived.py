@@ -28,11 +28,11 @@ class WireError(ValueError):
     """A message did not carry what the contract says."""
 
 
-def figure(name: str, value: Any) -> float:
-    """A finite number."""
+def figure(name: str, value: Any, low: float = -math.inf) -> float:
+    """A finite number, not below `low`."""
     word("metrics", name)
-    if not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise WireError(f"metrics[{name}] is {value!r:.40}, not a finite number")
+    if not isinstance(value, (int, float)) or not np.isfinite(value) or value < low:
+        raise WireError(f"metrics[{name}] is {value!r:.40}, not a finite number{f' from {low:g}' if low == 0 else ''}")
     if abs(value) > LARGEST_FIGURE:
         raise WireError(f"metrics[{name}] is {value:g}, beyond {LARGEST_FIGURE:g}")
     return float(value)
@@ -150,7 +150,7 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
 def values(cls: Any, record: Any, kinds: dict[str, type], bounds: dict[str, int]) -> dict[str, Any]:
     """The values of the fields of a payload class; `kinds` says what each part of a record must be. WireError."""
     names = {f.name for f in fields(cls)}
-    allowed = {"header", "arrays", "scalars"} | (names & {"tensors", "metrics"})
+    allowed = {"header", "arrays", "scalars", "privacy"} | (names & {"tensors", "metrics"})
     for name, part in record.items():
         if name not in allowed or not isinstance(part, kinds[name]):
             raise WireError(f"{name:.40} is not a record of {cls.__name__}")

@@ -87,3 +87,18 @@ def traffic(ledger: list[dict[str, Any]], r: int) -> dict[str, float]:
         "clients/faults": float(faults),
         **({"clients/late": float(late)} if late else {}),
     }
+
+
+def attended(ledger: list[dict[str, Any]], r: int) -> tuple[list[str], dict[str, list[str]]]:
+    """The modalities that went through round `r`, and the phases to which each of the others gave no good answer.
+
+    A late reply is a good answer where it stands in for a missing one.
+    """
+    entries = [e for e in ledger if e["round"] == r and e["phase"] not in OVERHEAD]
+    asked = {(e["modality"], e["step"]): e["phase"] for e in entries if "late" not in e}
+    good = {(e["modality"], e["step"]) for e in entries if not e["fault"] and "; dropped" not in e.get("late", "")}
+    gone: dict[str, list[str]] = {}
+    for (modality, step), phase in asked.items():
+        if (modality, step) not in good:
+            gone.setdefault(modality, []).append(phase)
+    return sorted({modality for modality, _ in asked} - gone.keys()), gone

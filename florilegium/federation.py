@@ -19,7 +19,8 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from florilegium import seeds, wire
-from florilegium.exchange import Check, Client, Exchange, Reply, entry, late_entry, traffic
+from florilegium.exchange import Check, Client, Exchange, Reply, attended, entry, late_entry, traffic
+from florilegium.guard import Guard
 from florilegium.late import Overdue, Question
 from florilegium.wire import Header, Nothing, Profile, Report, WireError
 
@@ -53,6 +54,7 @@ class Federation:
         self.overdue = Overdue(give_up or PATIENCE * timeout)
         self.late, self.decay = late, decay
         self.round, self.step = 0, 0
+        self.guard = Guard()  # a strategy's own, once it starts
 
     def meet(self) -> None:
         """Wait for the expected clients and learn who they are. FederationError when they do not come."""
@@ -184,7 +186,7 @@ class Federation:
                                   f"{faults[-600:]}")
         if exchange.late:
             replies += self._standing_in(exchange, {reply.client.id for reply in replies})
-        return sorted(replies, key=lambda reply: (reply.client.id, reply.client.node))
+        return self.guard.cleaned(sorted(replies, key=lambda reply: (reply.client.id, reply.client.node)))
 
     def _put_aside(self, question: Question, message: Message) -> None:
         """A late reply frees its node. It is kept if it may count, else dropped and said to be late."""
@@ -232,6 +234,7 @@ class Federation:
             raise WireError(f"{type(body).__name__}.ids are not the ids that were sent")
         if exchange.check is not None:
             exchange.check(client, body)
+        self.guard.spent(client.id, wire.spent(message.content))
         return body
 
     def _check(self, exchange: Exchange, client: Client, message: Message) -> Any | None:
@@ -262,6 +265,16 @@ class Federation:
     def traffic(self, r: int) -> dict[str, float]:
         """Measured bytes of round `r`, the mean over its clients, without profile and evaluation."""
         return traffic(self.ledger, r)
+
+    def attendance(self, r: int, alone: str = "") -> dict[str, float]:
+        """How many modalities went through round `r`; a warning names one that gave no good answer to an exchange and
+        says how the round goes on (`alone`: the method's form for one modality)."""
+        here, gone = attended(self.ledger, r)
+        for modality, phases in gone.items():
+            log(WARNING, "%s, round %d: no %s client answered %s; it goes on with %s clients alone%s", self.row, r,
+                modality, " and ".join(phases), " and ".join(here) or "no",
+                f", {alone}" if alone and len(here) == 1 else "")
+        return {"clients/modalities": float(len(here))} if here or gone else {}
 
     def take_ledger(self) -> list[dict[str, Any]]:
         """The entries since the last call, for the run's record."""

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from florilegium import assets, settings
 from florilegium.progress import Screen
 from florilegium.recorded import RunError
+from florilegium.sections import Attack
 from florilegium.settings import SettingsError
 from florilegium.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
@@ -140,6 +141,8 @@ def run_job(conf: DictConfig) -> None:
     out, rows = Path(conf.out), list(settings.rows(conf))
     print(f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
           f"rows {', '.join(rows)}, seed {conf.seed}", flush=True)
+    if bad := settings.typed(Attack, conf.get("attack"), "attack").attackers(len(conf.clients.mix), conf.seed):
+        print(f"simulated attack: {conf.attack.kind} by client {', '.join(map(str, bad))}", flush=True)
     with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
         run_config = Path(scratch, "run.toml")
         run_config.write_text(f"settings = {json.dumps(json.dumps(settings.plain(conf)))}\n")

@@ -50,6 +50,7 @@ def listing(conf: DictConfig) -> Listing:
     """What crosses when `conf.method` runs. SettingsError for settings that the method refuses."""
     from florilegium import phases, settings, wire
     from florilegium.catalogue import CATALOGUE, half
+    from florilegium.privacy import PrivacySettings
 
     conf = OmegaConf.create(settings.plain(conf))
     name, Half = str(conf.method.name), half(conf.method.name, "client")
@@ -63,6 +64,8 @@ def listing(conf: DictConfig) -> Listing:
              for payload in those for line in _fields(phase, way, payload, sizes)]
     found += [Field("every", "both", "Header", f.name, str(f.type), "", None, _sees("up"), "which message this is")
               for f in fields(wire.Header)]
+    found += [Field("every", "up", "privacy", spent, "float", "", None, _sees("up"), "the privacy a client has spent")
+              for spent in settings.typed(PrivacySettings, conf.get("privacy"), "privacy").told]
     return Listing(name, CATALOGUE[name].exchanges, found, list(_notes(kinds, sizes)))
 
 

@@ -8,6 +8,7 @@ from florilegium.checks import between, one_of
 
 MODALITIES = ("image", "text", "pair")
 MANY = 1_000_000
+ATTACKS = ("none", "label_flip", "confident_votes", "scaled_representations", "nan_representations", "collude")
 
 
 @dataclass
@@ -87,3 +88,24 @@ class Runtime:
             between("cpus", self.cpus, self.client_cpus, MANY)
         if self.name == "deployment" and not self.superlink:
             raise ValueError("superlink must name a connection of your Flower home's config.toml")
+
+
+@dataclass
+class Attack:
+    """conf/attack: clients that are made to misbehave, for measuring defences (client_app/attacks.py)."""
+
+    kind: str = "none"
+    share: float = 0.25
+    strength: float = 10.0
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, ATTACKS)
+        between("share", self.share, 0, 0.25)
+        between("strength", self.strength, 0, 1e6)
+
+    def attackers(self, clients: int, seed: int) -> list[int]:
+        """Who misbehaves: the floor(share * clients) of the seed, in order; nobody without an attack."""
+        from florilegium import seeds  # brings torch, which the launcher does not need
+
+        count = 0 if self.kind == "none" else int(self.share * clients + 1e-9)
+        return sorted(seeds.shuffled(clients, seed, "attack")[:count])

@@ -127,18 +127,20 @@ def typed(cls: type[T], node: Any, where: str) -> T:
 
 def validate(conf: DictConfig) -> None:
     """Check everything that can be wrong before anything starts: both halves of every row, the clients, the data."""
+    from florilegium import guard
     from florilegium.catalogue import half
 
     top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
     typed(sections.Plan, top, "")
     named = {"cohort": sections.Cohort, "timeouts": sections.Timeouts, "runtime": sections.Runtime,
-             "evaluation": sections.EvaluationSettings}
+             "evaluation": sections.EvaluationSettings, "attack": sections.Attack}
     for key, section in named.items():
         typed(section, conf.get(key), key)
     typed(sinks.SinkSettings, conf.get("sinks"), "sinks")
     _validate_clients(conf)
     _validate_data(conf)
     _validate_diffusion(conf)
+    guard.check(conf)
     if conf.runtime.name == "simulation":  # elsewhere the clients' data are their own
         from florilegium.data.partition import partition
 

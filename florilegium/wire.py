@@ -19,6 +19,7 @@ from torch import Tensor
 from florilegium import arrived
 from florilegium.arrived import WireError
 from florilegium.axes import RAW, array, blobs
+from florilegium.privacy import EPSILONS
 from florilegium.sections import MODALITIES
 
 #: phase -> Flower message type. Every method is spoken in these words.
@@ -215,11 +216,14 @@ PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers,
 ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
     "profile": ((Nothing,), (Profile,)), "evaluate": ((Nothing, Weights), (Report,))}
 RECORDS = {"header": ConfigRecord, "arrays": ArrayRecord, "scalars": ConfigRecord, "tensors": ArrayRecord,
-           "metrics": MetricRecord}
+           "metrics": MetricRecord, "privacy": MetricRecord}
 
 
-def pack(payload: Any, header: Header) -> RecordDict:
-    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config."""
+def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) -> RecordDict:
+    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config.
+
+    `spent` is a client's epsilon of each mechanism (florilegium/privacy.py), beside any payload.
+    """
     arrays: dict[str, Array] = {}
     scalars: dict[str, Any] = {}
     record = RecordDict()
@@ -240,6 +244,8 @@ def pack(payload: Any, header: Header) -> RecordDict:
             scalars[f.name] = value
     record["arrays"] = ArrayRecord(arrays)
     record["scalars"] = ConfigRecord(scalars)
+    if spent:
+        record["privacy"] = MetricRecord({k: float(v) for k, v in spent.items()})
     record["header"] = ConfigRecord({"kind": type(payload).__name__, **vars(header)})
     return record
 
@@ -254,6 +260,14 @@ def header(record: RecordDict) -> Header:
     if extra := sorted({*h} - {"kind", *vars(found)}):
         raise WireError(f"the header has {extra[0]:.40}, which it should not")
     return found
+
+
+def spent(record: RecordDict) -> dict[str, float]:
+    """A client's epsilon of each mechanism, or nothing. WireError for a name or number that is none."""
+    told = dict(record["privacy"]) if "privacy" in record else {}
+    if strange := [name for name in told if name not in EPSILONS]:
+        raise WireError(f"privacy[{strange[0]:.40}] is no mechanism; there are {', '.join(EPSILONS)}")
+    return {name: arrived.figure(f"privacy.{name}", value, low=0.0) for name, value in told.items()}
 
 
 def size(record: RecordDict) -> int:

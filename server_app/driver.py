@@ -40,6 +40,7 @@ class RowJournal(Journal):
                 LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.row, error)
                 continue
             strategy.restore(tensors, meta["strategy"])
+            strategy.guard.restore(meta.get("guard", {}))
             self.run.rewind(self.row, meta["round"])
             return int(meta["round"])
         self.run.rewind(self.row, -1)
@@ -68,7 +69,8 @@ class RowJournal(Journal):
             self.run.votes(self.row, r, votes.tolist(), list(self.evaluation.class_names))
         self.run.record(self.row, r, seconds, metrics)
         # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
-        atomic.save(self.folder / f"round-{r:04d}.safetensors", tensors, {"round": r, "strategy": meta})
+        atomic.save(self.folder / f"round-{r:04d}.safetensors", tensors,
+                    {"round": r, "strategy": meta, "guard": strategy.guard.state()})
         for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
             old.unlink()
 

@@ -74,6 +74,8 @@ class FedMMKT(Rounds):
     """Mutual knowledge transfer between a server's T2I model and heterogeneous clients."""
 
     Settings = FedMMKTSettings
+    counts_votes = True
+    alone = "fused in the one-modality form (eq 33): each client is compared with the mean of all"
 
     def __init__(self, settings: FedMMKTSettings, resources: Any) -> None:
         super().__init__(settings, resources)
@@ -137,9 +139,11 @@ class FedMMKT(Rounds):
             vote_KN = torch.stack([x.body.labels for x in replies])
             sure_KN = consensus.bounded(torch.stack([x.body.confidence for x in replies]), s.confidence)
             sure_KN = consensus.balanced(sure_KN) if s.balance else sure_KN
+            sure_KN = self.guard.votes(sure_KN, replies)                                           # conf/defence
             label_N, keep_N, _ = consensus.labvote(vote_KN, sure_KN, len(self.classes), s.vote_threshold,
                                                    drawn_N, s.prompt_weight)                       # eqs 4-5
             weight_KN = None
+        label_N, keep_N = self.guard.released(vote_KN, label_N, keep_N, drawn_N, s.prompt_weight)  # conf/privacy
         if not s.labvote:
             label_N, keep_N = drawn_N, torch.ones_like(keep_N)
         if s.variant != "logit" and s.fusion and keep_N.any():

@@ -140,3 +140,14 @@ def test_a_method_that_asks_no_client_says_so():
 
 def test_own_words_for_every_payload():
     assert all(isinstance(cls.carries, str) and cls.carries for cls in wire.PAYLOADS.values())
+
+
+def test_the_privacy_that_clients_report_is_listed(toy_conf, federated):
+    conf, seen = toy(toy_conf, "fedmmkt", "rounds=1", "privacy=gaussian"), set()
+    listed = {f.name for f in privacy_listing.listing(conf).fields if f.payload == "privacy"}
+
+    def watch(question, reply):
+        seen.update(reply.content.get("privacy", ()))
+        return reply
+
+    assert not faults(federated(conf, watch)) and seen == listed == {"gaussian", "gaussian_row"}
