@@ -7,7 +7,7 @@ STAMP := $(VENV)/.set-up
 RUN ?= runs/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check assets bench set-up clean
+.PHONY: help demo test check test-faults assets bench set-up clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,7 +33,10 @@ test: $(STAMP)  ## ruff and all tests
 check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not flower and not browser' $(ARGS)
+	$(BIN)/python -m pytest -m 'not flower and not browser and not faults' $(ARGS)
+
+test-faults: $(STAMP)  ## processes killed, refused and slowed on real federations over loopback (under 15 minutes)
+	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours on a CPU; resumable)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[assets]'
