@@ -44,14 +44,26 @@ def run(command: Callable[[], list[str]], home: Path, restart: float | None) -> 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
+    code, ready = 0, command()  # what is wrong from the beginning ends us
     try:
         while True:
-            code = _once(command(), home)
+            if ready:
+                code = _once(ready, home)
             if restart is None:
                 return code
             time.sleep(restart)
+            ready = _checked(command)
     except KeyboardInterrupt:
         return 0
+
+
+def _checked(command: Callable[[], list[str]]) -> list[str]:
+    """The command line, or [] when it cannot work just now, which is told."""
+    try:
+        return command()
+    except (keys.KeyFileError, LaunchError) as error:
+        print(f"florilegium: {error}", file=sys.stderr, flush=True)
+        return []
 
 
 def _once(command: list[str], home: Path) -> int:

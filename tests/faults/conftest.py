@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -35,11 +36,20 @@ class Deployment(LocalFederation):
 
     def descendants(self, name: str, program: str) -> list[psutil.Process]:
         """The processes below one of this federation's that run `program`."""
-        try:
-            below = psutil.Process(self.processes[name].pid).children(recursive=True)
-            return [p for p in below if any(program in part for part in p.cmdline()[:2])]
-        except psutil.Error:
-            return []
+        found = []
+        for process in psutil.Process(self.processes[name].pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended just now
+                if any(program in part for part in process.cmdline()[:2]):
+                    found.append(process)
+        return found
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still does something: one that has ended, but that nobody waited for, does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(what: Callable[[], object], limit: float = LIMIT, process: subprocess.Popen | None = None) -> object:
