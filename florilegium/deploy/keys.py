@@ -170,8 +170,9 @@ def alternatives(shown: x509.Certificate) -> list[str]:
 
 def certificate(path: Path) -> x509.Certificate:
     """A PEM certificate. KeyFileError."""
+    data = _read(path)
     try:
-        return x509.load_pem_x509_certificate(_read(path))
+        return x509.load_pem_x509_certificate(data)
     except ValueError:
         raise KeyFileError(f"{path} is not a PEM certificate") from None
 

@@ -16,7 +16,7 @@ from florilegium import assets, superlink
 from florilegium.deploy.local import LocalFederation
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 300.0
+LIMIT = 600.0
 TWO = "clients.mix=[{modality:image,model:resnet},{modality:text,model:bert}]"
 
 
