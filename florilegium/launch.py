@@ -36,6 +36,7 @@ from florilegium.superlink import Flower, LaunchError, OwnSuperLink, Status, qui
 
 PACKAGE = Path(__file__).resolve().parent
 INTERRUPTED = 130
+SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their messages are written for the user
 
@@ -155,10 +156,17 @@ def run_job(conf: DictConfig) -> None:
 
 @contextlib.contextmanager
 def connection(conf: DictConfig) -> Iterator[Flower]:
-    """Our own SuperLink for a simulation; the one the user named for a deployment."""
+    """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named."""
     if conf.runtime.name == "simulation":
         with OwnSuperLink({assets.VARIABLE: conf.assets}) as flower:
             yield flower
+    elif conf.runtime.name == "local":
+        from florilegium.deploy import local
+
+        with local.of_run(conf) as flower:
+            yield flower
+            if conf.runtime.keep:
+                local.linger(flower)
     else:
         yield Flower(conf.runtime.superlink, quiet_environment({}))
 
@@ -212,7 +220,7 @@ def ignoring(wanted: str) -> Any:
 
 def follow(flower: Flower, run_id: str, log: Path) -> Status:
     """Copy the run's log into `log` until the run ends; return how it ended. Stops the run on Ctrl-C."""
-    start = log.stat().st_size if log.exists() else 0
+    start, silent = log.stat().st_size if log.exists() else 0, 0.0
     try:
         with open(log, "a", encoding="utf-8") as file:
             while True:
@@ -224,6 +232,10 @@ def follow(flower: Flower, run_id: str, log: Path) -> Status:
                         file.flush()
                 if (status := flower.status(run_id)).finished:
                     return status
+                silent = 0.0 if status.known else silent or time.monotonic()
+                if silent and time.monotonic() - silent > SILENCE_SECONDS:
+                    raise LaunchError(f"the SuperLink '{flower.superlink}' has not answered for {SILENCE_SECONDS:.0f} "
+                                      "s; once it is back, resume=true goes on")
                 time.sleep(0.5)
     except KeyboardInterrupt:
         if not flower.owned:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from florilegium import atomic, pictures, report
+from florilegium import atomic, lock, pictures, report
 from florilegium.observers import Observer, Observers
 from florilegium.recorded import RunError, append, plain, read_json, read_lines, recorded, replace, summarise
 
@@ -47,6 +47,8 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as why:
             raise RunError(f"run directory {out}: cannot be created ({why.strerror})") from None
+        if not lock.hold(out / ".lock"):
+            raise RunError(f"run directory {out}: another server process writes it; wait for its end, or stop its run")
         if read_lines(out / "rounds.jsonl"):
             if not resume:
                 raise RunError(f"run directory {out}: holds a run already; choose another out=, or resume=true")

@@ -70,7 +70,8 @@ class EvaluationSettings:
 
 @dataclass
 class Runtime:
-    """conf/runtime: how the clients run. `superlink` names a connection of the user's own Flower home."""
+    """conf/runtime: how the clients run. `superlink` names a connection of the user's own Flower home; `keep` leaves
+    a local federation up after its run."""
 
     name: str = "simulation"
     client_cpus: int = 1
@@ -78,10 +79,11 @@ class Runtime:
     cpus: int | None = None
     gpus: int | None = None
     superlink: str | None = None
+    keep: bool = False
     fatal_codes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        one_of("name", self.name, ("simulation", "deployment"))
+        one_of("name", self.name, ("simulation", "deployment", "local"))
         between("client_cpus", self.client_cpus, 1, MANY)
         between("client_gpus", self.client_gpus, 0, MANY)
         if self.cpus is not None:

@@ -70,7 +70,7 @@ def complete(conf: DictConfig, job: str = "") -> DictConfig:
     with open_dict(conf):
         out = Path(conf.get("out") or default_directory(conf)).expanduser()
         conf.out = str((Path.cwd() / out / job).resolve())
-        if conf.runtime.name == "simulation":
+        if conf.runtime.name != "deployment":
             conf.assets = str(assets.root())
             conf.clients.state_dir = conf.clients.get("state_dir") or str(Path(conf.out, "state"))
             _place_features(conf)
@@ -141,7 +141,7 @@ def validate(conf: DictConfig) -> None:
     _validate_data(conf)
     _validate_diffusion(conf)
     guard.check(conf)
-    if conf.runtime.name == "simulation":  # elsewhere the clients' data are their own
+    if conf.runtime.name != "deployment":  # there the clients' data are their own
         from florilegium.data.partition import partition
 
         partition(conf)
