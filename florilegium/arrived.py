@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -147,7 +148,7 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
     return tuple(pieces)
 
 
-def values(cls: Any, record: Any, kinds: dict[str, type], bounds: dict[str, int]) -> dict[str, Any]:
+def values(cls: Any, record: Any, kinds: Mapping[str, Any], bounds: dict[str, int]) -> dict[str, Any]:
     """The values of the fields of a payload class; `kinds` says what each part of a record must be. WireError."""
     names = {f.name for f in fields(cls)}
     allowed = {"header", "arrays", "scalars", "privacy"} | (names & {"tensors", "metrics"})

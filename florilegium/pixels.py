@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk: no bytes, its name, its checksum
 MAX_PIXELS = 1 << 30  # of all images of one message together
 UNREADABLE = (OSError, ValueError, SyntaxError, IndexError, KeyError, EOFError, struct.error, zlib.error,
               OverflowError, MemoryError, Image.DecompressionBombError)  # what Pillow raises over broken bytes
@@ -45,7 +46,9 @@ def check(images: Sequence[bytes], max_side: int = 1024) -> None:
     opened = [_opened(row, data, max_side) for row, data in enumerate(images)]
     if (total := sum(image.width * image.height for image in opened)) > MAX_PIXELS:
         raise ValueError(f"have {total} pixels together, more than {MAX_PIXELS}")
-    for row, image in enumerate(opened):
+    for row, (image, data) in enumerate(zip(opened, images, strict=True)):
+        if image.format == "PNG" and not data.endswith(PNG_END):  # Pillow forgives a cut behind the last pixel
+            raise ValueError(f"image {row}: does not end as a PNG does")
         _loaded(row, image)
         image.close()
 
