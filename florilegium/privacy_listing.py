@@ -53,7 +53,8 @@ def listing(conf: DictConfig) -> Listing:
     from florilegium.privacy import PrivacySettings
 
     conf = OmegaConf.create(settings.plain(conf))
-    name, Half = str(conf.method.name), half(conf.method.name, "client")
+    name = str(conf.method.name)
+    Half: Any = half(name, "client")
     if Half is None:
         return Listing(name, CATALOGUE[name].exchanges, [], ["This method asks nothing of clients: nothing is sent."])
     given = settings.typed(Half.Settings, conf.method.get("client"), "method.client")
