@@ -24,7 +24,8 @@ def main() -> None:
     from florilegium.superlink import LaunchError
 
     try:
-        sys.exit(options.command(options))
+        if code := options.command(options):
+            sys.exit(code)
     except (RunError, KeyFileError, LaunchError) as error:
         sys.exit(f"florilegium: {error}")
 
