@@ -15,10 +15,12 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
+from client_app.attacks import attacked, poisoned
 from client_app.client import Client, open_client
-from florilegium import seeds, settings, wire
+from client_app.joined import in_one
+from florilegium import phases, seeds, settings, wire
 from florilegium.catalogue import half
-from florilegium.wire import Header, Nothing, Weights
+from florilegium.wire import Header, Weights
 
 RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 app = ClientApp()
@@ -45,21 +47,25 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     """The payload that answers `phase`."""
     if phase == "profile":
         return client.profile()
+    method = client_half(conf, header.row)
+    if phase not in phases.phases_of(method, phases.exchanges_of(settings.rows(conf)[header.row])):
+        raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
+    may_come, may_leave = phases.declared(method, phase, method.settings)
+    if not may_come:
+        raise ValueError(f"{phase!r} is no phase of {type(method).__name__} with these settings")
+    down = wire.unpack(content, *may_come, bounds={"C": client.classes})
     if phase == "evaluate":
-        down = wire.unpack(content, Nothing, Weights)
         if isinstance(down, Weights) and down.tensors:
             client.load(down.tensors)
-        method = client_half(conf, header.row)
         return method.evaluate(client) if hasattr(method, "evaluate") else client.evaluate()
-    method = client_half(conf, header.row)
-    if not hasattr(method, phase):
-        raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
-    down = wire.unpack(content, bounds={"C": client.classes})
     client.memory.begin()
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):
-        up = getattr(method, phase)(client, down)
-    if phase in ("train", "distill"):
+        up = in_one(method, client, down) if phase == "joined" else getattr(method, phase)(client, down)
+        up = attacked(client, client.protection.upload(up))
+    if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
+        raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
+    if phase in ("train", "distill", "joined"):
         client.save()
     return up
 
@@ -70,11 +76,15 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         conf = read_settings(str(run_config.get("settings", "")), str(run_config.get("overrides", "")))
         torch.set_num_threads(int(conf.clients.get("threads", 1)))
         header = wire.header(message.content)
-        client = open_client(conf, context.node_config, header)
-        return Message(wire.pack(perform(phase, conf, client, header, message.content), header), reply_to=message)
+        client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
+        up = perform(phase, conf, client, header, message.content)
+        return Message(wire.pack(up, header, client.protection.figures()), reply_to=message)
     except Exception as error:
         logging.getLogger("flwr").debug("%s failed", phase, exc_info=True)
         line = (str(error).strip().splitlines() or [""])[0]
+        if (outside := getattr(error, "outside", None)) is not None:  # what a site may read but the server may not
+            logging.getLogger("flwr").error("%s: %s", phase, line)
+            line = outside
         return Message(Error(RAISED, f"{type(error).__name__}: {line}"), reply_to=message)
 
 

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from client_app import guidance
 from client_app.client import Batch, Client, ClientError
-from client_app.training import OPTIMIZERS, LearningRate, fit, task_terms
+from client_app.private_training import fit_dpsgd
+from client_app.training import OPTIMIZERS, LearningRate, fit, optimizer_of, task_terms
 from florilegium.checks import between, one_of
 from florilegium.guidance import GuidanceSettings
 from florilegium.wire import Weights
@@ -58,6 +59,9 @@ def local(
     """
     if client.modality == "pair" and (extra_terms or head or settings.guidance.name != "none"):
         raise ClientError("only plain averaging has something for retrieval clients: no terms, head or guidance")
+    if client.protection.settings.training and (extra_terms or head or beside or before_step
+                                                or settings.guidance.name != "none"):
+        raise ClientError("privacy.training covers plain averaging: no terms, head, corrections or guidance")
     model, guide = client.model, guidance.of(client, settings.guidance)
     beside = {**(beside or {}), **{f"guidance.{name}": p for name, p in guide.parameters.items()}}
     figures: dict[str, float] = {}
@@ -74,13 +78,20 @@ def local(
             terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch)
             return terms | extra_terms(z_BD, batch) if extra_terms else terms
 
-        figures = fit(
+        figures = private(client, settings) if client.protection.settings.training else fit(
             model, lambda epoch: client.private_batches(settings.batch, epoch, "private"), objective,
             lr=settings.learning_rate.of(client.modality), weight_decay=settings.weight_decay,
             epochs=settings.local_epochs, clip=settings.clip, optimizer=settings.optimizer,
             momentum=settings.momentum, beside=beside.values(), before_step=before_step)
     tensors = {name: value.detach().cpu().clone() for name, value in {**model.state_dict(), **beside}.items()}
     return Weights(tensors, client.examples, figures | guide.metrics())
+
+
+def private(client: Client, settings: LocalSettings) -> dict[str, float]:
+    """The local epochs by DP-SGD."""
+    stepper = optimizer_of(list(client.model.parameters()), settings.optimizer,
+                           settings.learning_rate.of(client.modality), settings.weight_decay, settings.momentum)
+    return fit_dpsgd(client, stepper, settings.batch, settings.local_epochs, "private")
 
 
 def receive(client: Client, tensors: Mapping[str, Tensor], beside: Mapping[str, nn.Parameter]) -> None:

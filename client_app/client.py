@@ -20,6 +20,8 @@ from client_app import lessons, pairs, views
 from client_app.lessons import Lesson
 from client_app.memory import Memory
 from client_app.pairs import PairBatch
+from client_app.private_training import without_batch_norm
+from client_app.protection import Protection
 from florilegium import models, pixels, seeds
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData, open_private
@@ -64,6 +66,11 @@ class Client:
         """A seed for this client in this round. The same in every row, so that rows differ by their method alone."""
         return seeds.seed_of(self.conf.seed, "client", self.id, self.round, *names)
 
+    @cached_property
+    def protection(self) -> Protection:
+        """The privacy of what this client uploads."""
+        return Protection(self)
+
     # -- model ---------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -86,6 +93,8 @@ class Client:
         vocabulary = None if self.modality == "image" else self.vocabulary
         with seeds.scoped(self.conf.seed, "model", self.id, self.architecture):
             model = models.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
+        if self.protection.settings.training:
+            model = without_batch_norm(model)
         if self.trained:
             model.load_state_dict(self.left[0])
         return model.to(self.device)
@@ -107,6 +116,8 @@ class Client:
 
     def private_batches(self, size: int, epoch: int, name: str) -> Iterator[Batch | PairBatch]:
         """One shuffled pass over the client's own rows, lightly augmented; batches of pairs for a retrieval client."""
+        if self.protection.settings.training:
+            raise ClientError("privacy.training: this pass over private rows is not DP-SGD's, so it is not made")
         random = torch.Generator().manual_seed(self.seed("batches", name, epoch))
         rows = self.data.train
         for chosen in shuffled(len(rows), size, random):

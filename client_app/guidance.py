@@ -176,6 +176,17 @@ def represent(half: Any, client: Client, down: Guide | Nothing) -> Report | Exam
     return Report(sight.counted(), client.examples)
 
 
+def crossing(settings: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """What these settings of a half let come down and go up in `represent` (florilegium/phases.py)."""
+    s: GuidanceSettings = settings.guidance
+    if s.name == "none":
+        return (), ()
+    return ((Guide, Nothing), (Report, Examples)) if s.uploads else ((Guide,), (Report,))
+
+
+represent.crossing = crossing  # type: ignore[attr-defined]
+
+
 def check(client: Client, s: GuidanceSettings, guide: Guide) -> None:
     """ClientError for a guide that this client's rows and model cannot use."""
     if s.feddifrc_on:

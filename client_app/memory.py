@@ -16,6 +16,7 @@ from torch import Tensor
 from florilegium import atomic
 
 VERSION = re.compile(r"(?P<part>[a-z]+)-(?P<round>\d+)-(?P<step>\d+)\.safetensors")
+LEFT = 3600.0  # seconds after which a half written file is a killed process's
 KEPT_ROUNDS = 2  # earlier rounds whose last versions stay, so that a resumed run can go back to them
 
 
@@ -36,6 +37,7 @@ class Memory:
 
     def begin(self) -> None:
         """Forget this message's own version and what came after it: they belong to a history that is run again."""
+        atomic.sweep(self.folder, LEFT)
         for _, when, path in self.versions():
             if when >= self.now:
                 path.unlink()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client_app import pairs
+from client_app.private_training import fit_dpsgd
 from florilegium.checks import between
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -54,7 +55,7 @@ def fit(  # noqa: PLR0913  (the options of the only loop there is)
     """
     model.train()
     trained = [p for p in (*model.parameters(), *beside) if p.requires_grad]
-    stepper = _optimizer(trained, optimizer, lr, weight_decay, momentum)
+    stepper = optimizer_of(trained, optimizer, lr, weight_decay, momentum)
     totals: dict[str, float] = {}
     shares: dict[str, float] = {}
     steps = 0
@@ -78,9 +79,10 @@ def fit(  # noqa: PLR0913  (the options of the only loop there is)
     return {name: value / max(steps, 1) for name, value in totals.items()} | shares | {"steps": float(steps)}
 
 
-def _optimizer(
+def optimizer_of(
     trained: list[Tensor], name: str, lr: float, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:
+    """SGD or AdamW, by name."""
     if name == "sgd":
         return torch.optim.SGD(trained, lr=lr, weight_decay=weight_decay, momentum=momentum)
     return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
@@ -100,8 +102,13 @@ def gradient_shares(terms: dict[str, Tensor], trained: list[Tensor]) -> dict[str
 def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str, float]:
     """The client's own task on its own rows with AdamW (eq 1 of FedMMKT).
 
-    `settings` has learning_rate, weight_decay and batch; `name` tells this pass's shuffling from another's.
+    `settings` has learning_rate, weight_decay and batch; `name` tells this pass's shuffling from another's. With
+    `privacy.training` by DP-SGD.
     """
+    if client.protection.settings.training:
+        stepper = optimizer_of(list(client.model.parameters()), "adamw", settings.learning_rate.of(client.modality),
+                             settings.weight_decay, 0.0)
+        return fit_dpsgd(client, stepper, settings.batch, epochs, name)
     return fit(client.model, lambda epoch: client.private_batches(settings.batch, epoch, name),
                lambda batch: task_terms(client, batch),
                lr=settings.learning_rate.of(client.modality), weight_decay=settings.weight_decay, epochs=epochs)
@@ -115,9 +122,10 @@ def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
 
 
 def private_without_end(client: Any, size: int, epoch: int, mixed: bool = True) -> Iterator[Any]:
-    """Private batches beside the batches of a lesson, pass after pass; or None after None when none is `mixed` in."""
+    """Private batches beside the batches of a lesson, pass after pass; or None after None when none is `mixed` in,
+    and with `privacy.training`, under which a lesson is learnt from public samples alone."""
     for turn in count():
-        if not mixed:
+        if not mixed or client.protection.settings.training:
             yield None
         else:
             yield from client.private_batches(size, turn, f"mixed-{epoch}")

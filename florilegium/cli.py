@@ -16,12 +16,17 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"] or any(option in arguments for option in COMPLETION):
         sys.exit(run(arguments[1:] if arguments[0] == "run" else arguments))
+    if arguments[:2] == ["deploy", "local"]:
+        sys.exit(run(local(arguments[2:])))
     options = parser().parse_args(arguments)
+    from florilegium.deploy.keys import KeyFileError
     from florilegium.recorded import RunError
+    from florilegium.superlink import LaunchError
 
     try:
-        options.command(options)
-    except RunError as error:
+        if code := options.command(options):
+            sys.exit(code)
+    except (RunError, KeyFileError, LaunchError) as error:
         sys.exit(f"florilegium: {error}")
 
 
@@ -35,7 +40,16 @@ def run(arguments: list[str]) -> int:
     return launch.main(arguments)
 
 
+def local(arguments: list[str]) -> list[str]:
+    """`florilegium deploy local ...` is `florilegium run runtime=local ...`."""
+    keep = ["runtime.keep=true"] if "--keep" in arguments else []
+    return ["runtime=local", *keep, *(argument for argument in arguments if argument != "--keep")]
+
+
 def parser() -> argparse.ArgumentParser:
+    from florilegium import privacy_listing
+    from florilegium.data import check
+
     top = argparse.ArgumentParser("florilegium", description="Federated knowledge transfer with text-to-image models.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     commands.add_parser("run", help="run a method: florilegium run [-m] [Hydra overrides]; --help shows the settings")
@@ -49,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     table.add_argument("--force", action="store_true", help="also runs under different protocols")
     table.set_defaults(command=compare_runs)
+    check.add_command(commands)
+    privacy_listing.add_command(commands)
+    from florilegium.deploy.cli import add_commands
+
+    add_commands(commands.add_parser("deploy", help="a federation on real machines; `deploy local` is one on this"))
     for command in (reports, table):
         command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
     return top

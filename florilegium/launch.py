@@ -30,11 +30,13 @@ from omegaconf.errors import OmegaConfBaseException
 from florilegium import assets, settings
 from florilegium.progress import Screen
 from florilegium.recorded import RunError
+from florilegium.sections import Attack
 from florilegium.settings import SettingsError
 from florilegium.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
 PACKAGE = Path(__file__).resolve().parent
 INTERRUPTED = 130
+SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their messages are written for the user
 
@@ -140,6 +142,8 @@ def run_job(conf: DictConfig) -> None:
     out, rows = Path(conf.out), list(settings.rows(conf))
     print(f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
           f"rows {', '.join(rows)}, seed {conf.seed}", flush=True)
+    if bad := settings.typed(Attack, conf.get("attack"), "attack").attackers(len(conf.clients.mix), conf.seed):
+        print(f"simulated attack: {conf.attack.kind} by client {', '.join(map(str, bad))}", flush=True)
     with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
         run_config = Path(scratch, "run.toml")
         run_config.write_text(f"settings = {json.dumps(json.dumps(settings.plain(conf)))}\n")
@@ -152,10 +156,17 @@ def run_job(conf: DictConfig) -> None:
 
 @contextlib.contextmanager
 def connection(conf: DictConfig) -> Iterator[Flower]:
-    """Our own SuperLink for a simulation; the one the user named for a deployment."""
+    """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named."""
     if conf.runtime.name == "simulation":
         with OwnSuperLink({assets.VARIABLE: conf.assets}) as flower:
             yield flower
+    elif conf.runtime.name == "local":
+        from florilegium.deploy import local
+
+        with local.of_run(conf) as flower:
+            yield flower
+            if conf.runtime.keep:
+                local.linger(flower)
     else:
         yield Flower(conf.runtime.superlink, quiet_environment({}))
 
@@ -209,7 +220,7 @@ def ignoring(wanted: str) -> Any:
 
 def follow(flower: Flower, run_id: str, log: Path) -> Status:
     """Copy the run's log into `log` until the run ends; return how it ended. Stops the run on Ctrl-C."""
-    start = log.stat().st_size if log.exists() else 0
+    start, silent = log.stat().st_size if log.exists() else 0, 0.0
     try:
         with open(log, "a", encoding="utf-8") as file:
             while True:
@@ -221,6 +232,10 @@ def follow(flower: Flower, run_id: str, log: Path) -> Status:
                         file.flush()
                 if (status := flower.status(run_id)).finished:
                     return status
+                silent = 0.0 if status.known else silent or time.monotonic()
+                if silent and time.monotonic() - silent > SILENCE_SECONDS:
+                    raise LaunchError(f"the SuperLink '{flower.superlink}' has not answered for {SILENCE_SECONDS:.0f} "
+                                      "s; once it is back, resume=true goes on")
                 time.sleep(0.5)
     except KeyboardInterrupt:
         if not flower.owned:

@@ -6,7 +6,9 @@ Lossless PNG is the default, so a client sees exactly what the server synthesize
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk: no bytes, its name, its checksum
+MAX_PIXELS = 1 << 30  # of all images of one message together
+UNREADABLE = (OSError, ValueError, SyntaxError, IndexError, KeyError, EOFError, struct.error, zlib.error,
+              OverflowError, MemoryError, Image.DecompressionBombError)  # what Pillow raises over broken bytes
 
 
 def scaled(images_NCHW: Tensor) -> Tensor:
@@ -35,6 +41,36 @@ def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:
     return tuple(encoded)
 
 
+def check(images: Sequence[bytes], max_side: int = 1024) -> None:
+    """ValueError, naming the row, unless every image is whole; all headers are read before any pixel is decoded."""
+    opened = [_opened(row, data, max_side) for row, data in enumerate(images)]
+    if (total := sum(image.width * image.height for image in opened)) > MAX_PIXELS:
+        raise ValueError(f"have {total} pixels together, more than {MAX_PIXELS}")
+    for row, (image, data) in enumerate(zip(opened, images, strict=True)):
+        if image.format == "PNG" and not data.endswith(PNG_END):  # Pillow forgives a cut behind the last pixel
+            raise ValueError(f"image {row}: does not end as a PNG does")
+        _loaded(row, image)
+        image.close()
+
+
+def _opened(row: int, data: bytes, max_side: int) -> Image.Image:
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=tuple(name.upper() for name in FORMATS))
+        if max(image.size) > max_side:
+            raise ValueError(f"is {image.size[0]}x{image.size[1]}, more than {max_side} on a side")
+    except UNREADABLE as error:
+        raise ValueError(f"image {row}: {error}") from error
+    return image
+
+
+def _loaded(row: int, image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        return image.convert("RGB")
+    except UNREADABLE as error:
+        raise ValueError(f"image {row}: {error}") from error
+
+
 def decode(images: Iterable[bytes], max_side: int = 1024) -> Tensor:
     """Encoded images of one size -> uint8 [N, 3, H, W].
 
@@ -43,13 +79,7 @@ def decode(images: Iterable[bytes], max_side: int = 1024) -> Tensor:
     """
     pixels: list[np.ndarray] = []
     for row, data in enumerate(images):
-        try:
-            image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))
-            if max(image.size) > max_side:
-                raise ValueError(f"is {image.size[0]}x{image.size[1]}, more than {max_side} on a side")
-            array = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"image {row}: {error}") from error
+        array = np.asarray(_loaded(row, _opened(row, data, max_side)))
         if pixels and array.shape != pixels[0].shape:
             raise ValueError(f"image {row}: size {array.shape[:2]} differs from {pixels[0].shape[:2]}")
         pixels.append(array)

@@ -6,7 +6,6 @@ of a .jsonl file is dropped, and whatever was not yet written is simply absent.
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -76,10 +75,7 @@ def append(path: Path, objects: list[dict]) -> None:
     """Add whole lines to a .jsonl file."""
     lines = "".join(json.dumps(plain(o), separators=(", ", ": ")) + "\n" for o in objects)
     try:
-        with path.open("ab") as stream:
-            stream.write(lines.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        atomic.append_bytes(path, lines.encode())
     except OSError as why:
         raise RunError(f"run directory: cannot write {path} ({why.strerror})") from None
 

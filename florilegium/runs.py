@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from florilegium import pictures, report
+from florilegium import atomic, lock, pictures, report
+from florilegium.observers import Observer, Observers
 from florilegium.recorded import RunError, append, plain, read_json, read_lines, recorded, replace, summarise
 
 __all__ = ["Run", "RunError"]
-FREE = {"resume", "out", "runtime", "assets", "timeouts"}               # settings a resumed run may change
+FREE = {"resume", "out", "runtime", "assets", "timeouts", "sinks", "log_level"}  # settings a resumed run may change
 PLACE = ("row", "round", "phase")
 FREE_CLIENTS = {"device", "threads", "state_dir"}
 
@@ -32,6 +33,8 @@ class Run:
     def __init__(self, out: Path, settings: dict) -> None:
         self.out, self.settings, self.model_dir = out, settings, out / "model"
         self._told = 0.0
+        self.observers = Observers()
+        self.log: Observer | None = None
         self._at: dict[str, Any] = {"row": "method", "round": 0, "rounds": settings.get("rounds") or 0}
 
     @classmethod
@@ -44,16 +47,29 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as why:
             raise RunError(f"run directory {out}: cannot be created ({why.strerror})") from None
+        if not lock.hold(out / ".lock"):
+            raise RunError(f"run directory {out}: another server process writes it; wait for its end, or stop its run")
         if read_lines(out / "rounds.jsonl"):
             if not resume:
                 raise RunError(f"run directory {out}: holds a run already; choose another out=, or resume=true")
             same_settings(recorded(out).settings, settings, out)
+        atomic.sweep(out)                                               # what a killed server left half written
         replace(out / "settings.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
         (out / "progress.jsonl").unlink(missing_ok=True)
         for name in ("rounds.jsonl", "ledger.jsonl"):                   # heal a torn last line before growing the file
             if (out / name).exists():
                 rewrite(out / name, read_lines(out / name))
         return cls(out, settings)
+
+    def observe(self, *observers: Observer, at_once: Observer | None = None) -> None:
+        """Let observers hear what is recorded from here on, each in a thread of its own; one may hear it `at_once`."""
+        self.observers, self.log = Observers(observers), at_once
+
+    def tell(self, what: str, *given: Any) -> None:
+        """Pass an event on to the observers, by the name of an Observer's method."""
+        self.observers.tell(what, *given)
+        if self.log is not None:
+            getattr(self.log, what)(*given)
 
     def partition(self, clients: dict) -> None:
         """Who holds which rows of the data: {client: [row ids]}, or {client: {...}}."""
@@ -63,6 +79,7 @@ class Run:
         """One finished round of a row; round 0 is before any training. A metric that is not finite becomes null."""
         append(self.out / "rounds.jsonl", [{"row": named(row), "round": int(round), "seconds": rounded(seconds, 3),
                                             "metrics": metrics}])
+        self.tell("record", row, int(round), rounded(seconds, 3), plain(metrics))
 
     def rounds(self, row: str) -> list[dict]:
         """The records of a row, by round."""
@@ -72,12 +89,15 @@ class Run:
     def ledger(self, entries: list[dict]) -> None:
         """Messages that crossed the wire: row, round, step, phase, client, modality, down, up, seconds, fault."""
         append(self.out / "ledger.jsonl", entries)
+        self.tell("ledger", entries)
 
     def grid(self, row: str, round: int, images_N3HW: np.ndarray, captions: list[str]) -> None:
         """Generated images of a round, as a PNG to look at and as an .npz for the report."""
         images_N3HW = np.asarray(images_N3HW)
         stem = self.out / "samples" / f"{named(row)}-round-{int(round):03d}"
-        replace(stem.with_suffix(".png"), pictures.png(pictures.grid(images_N3HW, captions)))
+        picture = pictures.png(pictures.grid(images_N3HW, captions))
+        replace(stem.with_suffix(".png"), picture)
+        self.tell("grid", row, int(round), picture)
         replace(stem.with_suffix(".npz"), pictures.raw(images_N3HW, captions))
 
     def votes(self, row: str, round: int, matrix_CC, class_names: list[str]) -> None:
@@ -116,6 +136,7 @@ class Run:
         """
         moved, now = any(self._at.get(k) != v for k, v in news.items() if k in PLACE), time.monotonic()
         self._at |= news
+        self.tell("progress", dict(self._at))
         if not moved and self._at.get("done", 0) < self._at.get("total", 0) and now - self._told < 0.25:
             return
         self._told = now
@@ -143,6 +164,14 @@ class Run:
     def close(self) -> None:
         """The run is over: nobody needs to see its progress any more."""
         (self.out / "progress.jsonl").unlink(missing_ok=True)
+        self.silence()
+
+    def silence(self) -> None:
+        """Nothing more is told to the observers."""
+        self.observers.close()
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
 
 def rewrite(path: Path, objects: list[dict]) -> None:

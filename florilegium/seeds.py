@@ -26,6 +26,11 @@ def generator(*names: object) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*names))
 
 
+def shuffled(count: int, *names: object) -> list[int]:
+    """0 ... count - 1 in the random order of these names; torch-free."""
+    return random.Random(seed_of(*names)).sample(range(count), count)
+
+
 @contextlib.contextmanager
 def scoped(*names: object) -> Iterator[None]:
     """Seed the global generators for library code that knows no other (dropout, weight init), then put them back."""

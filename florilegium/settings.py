@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from florilegium import assets, sections
+from florilegium import assets, sections, sinks
 
 MAIN = "method"  # the row of conf.method itself
 HERE = Path(__file__).resolve().parent
@@ -70,7 +70,7 @@ def complete(conf: DictConfig, job: str = "") -> DictConfig:
     with open_dict(conf):
         out = Path(conf.get("out") or default_directory(conf)).expanduser()
         conf.out = str((Path.cwd() / out / job).resolve())
-        if conf.runtime.name == "simulation":
+        if conf.runtime.name != "deployment":
             conf.assets = str(assets.root())
             conf.clients.state_dir = conf.clients.get("state_dir") or str(Path(conf.out, "state"))
             _place_features(conf)
@@ -127,18 +127,21 @@ def typed(cls: type[T], node: Any, where: str) -> T:
 
 def validate(conf: DictConfig) -> None:
     """Check everything that can be wrong before anything starts: both halves of every row, the clients, the data."""
+    from florilegium import guard
     from florilegium.catalogue import half
 
     top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
     typed(sections.Plan, top, "")
     named = {"cohort": sections.Cohort, "timeouts": sections.Timeouts, "runtime": sections.Runtime,
-             "evaluation": sections.EvaluationSettings}
+             "evaluation": sections.EvaluationSettings, "attack": sections.Attack}
     for key, section in named.items():
         typed(section, conf.get(key), key)
+    typed(sinks.SinkSettings, conf.get("sinks"), "sinks")
     _validate_clients(conf)
     _validate_data(conf)
     _validate_diffusion(conf)
-    if conf.runtime.name == "simulation":  # elsewhere the clients' data are their own
+    guard.check(conf)
+    if conf.runtime.name != "deployment":  # there the clients' data are their own
         from florilegium.data.partition import partition
 
         partition(conf)

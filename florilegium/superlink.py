@@ -49,6 +49,10 @@ class Status:
         return self.state.startswith("finished")
 
     @property
+    def known(self) -> bool:
+        return self.state != "unknown"  # the SuperLink did not say
+
+    @property
     def completed(self) -> bool:
         return self.state == "finished:completed"
 
@@ -144,12 +148,7 @@ class OwnSuperLink:
 
     def __exit__(self, *_: object) -> None:
         """End everything this launch started and remove its directory; a second Ctrl-C does not cut that short."""
-        with uninterrupted():
-            if self.home is not None:
-                end_launch(self.mark, self.home)
-            for process in (self.process, self.guard):
-                if process is not None:
-                    process.communicate()  # closes the guard's pipe; both have nothing left to do
+        end_all(self.mark, self.home, [self.process, self.guard])
 
 
 @contextlib.contextmanager
@@ -176,6 +175,16 @@ def end_launch(mark: str, home: Path) -> None:
     """End everything a launch started and remove its directory."""
     end_processes(mark)
     shutil.rmtree(home, ignore_errors=True)
+
+
+def end_all(mark: str, home: Path | None, processes: list[subprocess.Popen | None]) -> None:
+    """End a launch whose own children are `processes`, its guard the last of them, whatever signals come."""
+    with uninterrupted():
+        if home is not None:
+            end_launch(mark, home)
+        for process in processes:
+            if process is not None:
+                process.communicate()  # closes the guard's pipe; none has anything left to do
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
@@ -222,6 +231,18 @@ class Flower:
 
     def stop(self, run_id: str) -> None:
         self._ask(["stop", run_id, self.superlink, "--format", "json"])
+
+    def register(self, public_key: Path, name: str) -> None:
+        """Let the SuperNode with this key in. LaunchError with Flower's own reason."""
+        answer = self._ask(["supernode", "register", str(public_key), self.superlink, "--name", name,
+                            "--format", "json"])
+        if not answer.get("success"):
+            raise LaunchError(f"flwr supernode register: {_one_line(answer.get('error-message') or str(answer))}")
+
+    def online(self) -> int:
+        """How many SuperNodes are connected."""
+        nodes = self._ask(["supernode", "list", self.superlink, "--format", "json"]).get("nodes") or []
+        return sum(node.get("status") == "online" for node in nodes)
 
     @contextlib.contextmanager
     def follow(self, run_id: str) -> Iterator[subprocess.Popen]:

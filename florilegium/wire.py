@@ -2,15 +2,15 @@
 
 A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
 kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
-field. Axes: N samples, C classes, D representation width, A augmented width (0 or D), R target width (0 or D),
-P anchors of a class, W text width, Q features of a sample, I and T widths of images and texts of pairs (0 or D).
+field. Each class says what it `carries`, for `florilegium privacy`. The axes are those of
+florilegium/axes.py.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from florilegium import arrived
 from florilegium.arrived import WireError
+from florilegium.axes import RAW, array, blobs
+from florilegium.privacy import EPSILONS
+from florilegium.sections import MODALITIES
 
 #: phase -> Flower message type. Every method is spoken in these words.
 PHASES = {
@@ -25,18 +28,9 @@ PHASES = {
     "train": "train",                # learn from your private data
     "represent": "query.represent",  # what do you see in these samples?
     "distill": "train.distill",      # learn from these targets
+    "joined": "train.joined",        # distill, train and represent in one message
     "evaluate": "evaluate",          # how good are you?               -> Report
 }
-
-
-def array(dtype: str, *axes: str, low: float | None = None, high: float | None = None, below: str | None = None) -> Any:
-    """A tensor field: its dtype, its axes, and its range (`below` names an axis whose length is an exclusive bound)."""
-    return field(metadata={"array": dtype, "axes": axes, "low": low, "high": high, "below": below})
-
-
-def blobs() -> Any:
-    """A field of N byte strings or texts, or of none."""
-    return field(default=(), metadata={"blobs": True})
 
 
 @dataclass(frozen=True)
@@ -52,13 +46,16 @@ class Header:
 class Nothing:
     """No content: the phase itself is the request or the acknowledgement."""
 
+    carries: ClassVar[str] = "nothing"
+
 
 @dataclass(frozen=True)
 class Profile:
     """Who a client is: no personal data, only what scheduling and checking need; `guide` is the version it keeps."""
 
+    carries: ClassVar[str] = "what a client is: counts and classes of its data, no row of them"
     client: int
-    modality: str
+    modality: str = field(metadata={"choices": MODALITIES})
     architecture: str
     examples: int
     classes: list[int]
@@ -69,6 +66,8 @@ class Profile:
 class Weights:
     """A state dict, the number of examples it was trained on, and what the training had to say about itself."""
 
+    carries: ClassVar[str] = "model weights, with what a method averages beside them (control variates, class means)"
+    summed: ClassVar[bool] = True  # averaging needs no single one, so secure aggregation could hide it
     tensors: dict[str, Tensor]
     examples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -78,6 +77,7 @@ class Weights:
 class Samples:
     """Public or synthetic samples: encoded images for image clients, UTF-8 texts for text clients."""
 
+    carries: ClassVar[str] = "public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     images: tuple[bytes, ...] = blobs()
     texts: tuple[str, ...] = blobs()
@@ -87,6 +87,7 @@ class Samples:
 class Answers:
     """What a client sees in samples: labels, the confidence of eq. 3, representations (and of an augmented view)."""
 
+    carries: ClassVar[str] = "what a private model says of public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     confidence: Tensor = array("float32", "N", low=0.0, high=100.0)
@@ -98,6 +99,7 @@ class Answers:
 class Logits:
     """Class scores before the softmax."""
 
+    carries: ClassVar[str] = "what a model says of public or synthetic samples"
     ids: Tensor = array("int64", "N", low=0)
     logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
 
@@ -106,15 +108,39 @@ class Logits:
 class Targets:
     """What a client shall learn on samples it keeps: consensus labels, fused representations (R = 0: labels only)."""
 
+    carries: ClassVar[str] = "what the server made of all answers"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     representations: Tensor = array("float32", "N", "R")
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A round's samples, and the targets of the L samples of an earlier round, `taught` (0: of none, and L = 0)."""
+
+    carries: ClassVar[str] = "public or synthetic samples, and what the server made of all answers to earlier ones"
+    taught: int
+    ids: Tensor = array("int64", "N", low=0)
+    known: Tensor = array("int64", "L", low=0)
+    labels: Tensor = array("int64", "L", low=0, below="C")
+    representations: Tensor = array("float32", "L", "R")
+    images: tuple[bytes, ...] = blobs()
+    texts: tuple[str, ...] = blobs()
+
+    @property
+    def samples(self) -> Samples:
+        return Samples(self.ids, self.images, self.texts)
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.known, self.labels, self.representations)
+
+
+@dataclass(frozen=True)
 class SoftTargets:
     """What a client shall learn on samples it keeps: labels, class scores, and how much these count on each sample."""
 
+    carries: ClassVar[str] = "what the server made of all answers"
     ids: Tensor = array("int64", "N", low=0)
     labels: Tensor = array("int64", "N", low=0, below="C")
     logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
@@ -126,18 +152,20 @@ class Guide:
     """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
     extracts, the features of the client's own rows."""
 
+    carries: ClassVar[str] = "what a frozen public model says of public images, or of rows the client gave away"
     version: str
     tensors: dict[str, Tensor]
     visual: Tensor = array("float32", "C", "P", "D")
     text: Tensor = array("float32", "C", "W")
-    ids: Tensor = array("int64", "N", low=0)
-    features: Tensor = array("float16", "N", "Q", "D")
+    ids: Tensor = array("int64", "M", low=0)
+    features: Tensor = array("float16", "M", "Q", "D")
 
 
 @dataclass(frozen=True)
 class PublicSet:
     """Which pairs of the public set are meant: `order` is its hash (data/public.py), which both sides must have."""
 
+    carries: ClassVar[str] = "which public pairs are meant"
     order: str
     ids: Tensor = array("int64", "N", low=0)
 
@@ -146,6 +174,7 @@ class PublicSet:
 class Features:
     """What an encoder sees in public pairs: unit vectors of the images and of the texts (0 wide: not that side)."""
 
+    carries: ClassVar[str] = "what a model says of public or synthetic pairs"
     ids: Tensor = array("int64", "N", low=0)
     image: Tensor = array("float32", "N", "I", low=-1.001, high=1.001)
     text: Tensor = array("float32", "N", "T", low=-1.001, high=1.001)
@@ -156,6 +185,7 @@ class Modules:
     """Weights of encoders, whole (`base` is empty) or what changed since `base`; then they are `version`
     (florilegium/changes.py)."""
 
+    carries: ClassVar[str] = "weights of the server's own encoders"
     version: str
     base: str
     tensors: dict[str, Tensor]
@@ -165,26 +195,35 @@ class Modules:
 class Examples:
     """A client's own labelled images. They leave it only where `guidance.allow_upload` says so."""
 
-    ids: Tensor = array("int64", "N", low=0)
-    labels: Tensor = array("int64", "N", low=0, below="C")
-    images: tuple[bytes, ...] = blobs()
+    carries: ClassVar[str] = RAW
+    ids: Tensor = array("int64", "M", low=0)
+    labels: Tensor = array("int64", "M", low=0, below="C")
+    images: tuple[bytes, ...] = blobs("M")
 
 
 @dataclass(frozen=True)
 class Report:
     """Named figures a client measured on `examples` examples."""
 
+    carries: ClassVar[str] = "figures measured by a client"
     metrics: dict[str, float]
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, SoftTargets, Guide,
-                                    PublicSet, Features, Modules, Examples, Report)}
-SCALARS = {"int": int, "float": float, "str": str, "list[int]": list}
+PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Joined, SoftTargets,
+                                    Guide, PublicSet, Features, Modules, Examples, Report)}
+#: phase -> (what comes down, what goes up) of the phases that belong to no method
+ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
+    "profile": ((Nothing,), (Profile,)), "evaluate": ((Nothing, Weights), (Report,))}
+RECORDS = {"header": ConfigRecord, "arrays": ArrayRecord, "scalars": ConfigRecord, "tensors": ArrayRecord,
+           "metrics": MetricRecord, "privacy": MetricRecord}
 
 
-def pack(payload: Any, header: Header) -> RecordDict:
-    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config."""
+def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) -> RecordDict:
+    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config.
+
+    `spent` is a client's epsilon of each mechanism (florilegium/privacy.py), beside any payload.
+    """
     arrays: dict[str, Array] = {}
     scalars: dict[str, Any] = {}
     record = RecordDict()
@@ -205,6 +244,8 @@ def pack(payload: Any, header: Header) -> RecordDict:
             scalars[f.name] = value
     record["arrays"] = ArrayRecord(arrays)
     record["scalars"] = ConfigRecord(scalars)
+    if spent:
+        record["privacy"] = MetricRecord({k: float(v) for k, v in spent.items()})
     record["header"] = ConfigRecord({"kind": type(payload).__name__, **vars(header)})
     return record
 
@@ -213,9 +254,20 @@ def header(record: RecordDict) -> Header:
     """The header of a message; WireError when it has none."""
     try:
         h: Any = record["header"]
-        return Header(str(h["row"]), int(h["round"]), int(h["step"]))
+        found = Header(str(h["row"]), int(h["round"]), int(h["step"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"the header is missing or broken ({error})") from error
+        raise WireError(f"the header is missing or broken ({error!s:.80})") from error
+    if extra := sorted({*h} - {"kind", *vars(found)}):
+        raise WireError(f"the header has {extra[0]:.40}, which it should not")
+    return found
+
+
+def spent(record: RecordDict) -> dict[str, float]:
+    """A client's epsilon of each mechanism, or nothing. WireError for a name or number that is none."""
+    told = dict(record["privacy"]) if "privacy" in record else {}
+    if strange := [name for name in told if name not in EPSILONS]:
+        raise WireError(f"privacy[{strange[0]:.40}] is no mechanism; there are {', '.join(EPSILONS)}")
+    return {name: arrived.figure(f"privacy.{name}", value, low=0.0) for name, value in told.items()}
 
 
 def size(record: RecordDict) -> int:
@@ -232,36 +284,13 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
     `bounds` fixes the length of axes the receiver knows, e.g. {"N": 400, "C": 24, "D": 128}.
     Raises WireError naming the payload, the field and what is wrong with it.
     """
-    kind = str(record["header"]["kind"]) if "header" in record and "kind" in record["header"] else "nothing known"
+    kind = str(record["header"]["kind"])[:40] if "kind" in record.get("header", ()) else "nothing known"
     cls = PAYLOADS.get(kind)
     if cls is None or (expected and cls not in expected):
         raise WireError(f"expected {' or '.join(e.__name__ for e in expected) or 'a known payload'}, got {kind}")
     try:
-        return cls(**_values(cls, record, dict(bounds or {})))
+        return cls(**arrived.values(cls, record, RECORDS, dict(bounds or {})))
     except WireError as error:
         raise WireError(f"{kind}.{error}") from None
-    except (KeyError, TypeError, ValueError, MemoryError, OverflowError) as error:
+    except Exception as error:  # bytes of a stranger in the hands of libraries: anything may be raised
         raise WireError(f"{kind} is malformed: {type(error).__name__} {error}") from error
-
-
-def _values(cls: type, record: RecordDict, bounds: dict[str, int]) -> dict[str, Any]:
-    arrays = dict(record["arrays"].items()) if "arrays" in record else {}
-    scalars = dict(record["scalars"]) if "scalars" in record else {}
-    values: dict[str, Any] = {}
-    for f in fields(cls):
-        if "array" in f.metadata:
-            values[f.name] = arrived.array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
-        elif "blobs" in f.metadata:
-            values[f.name] = arrived.blobs(f, arrays, bounds)
-        elif f.name == "tensors":
-            values[f.name] = {k: arrived.tensor(f"tensors[{k}]", a) for k, a in record["tensors"].items()}
-        elif f.name == "metrics":
-            values[f.name] = {k: arrived.figure(k, v) for k, v in record["metrics"].items()}
-        else:
-            value = scalars.pop(f.name, None)
-            if not isinstance(value, SCALARS[str(f.type)]):
-                raise WireError(f"{f.name} should be {f.type}, got {value!r:.40}")
-            values[f.name] = value
-    if extra := [*arrays, *scalars]:
-        raise WireError(f"{extra[0]} is not a field of {cls.__name__}")
-    return values

@@ -8,10 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from florilegium import atomic, settings
+from florilegium import atomic, settings, sinks
 from florilegium.catalogue import half
 from florilegium.data.partition import partition
 from florilegium.federation import Federation
+from florilegium.logs import JsonLog, LoggedRounds
 from florilegium.resources import Resources
 from florilegium.runs import Run
 from server_app.evaluation import Evaluation
@@ -39,6 +40,7 @@ class RowJournal(Journal):
                 LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.row, error)
                 continue
             strategy.restore(tensors, meta["strategy"])
+            strategy.guard.restore(meta.get("guard", {}))
             self.run.rewind(self.row, meta["round"])
             return int(meta["round"])
         self.run.rewind(self.row, -1)
@@ -67,7 +69,8 @@ class RowJournal(Journal):
             self.run.votes(self.row, r, votes.tolist(), list(self.evaluation.class_names))
         self.run.record(self.row, r, seconds, metrics)
         # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
-        atomic.save(self.folder / f"round-{r:04d}.safetensors", tensors, {"round": r, "strategy": meta})
+        atomic.save(self.folder / f"round-{r:04d}.safetensors", tensors,
+                    {"round": r, "strategy": meta, "guard": strategy.guard.state()})
         for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
@@ -87,6 +90,25 @@ class Narrator:
 def drive(conf: DictConfig, grid: Any) -> None:
     """Run the method and its reference rows, each resumed where it stopped, then write summary and report."""
     run = Run.open(conf.out, conf, resume=conf.resume)
+    watched(run, conf)
+    try:
+        run_rows(run, conf, grid)
+    except Exception as error:
+        LOG.error("the run failed: %s: %s", type(error).__name__, settings.first_line(error))
+        raise
+    finally:
+        run.silence()
+
+
+def watched(run: Run, conf: DictConfig) -> None:
+    """Let the sinks of the settings and the run's own log hear of it."""
+    given = settings.typed(sinks.SinkSettings, conf.get("sinks"), "sinks")
+    log = LoggedRounds(JsonLog(run.out, conf.get("log_level", "info")))
+    run.observe(*sinks.open_sinks(given, run.out, run.settings), at_once=log)
+
+
+def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
+    """Every row in turn."""
     narrator = Narrator(run, conf.rounds)
     resources = Resources(conf, progress=narrator)
     run.partition(partition(conf))
@@ -97,7 +119,8 @@ def drive(conf: DictConfig, grid: Any) -> None:
         narrator.row, narrator.federation = row, Federation(
             grid, row, seed=conf.seed, timeout=conf.timeouts.exchange, quorum=conf.timeouts.quorum,
             fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.fatal_codes),
-            progress=narrator)
+            progress=narrator, late=conf.timeouts.late, decay=conf.timeouts.decay,
+            give_up=conf.timeouts.give_up)
         journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if row == settings.MAIN and strategy.generator is not None:

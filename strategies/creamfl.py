@@ -59,6 +59,7 @@ class CreamFL(Rounds):
     """Clients of different modalities meet in the server's feature space, and shape it."""
 
     Settings = CreamFLSettings
+    counts_votes = True
 
     def __init__(self, settings: CreamFLSettings, resources: Any) -> None:
         super().__init__(settings, resources)
@@ -92,7 +93,7 @@ class CreamFL(Rounds):
         if self.encoder is not None:
             losses |= self.encoder.distill(public.images, public.texts, merged, self.settings.kd_weight,
                                            (r, self.num_rounds))
-        label_N, agree = majority(replies, self.classes, public.labels)
+        label_N, agree = majority(replies, self.classes, public.labels, self.guard)
         if not proxy:                                                # fresh samples: known to clients only now
             losses |= self.contrast(federation, [x.client for x in replies], public, anchors)
             losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))      # Table III

@@ -71,6 +71,7 @@ class FedMEKT(Rounds):
     """Clients and a server autoencoder teach each other by embeddings of public samples."""
 
     Settings = FedMEKTSettings
+    counts_votes = True
 
     def __init__(self, settings: FedMEKTSettings, resources: Any) -> None:
         super().__init__(settings, resources)
@@ -100,7 +101,7 @@ class FedMEKT(Rounds):
 
         teaching = federation.send("distill", lambda client: self.down(public, own, client), Report,
                                    clients=[x.client for x in replies])       # clients: task and transfer
-        label_N, agree = majority(replies, self.classes, public.labels)
+        label_N, agree = majority(replies, self.classes, public.labels, self.guard)
         if self.generator is not None:
             losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))      # Table III
             self.votes = self.public.votes(public, label_N)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from florilegium import consensus, costs, pixels, seeds
+from florilegium.averaging import named, part
 from florilegium.checks import between, one_of
 from florilegium.diffusion.tuning import TuneSettings
 from florilegium.federation import Federation, Reply, means_of
 from florilegium.metrics import confusion
 from florilegium.wire import Answers, Logits, Nothing, Report, Samples, Targets
+from strategies.exchanges import EXCHANGES, Exchanges
 from strategies.replay import Reservoir, joint_state, restore_joint
 from strategies.rounds import Rounds
 from strategies.synthesis import draw_classes, filled
@@ -28,6 +30,7 @@ class FedMMKTSettings:
     """Server settings; the paper's symbol in the comment, `ours` where the paper is silent."""
 
     variant: str = "representation"       # representation (FedMMKT) | logit (l-) | unimodal (u-)
+    exchanges: str = "separate"           # separate: train, represent, distill | joined: one message a round
     samples: int = 240                    # N, synthetic samples a round
     class_sampling: str = "stratified"    # stratified | uniform; ours
     sample_guidance: float | None = None  # None: diffusion.guidance, by which the model is judged; ours
@@ -53,6 +56,7 @@ class FedMMKTSettings:
 
     def __post_init__(self) -> None:
         one_of("variant", self.variant, ("representation", "logit", "unimodal"))
+        one_of("exchanges", self.exchanges, EXCHANGES)
         one_of("class_sampling", self.class_sampling, ("stratified", "uniform"))
         one_of("image_format", self.image_format, tuple(pixels.FORMATS))
         one_of("confidence", self.confidence, consensus.CONFIDENCES)
@@ -70,12 +74,14 @@ class FedMMKT(Rounds):
     """Mutual knowledge transfer between a server's T2I model and heterogeneous clients."""
 
     Settings = FedMMKTSettings
+    counts_votes = True
+    alone = "fused in the one-modality form (eq 33): each client is compared with the mean of all"
 
     def __init__(self, settings: FedMMKTSettings, resources: Any) -> None:
         super().__init__(settings, resources)
         self.classes, self.seed = resources.classes, resources.seed
         self.generator, self.caption = resources.generator(), resources.captioner()
-        self.replay = Reservoir(settings.replay)
+        self.replay, self.exchanges = Reservoir(settings.replay), Exchanges(settings.exchanges)
 
     def begin(self, federation: Federation) -> dict[str, float]:
         federation.ask("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
@@ -90,17 +96,16 @@ class FedMMKT(Rounds):
         sent = {"image": Samples(ids_N, images=pixels.encode(images, s.image_format)),
                 "text": Samples(ids_N, texts=tuple(captions))}
 
-        federation.ask("train", Nothing(), Nothing, Report)                                        # eq 1
-        replies = self.ask_answers(federation, sent, ids_N)                                        # eq 3
+        replies = self.ask_answers(federation, sent, ids_N)                                        # eqs 1, 3
         label_N, keep_N, fused_ND, metrics = self.agree(replies, drawn_N)                          # eqs 4-10
         ids, labels = ids_N[keep_N], label_N[keep_N]
         fused = fused_ND[keep_N] if s.client_representations else fused_ND[keep_N, :0]
 
-        distilling = federation.send("distill", Targets(ids, labels, fused), Report, Nothing,
-                                     clients=[x.client for x in replies])                          # eq 13
+        distilling = self.exchanges.teach(federation, r, r == self.num_rounds, Targets(ids, labels, fused),
+                                          replies)                                                 # eq 13
         shown_N, used_N = filled(drawn_N, label_N, keep_N, s.fill)
         losses = self.tune(r, images, captions, fused_ND, shown_N, used_N)                        # eqs 11-12
-        distilled = federation.collect(distilling)
+        distilled = self.exchanges.taught(federation, distilling)
         return metrics | losses | means_of(distilled) | self.judged(images, drawn_N, label_N, keep_N) \
             | self.modelled_bytes(replies, sent)
 
@@ -113,11 +118,11 @@ class FedMMKT(Rounds):
         return self.generator.synthesize(prompts, noise, self.settings.sample_guidance)
 
     def ask_answers(self, federation: Federation, sent: dict[str, Samples], ids_N: Tensor) -> list[Reply]:
-        """Every client of the cohort answers the samples of its own modality; replies share one width."""
+        """Every client of the cohort trains, then answers the samples of its modality; replies share one width."""
         s, width = self.settings, self.resources.width
         bounds = {"N": len(ids_N), "C": len(self.classes), "D": width, "A": width if s.variant == "unimodal" else 0}
         expect = Logits if s.variant == "logit" else Answers
-        return federation.ask("represent", lambda client: sent[client.modality], expect, bounds=bounds, ids=ids_N)
+        return self.exchanges.answers(federation, sent, expect, bounds=bounds, ids=ids_N)
 
     # -- LabVote (eqs 4-5) and MultiRepFusion (eqs 6-10) -----------------------------------------------------------
 
@@ -134,9 +139,11 @@ class FedMMKT(Rounds):
             vote_KN = torch.stack([x.body.labels for x in replies])
             sure_KN = consensus.bounded(torch.stack([x.body.confidence for x in replies]), s.confidence)
             sure_KN = consensus.balanced(sure_KN) if s.balance else sure_KN
+            sure_KN = self.guard.votes(sure_KN, replies)                                           # conf/defence
             label_N, keep_N, _ = consensus.labvote(vote_KN, sure_KN, len(self.classes), s.vote_threshold,
                                                    drawn_N, s.prompt_weight)                       # eqs 4-5
             weight_KN = None
+        label_N, keep_N = self.guard.released(vote_KN, label_N, keep_N, drawn_N, s.prompt_weight)  # conf/privacy
         if not s.labvote:
             label_N, keep_N = drawn_N, torch.ones_like(keep_N)
         if s.variant != "logit" and s.fusion and keep_N.any():
@@ -200,7 +207,10 @@ class FedMMKT(Rounds):
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return joint_state(self.generator, self.replay)
+        tensors, meta = joint_state(self.generator, self.replay)
+        owed, to_whom = self.exchanges.state()
+        return tensors | named("exchanges", owed), meta | {"exchanges": to_whom}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         restore_joint(self.generator, self.replay, tensors, meta)
+        self.exchanges.restore(part(tensors, "exchanges"), meta.get("exchanges", {"owed": {}}))

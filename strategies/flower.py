@@ -115,7 +115,7 @@ class Flower(Rounds):
                 np.random.seed(None)
             grid = cast(Grid, CohortGrid(federation))  # a strategy asks it for nodes and for nothing else
             questions = list(self.strategy.configure_train(r, self.theirs(), ConfigRecord(), grid))
-            replies = trained(federation, self.weights, metrics=told(questions))
+            replies = trained(federation, self.weights, metrics=told(questions), late=False)
             aggregated, _ = self.strategy.aggregate_train(r, self.as_flower(questions, replies))
         if aggregated is None:
             raise FederationError(f"{self.settings.strategy} made nothing of {len(replies)} replies")

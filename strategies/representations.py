@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from florilegium.federation import Client, Federation, Reply
+from florilegium.guard import Guard
 from florilegium.wire import Answers, Features, PublicSet, Samples, WireError
 from strategies.public_set import PublicRound
 from strategies.public_set import PublicSet as Public
@@ -83,12 +84,20 @@ def stacked(replies: Sequence[Reply], width: int, layer: int = 0) -> dict[str, t
     return found
 
 
-def majority(replies: Sequence[Reply], classes: int, drawn_N: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """The label most classifiers gave, ties to the lowest class; without any, what the samples were drawn for. [N]."""
+def majority(
+    replies: Sequence[Reply], classes: int, drawn_N: Tensor, guard: Guard
+) -> tuple[Tensor, dict[str, float]]:
+    """The label most classifiers gave, ties to the lowest class; without any, what the samples were drawn for. [N].
+
+    With `privacy.votes` a label that Confident-GNMax does not answer is the class the sample was drawn for.
+    """
     votes = {x.client.id: x.body.labels for x in replies if isinstance(x.body, Answers)}
     if not votes:
         return drawn_N, {}
-    label_N = torch.stack([one_hot(v, classes) for v in votes.values()]).sum(0).argmax(-1)
+    vote_KN = torch.stack(list(votes.values()))
+    label_N = one_hot(vote_KN, classes).sum(0).argmax(-1)
+    label_N, answered_N = guard.released(vote_KN, label_N, torch.ones_like(label_N, dtype=torch.bool))
+    label_N = label_N.where(answered_N, drawn_N)
     return label_N, {f"labels/client_{k}_agrees": (v == label_N).float().mean().item() for k, v in votes.items()}
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from florilegium import wire
 from florilegium.averaging import model_part, weighted_mean
 from florilegium.federation import Client, Federation
+from florilegium.guard import Guard
 from florilegium.wire import Header, Nothing, Report, Weights
 from strategies.guided import Guided
 from strategies.weights import figures, trained
@@ -53,11 +54,15 @@ class Rounds(Strategy):
     asks_clients : whether the method talks to clients at all.
     generator : the T2I model the method tunes, judged after each round; None when it has none.
     server_model : the DualEncoder the method trains for the server's own retrieval, judged likewise; None without one.
+    counts_votes : whether labels come from a count of the clients' votes, which `privacy.votes` can release.
+    alone : how the method goes on in a round that only one modality answered, for the log.
     """
 
     asks_clients = True
     generator: Any = None
     server_model: Any = None
+    counts_votes = False
+    alone = ""
 
     def __init__(self, settings: Any, resources: Any = None) -> None:
         self.settings, self.resources = settings, resources
@@ -65,6 +70,7 @@ class Rounds(Strategy):
         given = getattr(settings, "guidance", None)
         self.guided = Guided(given, resources) if given is not None and given.name != "none" else None
         self.weights: dict[str, Tensor] = {}
+        self.guard = Guard.of(resources)
 
     # -- what a method says -------------------------------------------------------------------------------------
 
@@ -75,7 +81,7 @@ class Rounds(Strategy):
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         """One round; returns flat metrics. Default: average the clients' weights (McMahan 2017, Algorithm 1)."""
         replies = trained(federation, self.weights)
-        self.weights = weighted_mean([x.body.tensors for x in replies], [x.body.examples for x in replies])
+        self.weights = weighted_mean([x.body.tensors for x in replies], [x.weight * x.body.examples for x in replies])
         return figures(replies)
 
     def judged_model(self) -> Weights | Callable[[Client], Weights] | None:
@@ -103,6 +109,7 @@ class Rounds(Strategy):
         passes the federation (quorum, deadlines, ledger) and the journal (records, checkpoints).
         """
         federation = federation or Federation(grid, timeout=timeout)
+        federation.guard = self.guard
         journal = journal or Journal()
         self.num_rounds = num_rounds
         if initial_arrays is not None:
@@ -119,7 +126,7 @@ class Rounds(Strategy):
             federation.begin(r)
             shared = self.guided.share(federation) if self.guided else {}
             metrics = shared | (self.begin(federation) if r == 0 else self.round(r, federation))
-            metrics |= federation.traffic(r)
+            metrics |= federation.traffic(r) | federation.attendance(r, self.alone) | self.guard.metrics()
             if self.guided:
                 self.guided.forget(federation)
             seconds = time.monotonic() - started

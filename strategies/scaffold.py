@@ -40,7 +40,7 @@ class Scaffold(Rounds):
         return {}
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
-        replies = trained(federation, self.weights)
+        replies = trained(federation, self.weights, late=False)                          # dc_k is of this round's c
         x, c = without(self.weights, "control"), part(self.weights, "control")
         y_K = [without(reply.body.tensors, "control") for reply in replies]
         mean_change = weighted_mean([part(reply.body.tensors, "control") for reply in replies], [1.0] * len(replies))

@@ -50,13 +50,14 @@ def group_starts(federation: Federation) -> dict[str, dict[str, Tensor]]:
 def trained(
     federation: Federation, down: Mapping[str, Tensor] | Callable[[Client], Mapping[str, Tensor]], *,
     like: Mapping[str, Tensor] | None = None, ranges: Mapping[str, tuple[float, float]] | None = None,
-    check: Check | None = None, metrics: Mapping[str, float] | None = None,
+    check: Check | None = None, metrics: Mapping[str, float] | None = None, late: bool = True,
 ) -> list[Reply]:
     """The cohort's weights after local training from `down` (with `metrics`, figures for the clients); a bad upload is
     left out and named in the ledger.
 
     `down` may differ by client. An upload must have the names, shapes and types of `like` (default: of `down`), the
-    figures of `ranges` within them, and no more examples than the client's profile says.
+    figures of `ranges` within them, and no more examples than the client's profile says. `late`: where settings have it
+    so, the weights a client was asked for in an earlier round may come instead, and count less (`shares`).
     """
     def checked(client: Any, body: Weights) -> None:
         given = down(client) if callable(down) else down
@@ -73,14 +74,14 @@ def trained(
         return Weights(dict(tensors), metrics=dict(metrics or {}))
 
     if not callable(down):
-        return federation.ask("train", payload(down), Weights, check=checked)
+        return federation.ask("train", payload(down), Weights, check=checked, late=late)
     bodies: dict[int, tuple[Any, Weights]] = {}  # one body for all who get the same tensors
 
     def chosen(client: Client) -> Weights:
         tensors = down(client)
         return bodies.setdefault(id(tensors), (tensors, payload(tensors)))[1]
 
-    return federation.ask("train", chosen, Weights, check=checked)
+    return federation.ask("train", chosen, Weights, check=checked, late=late)
 
 
 def same_tensors(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
@@ -94,8 +95,8 @@ def same_tensors(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> N
 
 
 def shares(replies: Sequence[Reply], weighting: str = "examples") -> list[float]:
-    """p_k: each reply's share in an average, by its examples or the same for all."""
-    sizes = [float(x.body.examples) if weighting == "examples" else 1.0 for x in replies]
+    """p_k: each reply's share in an average, by its examples or the same for all; a late one's is less."""
+    sizes = [x.weight * (float(x.body.examples) if weighting == "examples" else 1.0) for x in replies]
     return [size / sum(sizes) for size in sizes]
 
 

@@ -5,6 +5,7 @@ Every message makes a serialisation round trip, so a test fails on anything that
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable
 
@@ -20,6 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 FIRST_NODE = 100
 Tamper = Callable[[Message, Message], Message | None]  # (question, reply) -> another reply, or None: never arrives
+Delay = Callable[[Message], float]  # question -> seconds until its reply can be pulled
 
 
 def over_the_wire(message: Message) -> Message:
@@ -31,18 +33,37 @@ def over_the_wire(message: Message) -> Message:
 
 
 class LocalGrid(Grid):
-    """Node FIRST_NODE + i is client i. `tamper` plays the client that breaks the contract, or the lost reply."""
+    """Node FIRST_NODE + i is client i. `tamper` plays the client that breaks the contract, or the lost reply; `delay`
+    the slow one. Nodes may `join` and `leave`."""
 
-    def __init__(self, client_app: ClientApp, clients: int, run_config: dict, tamper: Tamper | None = None) -> None:
-        self.client_app, self.tamper = client_app, tamper
+    def __init__(
+        self, client_app: ClientApp, clients: int, run_config: dict, tamper: Tamper | None = None,
+        delay: Delay | None = None,
+    ) -> None:
+        self.client_app, self.tamper, self.delay = client_app, tamper, delay
         self.sent: list[tuple[int, str]] = []  # (node, message type), in the order sent
-        self._replies: dict[str, Message] = {}
+        self.under_way: dict[str, int] = {}  # message id -> node, of replies that nobody has pulled
+        self.most_under_way = 0  # at one node at one time
+        self._replies: dict[str, tuple[float, Message]] = {}  # message id -> (not before, reply)
         self._run = Run.create_empty(run_id=1)
         self.contexts = {
             FIRST_NODE + i: Context(run_id=1, node_id=FIRST_NODE + i, state=RecordDict(), run_config=dict(run_config),
                                     node_config={"partition-id": i, "num-partitions": clients})
             for i in range(clients)
         }
+
+    def leave(self, client: int) -> Context:
+        """The client's node disconnects; gives what `join` needs to bring it back."""
+        return self.contexts.pop(FIRST_NODE + client)
+
+    def join(self, context: Context, node: int) -> None:
+        """A client connects, under a node number that may be new."""
+        context.node_id = node
+        self.contexts[node] = context
+
+    def release(self) -> None:
+        """Whatever is delayed can be pulled now."""
+        self._replies = {name: (0.0, reply) for name, (_, reply) in self._replies.items()}
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -67,6 +88,8 @@ class LocalGrid(Grid):
         message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
         node = message.metadata.dst_node_id
         self.sent.append((node, message.metadata.message_type))
+        self.under_way[message.metadata.message_id] = node
+        self.most_under_way = max(self.most_under_way, list(self.under_way.values()).count(node))
         arrived = over_the_wire(message)
         try:
             reply = self.client_app(arrived, self.contexts[node])
@@ -77,21 +100,26 @@ class LocalGrid(Grid):
             reply = self.tamper(arrived, reply)
         if reply is not None:
             reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-            self._replies[message.metadata.message_id] = over_the_wire(reply)
+            ready = time.monotonic() + (self.delay(message) if self.delay is not None else 0.0)
+            self._replies[message.metadata.message_id] = ready, over_the_wire(reply)
         return message.metadata.message_id
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+        now = time.monotonic()
+        ready = [name for name in message_ids if name in self._replies and self._replies[name][0] <= now]
+        for name in ready:
+            del self.under_way[name]
+        return [self._replies.pop(name)[1] for name in ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))
 
 
 def run_apps(server_app: ServerApp, client_app: ClientApp, clients: int, run_config: dict,
-             tamper: Tamper | None = None) -> LocalGrid:
+             tamper: Tamper | None = None, delay: Delay | None = None) -> LocalGrid:
     """Run a whole federation in this process and return its grid."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    grid = LocalGrid(client_app, clients, run_config, tamper)
+    grid = LocalGrid(client_app, clients, run_config, tamper, delay)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config))
     server_app(grid, context)
     return grid

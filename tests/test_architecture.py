@@ -28,6 +28,7 @@ ONLY_IN = {
     "diffusers": {"florilegium/diffusion/stable.py"},
     "pickle": set(),
 }
+OWN = {f"florilegium/data/{name}.py" for name in ("private", "examined", "own", "check")}  # read a site's own data
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "handler", "base", "core"}
 DROPPED_BY_FLOWER = {"lib", "build", "parts", "env"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -94,6 +95,8 @@ def test_rooms_import_only_what_they_may(file: str) -> None:
         assert top not in ONLY_IN or file in ONLY_IN[top], f"{file} imports {module}"
         assert not module.startswith("florilegium.data.private") or room == "client_app" \
             or file == "florilegium/data/private.py", f"{file} imports {module}: private data has one door"
+        assert not module.startswith(("florilegium.data.own", "florilegium.data.examined")) or file in OWN, \
+            f"{file} imports {module}: private data has one door, and the site's own check"
 
 
 @pytest.mark.parametrize("file", FILES)

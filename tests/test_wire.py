@@ -5,10 +5,11 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
-from florilegium import wire
+from florilegium import pixels, wire
 from florilegium.wire import Answers, Header, Logits, Nothing, Profile, Report, Samples, Targets, Weights, WireError
 
 HEADER = Header("method", 3, 2)
+PNG = pixels.encode(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
 BOUNDS = {"N": 4, "C": 5, "D": 6, "A": 0}
 
 
@@ -21,7 +22,7 @@ def answers(**changes):
 @pytest.mark.parametrize("payload", [
     Nothing(), Profile(3, "image", "vit", 120, [0, 4]), Report({"accuracy": 0.5}, 10), answers(),
     Weights({"a.weight": torch.randn(2, 3), "count": torch.tensor(7)}, 12),
-    Samples(torch.arange(2), images=(b"\x89PNG", b"")), Samples(torch.arange(2), texts=("a red apple", "déjà vu")),
+    Samples(torch.arange(2), images=PNG), Samples(torch.arange(2), texts=("a red apple", "déjà vu")),
     Targets(torch.arange(2), torch.tensor([1, 0]), torch.zeros(2, 0)), Logits(torch.arange(3), torch.randn(3, 5)),
 ])
 def test_round_trip(payload):
@@ -92,7 +93,7 @@ def test_a_lying_array_header_is_refused_before_it_allocates():
 
 @pytest.mark.parametrize("lengths", [[2, 3], [-1, 5], [4, 4, 0]])
 def test_blob_lengths_must_add_up(lengths):
-    record = wire.pack(Samples(torch.arange(2), images=(b"ab", b"cd")), HEADER)
+    record = wire.pack(Samples(torch.arange(2), images=PNG), HEADER)
     record["arrays"]["images.lengths"] = Array(np.array(lengths, np.int64))
     with pytest.raises(WireError, match="images"):
         wire.unpack(record, Samples)

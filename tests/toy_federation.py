@@ -21,6 +21,7 @@ from florilegium import seeds
 from florilegium.federation import Client as Known
 from florilegium.federation import Reply
 from florilegium.models import Classifier
+from florilegium.privacy import PrivacySettings
 from florilegium.wire import Nothing, WireError
 
 WIDTH, CLASSES = 4, 2
@@ -49,6 +50,7 @@ class ToyClient:
     """What client halves use of `client_app.client.Client`."""
 
     modality, width, classes, device, architecture = "image", WIDTH, CLASSES, torch.device("cpu"), "toy"
+    protection = SimpleNamespace(settings=PrivacySettings())
 
     def __init__(self, id_: int, folder: Path, examples: int = 16, norm: bool = False, round_: int = 1) -> None:
         self.id, self.examples, self.round = id_, examples, round_

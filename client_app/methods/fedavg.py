@@ -15,6 +15,7 @@ class FedAvgClient:
     """E epochs of the task on private data, from the server's weights."""
 
     Settings = LocalSettings
+    dpsgd = True
     represent = guidance.represent
 
     def __init__(self, settings: LocalSettings) -> None:

@@ -16,6 +16,7 @@ class FedNovaClient:
     """FedAvg's local epochs; a client with more rows takes more steps, and says so."""
 
     Settings = LocalSettings
+    dpsgd = True
     represent = guidance.represent
 
     def __init__(self, settings: LocalSettings) -> None:

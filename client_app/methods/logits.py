@@ -64,6 +64,7 @@ class LogitsClient:
     """Private training, scores of public samples, private training again where the method revisits."""
 
     Settings = LogitsClientSettings
+    dpsgd = True
 
     def __init__(self, settings: LogitsClientSettings) -> None:
         self.settings = settings
@@ -92,7 +93,7 @@ class LogitsClient:
         report = self.lesson(client, lesson, s.distill_epochs)                               # FedMD's digest
         if s.revisit_epochs:
             means = fit_private(client, s, s.revisit_epochs, "revisit")                      # FedMD's revisit
-            report.metrics["revisit"] = means["task"]
+            report.metrics.update({"revisit": means["task"]} if "task" in means else {})
         return report
 
     def lesson(self, client: Client, lesson: Lesson, epochs: int, warmup: bool = False) -> Report:

@@ -1,7 +1,8 @@
 """The only door to personal data: what one client may see. Imported by client_app alone (a test holds it to that).
 
-A client's rows come from its own node configuration (`data-path`), or, with the embedded data, from its part of the
-partition, where a partition with a domain shift also says which domain is the client's. Nothing here is ever sent.
+A client's rows come from its own node configuration (`data-path`, docs/data.md), or, with the embedded data, from its
+part of the partition, where a partition with a domain shift also says which domain is the client's. Nothing here is
+ever sent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from florilegium.data import shift
 from florilegium.data.datasets import DataError, Rows, held_out, modality_rows, open_dataset, read_rows
+from florilegium.data.examined import examine
+from florilegium.data.own import OwnSettings
 from florilegium.data.partition import partition
 
 
@@ -46,21 +49,24 @@ class Domain:
 
 
 def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
-    """The data of one client; decoded once in a process. DataError names the file and the row."""
-    own = str(node_config.get("data-path", ""))
-    names = tuple(open_dataset(conf.data).classes)
+    """The data of one client; decoded once in a process. DataError names the file and the row.
+
+    With `test-path` or `validation-path` in the node configuration the client is judged on the site's own rows.
+    """
+    own = OwnSettings.of(node_config)
+    names, side = tuple(open_dataset(conf.data).classes), int(conf.data.image_size)
     data, domain = OmegaConf.to_yaml(conf.data, resolve=True), Domain()
-    if own:
-        train, classes = _own(own, modality, int(conf.data.image_size))
-        if classes != names:
-            raise DataError(f"{own}/classes.json names {', '.join(classes)}; the federation has {', '.join(names)}")
+    if own is not None:
+        train = _own(own, names, modality, side)
     else:
         whole = partition(conf)
         mine, s = whole["clients"][client], whole["settings"]
         domain = Domain(s["by"], mine.get("domain"), s["shift"] if "shift" in mine else "none", mine.get("shift", 0.0))
         train = _part(data, modality, tuple(mine["rows"]), domain)
         domain = domain if s["judged"] == "own" else Domain()
-    validation, test = (_judged(data, split, modality, domain) for split in ("validation", "test"))
+    validation, test = (
+        _own(given, names, modality, side) if (given := OwnSettings.of(node_config, f"{split}-path"))
+        else _judged(data, split, modality, domain) for split in ("validation", "test"))
     return PrivateData(train, validation, test, names)
 
 
@@ -88,7 +94,6 @@ def _judged(data: str, split: str, modality: str, domain: Domain) -> Rows:
 
 
 @lru_cache(maxsize=4)
-def _own(place: str, modality: str, side: int) -> tuple[Rows, tuple[str, ...]]:
-    splits = open_dataset(OmegaConf.create({"name": "own", "path": place}))
-    rows = read_rows(modality_rows(splits.private("train"), modality), modality, side, f"{place}/train")
-    return rows, tuple(splits.classes)
+def _own(own: OwnSettings, classes: tuple[str, ...], modality: str, side: int) -> Rows:
+    """Rows of a site's own. OwnDataError names file and row of the first that is refused."""
+    return examine(own, classes, modality, side).whole()

@@ -30,7 +30,10 @@ class TextBody(nn.Module):
                       "max_position_embeddings": vocabulary.longest + vocabulary.pad + 1}
             self.net = model_class(known(config_class, given), **extra)
         self.hidden = int(self.net.config.hidden_size)
+        self.whole_mask = False  # give attention its mask as it is used: transformers need not look into the values
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        mask_BT = (ids_BT != self.pad).long()
-        return self.net(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state[:, 0]
+        mask = (ids_BT != self.pad).long()
+        if self.whole_mask:
+            mask = mask[:, None, None].bool().expand(-1, 1, ids_BT.shape[1], -1)  # [B, heads, T, T]
+        return self.net(input_ids=ids_BT, attention_mask=mask).last_hidden_state[:, 0]

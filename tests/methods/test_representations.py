@@ -8,6 +8,7 @@ from flwr.app import Message
 
 from florilegium import wire
 from florilegium.federation import Client, Reply
+from florilegium.guard import Guard
 from florilegium.settings import SettingsError, validate
 from florilegium.wire import Answers, Features
 from strategies.representations import formula_bytes, joint, majority, sides_of, stacked, text_groups
@@ -48,10 +49,10 @@ def test_the_majority_of_classifiers_ties_to_the_lowest_class():
                                      torch.zeros(n, 0)))
 
     drawn = torch.tensor([3, 3, 3])
-    label, agree = majority([said(IMAGE, 1, 2, 2), said(TEXT, 1, 1, 2), said(PAIR, 0, 0, 2)], 4, drawn)
+    label, agree = majority([said(IMAGE, 1, 2, 2), said(TEXT, 1, 1, 2), said(PAIR, 0, 0, 2)], 4, drawn, Guard())
     assert label.tolist() == [1, 0, 2] and agree["labels/client_0_agrees"] == pytest.approx(2 / 3)
     nobody = Reply(PAIR, Features(torch.arange(3), torch.zeros(3, 1), torch.zeros(3, 1)))
-    assert majority([nobody], 4, drawn)[0].tolist() == [3, 3, 3]  # no classifier: what was drawn
+    assert majority([nobody], 4, drawn, Guard())[0].tolist() == [3, 3, 3]  # no classifier: what was drawn
 
 
 def test_joint_groups_and_bytes_by_hand():

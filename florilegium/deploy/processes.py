@@ -1,0 +1,176 @@
+"""One process of a federation in the foreground: checked before it starts, told in one line when it fails.
+
+Containers and `florilegium deploy local` run the same three: superlink, serverapp, supernode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from florilegium import superlink
+from florilegium.deploy import commands, keys
+from florilegium.superlink import LaunchError
+
+END_SECONDS = 10.0
+HANDSHAKE_SECONDS = 5.0
+POLLED = re.compile(r"uvicorn\.access.* 200$")  # the server app asks for replies many times a second
+# what Flower logs of a failure -> what it means; the last one that was logged is told
+MEANINGS = {
+    "[code: 2004]": "the SuperLink does not take this node: its key is not registered (`florilegium deploy register`), "
+                    "or the last connection with it still counts as alive (up to a minute after a kill)",
+    "[code: 2001]": "the SuperLink does not take nodes without a key",
+    "CERTIFICATE_VERIFY_FAILED": "the SuperLink's certificate is not one of this federation's authority (ca.crt)",
+    "ddress already in use": "the port is taken already",
+}
+
+
+def run(command: Callable[[], list[str]], home: Path, restart: float | None) -> int:
+    """Run what `command` gives until it ends, and again `restart` seconds later (None: once); the exit code.
+
+    `command` checks and may raise; its process gets `home` as its Flower home. Ctrl-C and SIGTERM end it.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+    code, ready = 0, command()  # what is wrong from the beginning ends us
+    try:
+        while True:
+            if ready:
+                code = _once(ready, home)
+            if restart is None:
+                return code
+            time.sleep(restart)
+            ready = _checked(command)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _checked(command: Callable[[], list[str]]) -> list[str]:
+    """The command line, or [] when it cannot work just now, which is told."""
+    try:
+        return command()
+    except (keys.KeyFileError, LaunchError) as error:
+        print(f"florilegium: {error}", file=sys.stderr, flush=True)
+        return []
+
+
+def _once(command: list[str], home: Path) -> int:
+    environment = superlink.quiet_environment({"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"})
+    process = subprocess.Popen([superlink.program(command[0]), *command[1:]], env=environment, text=True,
+                               errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, start_new_session=True)
+    meaning, last = "", ""
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if POLLED.search(line):
+                continue
+            with contextlib.suppress(BrokenPipeError):
+                print(line, end="", flush=True)
+            meaning = next((said for sign, said in MEANINGS.items() if sign in line), meaning)
+            last = line.strip() or last
+        process.wait()
+    finally:
+        _end(process)
+    if process.returncode:
+        print(f"florilegium: {command[0]} ended with code {process.returncode}: {meaning or last}", file=sys.stderr,
+              flush=True)
+    return process.returncode
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Flower's processes end their own children, given the time."""
+    with superlink.uninterrupted():
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+# -- the three ---------------------------------------------------------------------------------------------------------
+
+
+def superlink_command(place: Path, host: str, port: int, fleet: str, database: Path) -> list[str]:
+    """KeyFileError, LaunchError."""
+    keys.check_server(place)
+    for where in {f"{host}:{port}", fleet}:
+        _free(*split(where))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return commands.superlink(place, host, port, fleet, database, isolated=True)
+
+
+def serverapp_command(place: Path, address: str) -> list[str]:
+    """KeyFileError, LaunchError."""
+    check_certificate(address, place / "ca.crt")
+    return commands.serverapp(place, address)
+
+
+def supernode_command(place: Path, address: str, config: dict[str, str | int]) -> list[str]:
+    """KeyFileError, LaunchError."""
+    keys.check_site(place)
+    for key in ("state-dir", "data-path"):
+        if (given := str(config.get(key, ""))) and not Path(given).exists():
+            raise LaunchError(f"{key}: there is no {given}")
+    check_certificate(address, place / "ca.crt")
+    return commands.supernode(place, address, superlink.free_port(), config)
+
+
+def check_certificate(address: str, authority: Path) -> None:
+    """KeyFileError when who answers at `address` is not certified by `authority`; nobody may answer yet."""
+    host, port = split(address)
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+    except (OSError, ssl.SSLError):
+        raise keys.KeyFileError(f"{authority} is not a certificate that can be read") from None
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        with socket.create_connection((host, port), HANDSHAKE_SECONDS) as raw, \
+                context.wrap_socket(raw, server_hostname=host):
+            return
+    except ssl.SSLCertVerificationError as error:
+        raise keys.KeyFileError(f"the certificate at {address} is refused: {error.verify_message} "
+                                f"(checked against {authority})") from None
+    except (OSError, ssl.SSLError):  # not up yet: Flower tries again for as long as it takes
+        return
+
+
+def healthy(address: str, authority: Path) -> bool:
+    """Whether a SuperLink certified by `authority` answers for its health at `address`."""
+    try:
+        context = ssl.create_default_context(cafile=str(authority))
+        with urllib.request.urlopen(f"https://{address}/health", timeout=HANDSHAKE_SECONDS, context=context):
+            return True
+    except OSError:  # also every error of urllib and ssl
+        return False
+
+
+def split(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`. LaunchError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise LaunchError(f"{address!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _free(host: str, port: int) -> None:
+    """LaunchError when the port cannot be listened on: a restarted SuperLink would otherwise say so pages deep."""
+    try:
+        with contextlib.closing(socket.create_server((host, port))):
+            return
+    except OSError as error:
+        raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None

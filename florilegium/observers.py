@@ -1,0 +1,95 @@
+"""Who hears what a run records: the one interface of all sinks (florilegium/sinks), of which methods know nothing.
+
+Each sink works in a thread of its own, so that a slow one holds up no round; one that fails says so once and is left
+out. Torch-free.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+LOG = logging.getLogger("flwr")
+WAITING = 10_000  # events a sink may be behind
+END: tuple[str, tuple, dict] = ("", (), {})
+
+
+class Observer:
+    """What may be heard of a run; a sink says what it wants to hear."""
+
+    def progress(self, at: dict[str, Any]) -> None:
+        """Where the run is: row, round, rounds, phase, done, total."""
+
+    def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
+        """A finished round of a row."""
+
+    def ledger(self, entries: list[dict[str, Any]]) -> None:
+        """Messages that crossed the wire (docs/run-directory.md)."""
+
+    def grid(self, row: str, round: int, picture: bytes) -> None:
+        """The generated images of a round, as a PNG."""
+
+    def close(self) -> None:
+        """The run is over, or has failed."""
+
+
+class Watched:
+    """An observer in its own thread; its first error is its last call."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer, self.name = observer, type(observer).__name__
+        self.events: queue.Queue[tuple[str, tuple, dict]] = queue.Queue(WAITING)
+        self.alive = True
+        self.thread = threading.Thread(target=self._work, name=f"sink-{self.name}", daemon=True)
+        self.thread.start()
+
+    def tell(self, what: str, *given: Any, **named: Any) -> None:
+        if not self.alive:
+            return
+        try:
+            self.events.put_nowait((what, given, named))
+        except queue.Full:
+            self._leave(f"it is {WAITING} events behind")
+
+    def _work(self) -> None:
+        while (event := self.events.get()) != END:
+            what, given, named = event
+            try:
+                if self.alive:
+                    getattr(self.observer, what)(*given, **named)
+            except Exception as error:  # a sink is a courtesy: whatever its library raises, the run goes on
+                self._leave(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+
+    def _leave(self, why: str) -> None:
+        if self.alive:
+            self.alive = False
+            LOG.warning("the sink %s is left out from here on: %s", self.name, why)
+
+    def close(self, patience: float) -> None:
+        """Let it finish what it was told, for `patience` seconds at most."""
+        self.tell("close")
+        try:
+            self.events.put_nowait(END)
+        except queue.Full:
+            return
+        self.thread.join(patience)
+
+
+class Observers:
+    """All observers of a run, told together."""
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self.watched = [Watched(observer) for observer in observers]
+
+    def tell(self, what: str, *given: Any, **named: Any) -> None:
+        """Pass on one event by the name of an Observer's method."""
+        for one in self.watched:
+            one.tell(what, *given, **named)
+
+    def close(self, patience: float = 10.0) -> None:
+        for one in self.watched:
+            one.close(patience)
+        self.watched = []

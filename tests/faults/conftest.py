@@ -1,0 +1,80 @@
+"""Real federations over loopback, of two toy clients, and what a test does to them."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from florilegium import assets, superlink
+from florilegium.deploy.local import LocalFederation
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 600.0
+TWO = "clients.mix=[{modality:image,model:resnet},{modality:text,model:bert}]"
+
+
+class Deployment(LocalFederation):
+    """A local federation of the test's own, whose processes it may kill."""
+
+    def __init__(self, sites: int, folder: Path, toy: list[str]) -> None:
+        super().__init__(sites, folder / "state", str(assets.root()))
+        self.folder, self.toy = folder, toy
+
+    def launch(self, *overrides: str) -> subprocess.Popen:
+        """`florilegium run` on this federation, as its operator would."""
+        given = [*self.toy, "runtime=deployment", "runtime.superlink=local", "references=none",
+                 f"out={self.folder / 'run'}", *overrides]
+        return subprocess.Popen([sys.executable, "-m", "florilegium.cli", "run", *given], env=self.environment,
+                                cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def descendants(self, name: str, program: str) -> list[psutil.Process]:
+        """The processes below one of this federation's that run `program`."""
+        found = []
+        for process in psutil.Process(self.processes[name].pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended just now
+                if any(program in part for part in process.cmdline()[:2]):
+                    found.append(process)
+        return found
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still does something: one that has ended, but that nobody waited for, does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(what: Callable[[], object], limit: float = LIMIT, process: subprocess.Popen | None = None) -> object:
+    """The first true answer of `what`; fails after `limit` seconds, or when `process` has ended."""
+    deadline = time.monotonic() + limit
+    while not (found := what()):
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"not within {limit:.0f} s"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def deployment(tiny_overrides: list[str], tmp_path: Path) -> Iterator[Callable[[int], Deployment]]:
+    """`deployment(2)`: a federation that is up; nothing of it is left after the test."""
+    made: list[Deployment] = []
+
+    def up(sites: int) -> Deployment:
+        mix = TWO if sites == 2 else TWO.replace("},{modality:text,model:bert}", "}")
+        one = Deployment(sites, tmp_path, ["data=toy", "clients=toy", mix, *tiny_overrides])
+        one.__enter__()
+        made.append(one)
+        return one
+
+    yield up
+    for one in made:
+        one.__exit__()
+        assert not superlink.marked_processes(one.mark) and not one.home.exists()

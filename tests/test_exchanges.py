@@ -1,0 +1,182 @@
+"""One message a round in the place of three: the same targets one exchange later, the same numbers at the end."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from florilegium import atomic, pixels, wire
+from florilegium.federation import Client, Reply
+from florilegium.wire import Header, Joined, Samples, Targets, WireError
+from strategies.exchanges import Exchanges, joined
+
+A, B, C = (Client(10 + k, k, m) for k, m in enumerate(("image", "image", "text")))
+SMALL = ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1",
+         "evaluation.images_per_class=2"]
+IMAGES = tuple(pixels.encode(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "png"))
+
+
+@dataclass
+class Sent:
+    clients: dict
+
+
+@dataclass
+class Told:
+    """A federation that notes (round, phase, client, ids taught) and whose `cohort` answers, but for the `silent`."""
+
+    clients: list = field(default_factory=lambda: [A, B, C])
+    cohort: list = field(default_factory=lambda: [A, B, C])
+    silent: set = field(default_factory=set)
+    round: int = 0
+    notes: list = field(default_factory=list)
+
+    def ask(self, phase, payload, *expect, clients=None, **how):
+        return self.collect(self.send(phase, payload, *expect, clients=clients, **how))
+
+    def send(self, phase, payload, *expect, clients=None, **how):
+        asked = self.cohort if clients is None else clients
+        for client in asked:
+            body = payload(client) if callable(payload) else payload
+            known = body.known if isinstance(body, Joined) else getattr(body, "ids", torch.zeros(0))
+            self.notes.append((self.round, phase, client.id, known.tolist() if phase != "represent" else []))
+        return Sent({str(client.id): client for client in asked})
+
+    def collect(self, exchange):
+        return [Reply(client, None) for client in exchange.clients.values() if client.id not in self.silent]
+
+
+def samples(r):
+    ids = torch.arange(2) + 2 * r
+    return {"image": Samples(ids, images=IMAGES), "text": Samples(ids, texts=("x", "y"))}
+
+
+def targets(r):
+    """Sample 2r is kept in round r, sample 2r + 1 is not."""
+    return Targets(torch.tensor([2 * r]), torch.zeros(1, dtype=torch.long), torch.full((1, 4), float(r)))
+
+
+def rounds(kind, federation, cohorts=None, silent=None, last=3):
+    exchanges = Exchanges(kind)
+    for r in range(1, last + 1):
+        federation.round = r
+        federation.cohort = (cohorts or {}).get(r, federation.clients)
+        federation.silent = (silent or {}).get(r, set())
+        replies = exchanges.answers(federation, samples(r))
+        exchanges.taught(federation, exchanges.teach(federation, r, r == last, targets(r), replies))
+    return exchanges, federation.notes
+
+
+def test_every_client_meets_the_same_targets_one_exchange_later():
+    literal = rounds("separate", Told())[1]
+    together = rounds("joined", Told())[1]
+    assert [n for n in literal if n[2] == 0] == [
+        (1, "train", 0, []), (1, "represent", 0, []), (1, "distill", 0, [2]),
+        (2, "train", 0, []), (2, "represent", 0, []), (2, "distill", 0, [4]),
+        (3, "train", 0, []), (3, "represent", 0, []), (3, "distill", 0, [6])]
+    assert [n for n in together if n[2] == 0] == [
+        (1, "joined", 0, []), (2, "joined", 0, [2]), (3, "joined", 0, [4]), (3, "distill", 0, [6])]
+    for client in (0, 1, 2):
+        taught = [[n[3] for n in notes if n[2] == client and n[3]] for notes in (literal, together)]
+        assert taught[0] == taught[1] == [[2], [4], [6]]
+
+
+def test_a_client_that_sits_out_is_owed_its_targets_until_it_is_asked_again_or_the_end():
+    exchanges, notes = rounds("joined", Told(), cohorts={1: [A, B], 2: [A], 3: [A, C]})
+    assert [n for n in notes if n[2] == 1] == [(1, "joined", 1, []), (3, "distill", 1, [2])]      # B, asked in 1 only
+    assert [n for n in notes if n[2] == 2] == [(3, "joined", 2, []), (3, "distill", 2, [6])]      # C is new in round 3
+    assert [n[3] for n in notes if n[2] == 0] == [[], [2], [4], [6]]
+    assert exchanges.owed == {} and exchanges.lessons == {}
+
+
+def test_who_did_not_answer_is_owed_nothing_and_nobody_is_taught_twice():
+    _, notes = rounds("joined", Told(), silent={2: {1}})
+    assert [n for n in notes if n[2] == 1] == [(1, "joined", 1, []), (2, "joined", 1, [2]), (3, "joined", 1, []),
+                                              (3, "distill", 1, [6])]
+
+
+def test_what_is_owed_is_part_of_the_state():
+    exchanges, _ = rounds("joined", Told(), cohorts={1: [A, B], 2: [A]}, last=3)
+    assert exchanges.state() == ({}, {"owed": {}})
+    exchanges = Exchanges("joined")
+    exchanges.teach(Told(), 1, False, targets(1), [Reply(A, None), Reply(B, None)])
+    exchanges.teach(Told(), 2, False, targets(2), [Reply(A, None)])
+    tensors, meta = exchanges.state()
+    assert meta == {"owed": {"0": 2, "1": 1}} == json.loads(json.dumps(meta)) and len(tensors) == 6
+    twin = Exchanges("joined")
+    twin.restore(tensors, meta)
+    assert twin.owed == {0: 2, 1: 1} and twin.lessons[1].ids.tolist() == [2] and twin.lessons[2].ids.tolist() == [4]
+
+
+def test_the_payload_carries_both_and_is_checked():
+    body = joined(samples(2)["image"], 1, targets(1))
+    header = Header("method", 2, 1)
+    back = wire.unpack(wire.pack(body, header), Joined, bounds={"N": 2, "C": 3})
+    assert back.taught == 1 and back.samples.ids.tolist() == [4, 5] and back.samples.images == IMAGES
+    assert back.targets.ids.tolist() == [2] and back.targets.representations.tolist() == [[1.0] * 4]
+    none = wire.unpack(wire.pack(joined(samples(1)["text"], 0, None), header), Joined)
+    assert none.taught == 0 and len(none.targets.ids) == 0 and none.samples.texts == ("x", "y")
+    broken = Joined(1, body.ids, body.known, torch.zeros(2, dtype=torch.long), body.representations, body.images)
+    with pytest.raises(WireError, match="Joined.labels has 2 along L, expected 1"):
+        wire.unpack(wire.pack(broken, header), Joined)
+
+
+def lines(run, name="rounds"):
+    return [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_joined_rounds_end_with_the_numbers_of_separate_ones_and_resume(toy_conf, federated, tmp_path):
+    """Through the real apps: the same votes and T2I model in every round, the same clients after the last lesson; a run
+    that dies in the middle of its second round's only exchange goes on exactly."""
+    runs = {}
+    for kind in ("separate", "joined", "killed"):
+        conf = toy_conf("method=fedmmkt", "rounds=2", *SMALL, f"out={tmp_path / kind}",
+                        f"method.server.exchanges={'separate' if kind == 'separate' else 'joined'}")
+        if kind == "killed":
+            seen = []
+
+            def dies(question, reply, seen=seen):
+                seen.append(question.metadata.message_type)
+                if seen.count("train.joined") == 7:
+                    raise KeyboardInterrupt
+                return reply
+
+            with pytest.raises(KeyboardInterrupt):
+                federated(conf, dies)
+            conf.resume = True
+        runs[kind] = federated(conf)
+    separate, together, killed = (lines(run) for run in runs.values())
+    at_server = [{k: v for k, v in r["metrics"].items() if k.startswith(("labels/", "t2i/", "fusion/", "prompts/"))}
+                 for r in separate]
+    assert [{k: r["metrics"].get(k) for k in s} for r, s in zip(together, at_server, strict=True)] == at_server
+    last = [{k: v for k, v in run[-1]["metrics"].items() if not k.startswith(("bytes/", "distill/"))}
+            for run in (separate, together)]
+    assert last[0] == last[1] and last[0]["client/accuracy"] > 0
+    assert [r["metrics"] for r in killed] == [r["metrics"] for r in together]
+    models = [[atomic.load(sorted(run.glob(f"state/**/client-{k}/model-*.safetensors"))[-1])[0] for k in range(4)]
+              for run in runs.values()]
+    for ours, theirs in [*zip(models[0], models[1], strict=True), *zip(models[0], models[2], strict=True)]:
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_round_is_one_message_to_each_client(toy_conf, federated):
+    run = federated(toy_conf("method=fedmmkt", "rounds=2", *SMALL, "method.server.exchanges=joined"))
+    told = Counter((e["round"], e["phase"]) for e in lines(run, "ledger") if e["phase"] not in ("profile", "evaluate"))
+    assert told == {(0, "train"): 4, (1, "joined"): 4, (2, "joined"): 4, (2, "distill"): 4}
+
+
+@pytest.mark.parametrize("variant", ["logit", "unimodal"])
+def test_every_variant_can_be_joined(variant, toy_conf, federated):
+    run = federated(toy_conf("method=fedmmkt", "rounds=1", *SMALL, "method.server.exchanges=joined",
+                             f"method.variant={variant}"))
+    assert not [e for e in lines(run, "ledger") if e["fault"]]
+    assert lines(run)[-1]["metrics"]["labels/kept"] > 0
+
+
+def test_a_wrong_value_is_named():
+    from strategies.fedmmkt import FedMMKTSettings
+
+    with pytest.raises(ValueError, match="exchanges must be one of separate, joined, got 'both'"):
+        FedMMKTSettings(exchanges="both")

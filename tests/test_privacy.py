@@ -1,0 +1,153 @@
+"""The privacy listing is complete: what travels in a run of every method is listed, and all listed is the wire's."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from florilegium import cli, phases, privacy_listing, settings, wire
+from florilegium.catalogue import CATALOGUE, half
+from florilegium.wire import Answers, Examples, Logits, Nothing, Report, Samples, Weights
+from tests.test_every_method import ALIKE, faults, toy
+
+SPOKEN = [name for name in CATALOGUE if half(name, "client")]
+PHASE = {message_type: phase for phase, message_type in wire.PHASES.items()}
+SERVER_LOOKS = ["guidance@method.client.guidance=feddifrc", "method.client.guidance.allow_upload=true",
+                "method.client.guidance.feddifrc.location=server"]
+
+
+def travelled(message):
+    """(kind, {field: bytes of its arrays}) of a message."""
+    record = message.content
+    names = {f"{name}": len(a.data) for name, a in record["arrays"].items() if not name.endswith(".lengths")}
+    names |= dict.fromkeys(record["scalars"], 0)
+    names |= {"tensors": sum(len(a.data) for a in record["tensors"].values())} if "tensors" in record else {}
+    return str(record["header"]["kind"]), names | ({"metrics": 0} if "metrics" in record else {}), record["header"]
+
+
+@pytest.mark.parametrize("method, overrides", [*((m, []) for m in SPOKEN), ("fedavg", SERVER_LOOKS),
+                                               ("fedmmkt", ["method.variant=logit"]),
+                                               ("fedmmkt", ["method.server.exchanges=joined"])])
+def test_everything_that_travels_is_listed(method, overrides, toy_conf, federated):
+    conf = toy(toy_conf, method, "rounds=1", *overrides)
+    found = privacy_listing.listing(conf)
+    listed = {(f.phase, f.way, f.payload, f.name): f for f in found.fields}
+    seen = set()
+
+    def watch(question, reply):
+        for way, message in (("down", question), ("up", reply)):
+            kind, names, header = travelled(message)
+            assert set(header) == {"kind", *(name for phase, *_, name in listed if phase == "every")}
+            for name, size in (names or {"-": 0}).items():
+                where = (PHASE[question.metadata.message_type], way, kind, name)
+                assert where in listed, f"{method} sent {where}"
+                seen.add(where[:3])
+                known = listed[where]
+                if known.size is not None and known.kind != "state dict" and size:
+                    assert size - 128 <= known.size, f"{where}: {size} bytes, listed {known.size}"  # NumPy's header
+        return reply
+
+    run = federated(conf, watch)
+    assert not faults(run) and {way for _, way, _ in seen} == {"up", "down"}
+    raw = any("RAW PRIVATE DATA" in note for note in found.notes)
+    assert raw == any(kind == "Examples" for *_, kind in seen) == (overrides == SERVER_LOOKS)
+
+
+@pytest.mark.parametrize("method", SPOKEN)
+def test_nothing_is_listed_that_the_wire_does_not_know(method, toy_conf):
+    for f in privacy_listing.listing(toy(toy_conf, method)).fields:
+        known = {**wire.PAYLOADS, "Header": wire.Header}[f.payload]
+        assert f.phase in {*wire.PHASES, "every"} and f.name in {"-", *(field.name for field in fields(known))}
+
+
+def test_the_sizes_are_those_of_the_settings(toy_conf):
+    conf = toy(toy_conf, "fedmmkt")  # N = 12 samples, D = 32 wide, C = 4 classes
+    found = {(f.way, f.payload, f.name): f.size for f in privacy_listing.listing(conf).fields}
+    assert found["up", "Answers", "representations"] == 12 * 32 * 4 and found["up", "Logits", "logits"] == 12 * 4 * 4
+    assert found["down", "Targets", "labels"] == 12 * 8 and found["down", "Samples", "images"] is None
+
+
+def test_the_weights_are_the_models(toy_conf, federated):
+    conf = toy(toy_conf, "fedavg")
+    listed = {(f.phase, f.way, f.name): f for f in privacy_listing.listing(conf).fields}
+    sizes = []
+
+    def watch(question, reply):
+        if question.metadata.message_type == "train":
+            sizes.append(sum(len(a.data) - 128 for a in reply.content["tensors"].values()))  # less NumPy's header
+        return reply
+
+    federated(conf, watch)
+    assert set(sizes) == {listed["train", "up", "tensors"].size}
+
+
+def test_a_signature_must_say_what_crosses():
+    class Silent:
+        def train(self, client, down):
+            return Nothing()
+
+    class Free:
+        def train(self, client, down: Nothing) -> dict:
+            return {}
+
+    for Half in (Silent, Free):
+        with pytest.raises(ValueError, match="the signature of 'train'"):
+            phases.declared(Half, "train")
+    assert phases.declared(half("fedmmkt", "client"), "represent") == ((Samples,), (Answers, Logits))
+
+
+def test_what_settings_switch_off_is_not_listed(toy_conf):
+    Half, plain = half("fedavg", "client"), toy(toy_conf, "fedavg")
+    off = settings.typed(Half.Settings, plain.method.client, "method.client")
+    assert phases.declared(Half, "represent", off) == ((), ())
+    on = settings.typed(Half.Settings, toy(toy_conf, "fedavg", *SERVER_LOOKS).method.client, "method.client")
+    assert Examples in phases.declared(Half, "represent", on)[1]
+    assert Weights in phases.declared(Half, "evaluate", off)[0]
+    assert phases.declared(half("fedmmkt", "client"), "evaluate") == ((Nothing,), (Report,))
+
+
+def test_a_client_sends_nothing_that_its_half_does_not_declare(toy_conf, federated, monkeypatch):
+    Half = half("fedavg", "client")
+    honest = Half.train
+
+    def leaking(self, client, down: Weights) -> Weights:
+        honest(self, client, down)
+        rows = client.data.train
+        return Examples(rows.ids, rows.labels, tuple(b"" for _ in rows.ids))
+
+    monkeypatch.setattr(Half, "train", leaking)
+    with pytest.raises(RuntimeError, match="gave Examples, which it does not declare"):
+        federated(toy(toy_conf, "fedavg", "timeouts.quorum=1"))
+
+
+@pytest.mark.parametrize("way", privacy_listing.FORMATS)
+def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
+    given = ["privacy", "fedavg", "data=toy", "clients=toy", *ALIKE, *tiny_overrides, "--format", way]
+    options = cli.parser().parse_args(given)
+    options.command(options)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("train", "tensors", "SecAgg+", "dict[str, float]"))
+    if way == "json":
+        payloads = {f["payload"] for f in json.loads(out)["fields"]}
+        assert payloads == {"Header", "Nothing", "Profile", "Weights", "Report"}
+
+
+def test_a_method_that_asks_no_client_says_so():
+    assert "nothing is sent" in privacy_listing.listing(settings.compose(["method=selftuned"])).notes[0]
+    with pytest.raises(SystemExit, match="method 'fedx'"):
+        privacy_listing.run(cli.parser().parse_args(["privacy", "fedx"]))
+
+
+def test_own_words_for_every_payload():
+    assert all(isinstance(cls.carries, str) and cls.carries for cls in wire.PAYLOADS.values())
+
+
+def test_the_privacy_that_clients_report_is_listed(toy_conf, federated):
+    conf, seen = toy(toy_conf, "fedmmkt", "rounds=1", "privacy=gaussian"), set()
+    listed = {f.name for f in privacy_listing.listing(conf).fields if f.payload == "privacy"}
+
+    def watch(question, reply):
+        seen.update(reply.content.get("privacy", ()))
+        return reply
+
+    assert not faults(federated(conf, watch)) and seen == listed == {"gaussian", "gaussian_row"}
