@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class Clock:
 
 
 def timed(work: Callable[..., Any], count: Callable[[float], None]) -> Callable[..., Any]:
+    @wraps(work)  # a phase's annotations say what may cross
     def measured(*given: Any, **named: Any) -> Any:
         start = time.process_time()
         try:
