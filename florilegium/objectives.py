@@ -86,6 +86,8 @@ def soft_contrastive(
 
 def nearest(z_BD: Tensor, anchors_BPD: Tensor) -> Tensor:
     """[B, D]: of each sample's P anchors the one with the largest cosine."""
+    if anchors_BPD.shape[1] == 1:
+        return anchors_BPD[:, 0]
     cosines_BP = torch.einsum("bd,bpd->bp", normalize(z_BD.detach(), dim=-1), normalize(anchors_BPD, dim=-1))
     return anchors_BPD[torch.arange(len(z_BD)), cosines_BP.argmax(-1)]
 
