@@ -12,9 +12,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # embedded assets only
 
 import pytest
 import torch
+from flwr.app import Message
 from omegaconf import DictConfig
 
 from florilegium import settings
+from florilegium.recorded import read_lines
 
 torch.set_num_threads(1)
 
@@ -56,5 +58,32 @@ def federated() -> Callable[..., Path]:
         run_config = {"settings": json.dumps(settings.plain(conf)), "overrides": ""}
         run_apps(server_app, client_app, len(conf.clients.mix), run_config, tamper)
         return Path(conf.out)
+
+    return run
+
+
+@pytest.fixture
+def resumed(federated: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """`resumed(conf_of, phase, calls=1)`: the directories of a run and of its twin, which died in round 2 at the
+    `calls`-th answer of `phase` and went on by `resume`. `conf_of(*overrides)` gives complete settings."""
+    from florilegium import wire
+
+    def run(conf_of: Callable[..., DictConfig], phase: str, calls: int = 1) -> tuple[Path, Path]:
+        whole, part = (conf_of(f"out={tmp_path / name}") for name in ("whole", "part"))
+        left = calls
+
+        def killed(question: Message, reply: Message) -> Message:
+            nonlocal left
+            left -= wire.header(question.content).round == 2 and question.metadata.message_type == phase
+            if not left:
+                raise KeyboardInterrupt
+            return reply
+
+        federated(whole)
+        with pytest.raises(KeyboardInterrupt):
+            federated(part, killed)
+        assert [x["round"] for x in read_lines(Path(part.out) / "rounds.jsonl")] == [0, 1]
+        part.resume = True
+        return Path(whole.out), federated(part)
 
     return run

@@ -1,6 +1,7 @@
 """One contract for every method of the catalogue: its settings type, it runs through the real apps, and it resumes."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,26 +86,11 @@ def test_each_variant_of_fedmmkt_sends_only_what_it_declares(variant, toy_conf, 
     assert (run / "model" / "model_index.json").exists()
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(toy_conf, federated, tmp_path):
-    whole = federated(toy(toy_conf, "fedmmkt", "rounds=3", f"out={tmp_path / 'whole'}"))
-    part = toy(toy_conf, "fedmmkt", "rounds=3", f"out={tmp_path / 'part'}")
-    calls = 0
-
-    def killed(question: Message, reply: Message) -> Message:
-        nonlocal calls
-        calls += wire.header(question.content).round == 2 and question.metadata.message_type == "train.distill"
-        if calls == 3:
-            raise KeyboardInterrupt  # the process dies in the middle of round 2's last exchange
-        return reply
-
-    with pytest.raises(KeyboardInterrupt):
-        federated(part, killed)
-    assert [r["round"] for r in lines(tmp_path / "part")] == [0, 1]
-    part.resume = True
-    federated(part)
-    for a, b in zip(lines(whole), lines(tmp_path / "part"), strict=True):
+def test_a_resumed_run_equals_an_uninterrupted_one(toy_conf, resumed):
+    whole, part = resumed(partial(toy, toy_conf, "fedmmkt", "rounds=3"), "train.distill", 3)  # in its last exchange
+    for a, b in zip(lines(whole), lines(part), strict=True):
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
-    ends = [atomic.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, tmp_path / "part")]
+    ends = [atomic.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, part)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
 

@@ -1,6 +1,7 @@
 """Guidance end to end on toy data: sent once, looked at once, composed with every method, refused in one line."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,22 +140,11 @@ def test_a_client_that_lost_its_guide_is_named_and_gets_it_again(conf_of, federa
 
 
 @pytest.mark.parametrize("overrides", [(), (f"{AT}.feddifrc.condition=add_all_tokens", f"{AT}.feddifrc.refresh=2")])
-def test_a_resumed_run_equals_an_uninterrupted_one(overrides, conf_of, federated, tmp_path):
-    whole = metrics(federated(conf_of("feddifrc", "rounds=3", f"out={tmp_path / 'whole'}", *overrides)))
-    part = conf_of("feddifrc", "rounds=3", f"out={tmp_path / 'part'}", *overrides)
-
-    def killed(question, reply):
-        if wire.header(question.content).round == 2 and question.metadata.message_type == "evaluate":
-            raise KeyboardInterrupt
-        return reply
-
-    with pytest.raises(KeyboardInterrupt):
-        federated(part, killed)
-    part.resume = True
-    resumed = metrics(federated(part))
-    assert len(resumed) == 4
-    assert [m["guide/sent"] for m in resumed if "guide/sent" in m] == [2]       # the clients still keep it
-    for a, b in zip(whole[1:], resumed[1:], strict=True):
+def test_a_resumed_run_equals_an_uninterrupted_one(overrides, conf_of, resumed):
+    whole, again = map(metrics, resumed(partial(conf_of, "feddifrc", "rounds=3", *overrides), "evaluate"))
+    assert len(again) == 4
+    assert [m["guide/sent"] for m in again if "guide/sent" in m] == [2]       # the clients still keep it
+    for a, b in zip(whole[1:], again[1:], strict=True):
         assert {k: v for k, v in a.items() if "cache" not in k} == {k: v for k, v in b.items() if "cache" not in k}
 
 

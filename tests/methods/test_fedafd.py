@@ -3,6 +3,7 @@ kinds of clients with its faults, resumed and counted."""
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -245,20 +246,9 @@ def test_a_round_of_all_three_kinds_and_its_bytes(toy_conf, federated):
     assert 64 * 4 / 3 * 32 * 4 < last["bytes/features_up_per_client"] < 64 * 4 / 3 * 32 * 4 + 2500
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(toy_conf, federated, tmp_path):
-    whole = federated(toy_conf(*SMALL, MIX, "rounds=3", f"out={tmp_path / 'whole'}"))
-    part = toy_conf(*SMALL, MIX, "rounds=3", f"out={tmp_path / 'part'}")
-
-    def killed(question: Message, reply: Message) -> Message:
-        if wire.header(question.content).round == 2 and question.metadata.message_type == "train":
-            raise KeyboardInterrupt
-        return reply
-
-    with pytest.raises(KeyboardInterrupt):
-        federated(part, killed)
-    part.resume = True
-    federated(part)
-    for a, b in zip(lines(whole), lines(tmp_path / "part"), strict=True):
+def test_a_resumed_run_equals_an_uninterrupted_one(toy_conf, resumed):
+    whole, part = resumed(partial(toy_conf, *SMALL, MIX, "rounds=3"), "train")
+    for a, b in zip(lines(whole), lines(part), strict=True):
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
 
 

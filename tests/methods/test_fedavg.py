@@ -1,5 +1,7 @@
 """FedAvg and what all weight averaging stands on: the mean, the checks of uploads, the figures, the common start."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -121,37 +123,20 @@ def test_a_bad_upload_is_named_in_the_ledger_of_a_real_run(kind, line, toy_conf,
 
 
 @pytest.mark.parametrize("method", ["scaffold", "moon", "fednh", "flower"])
-def test_a_resumed_run_equals_an_uninterrupted_one(method, toy_conf, federated, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(method, toy_conf, resumed):
     """Control variates, previous models, prototypes and Adam's moments: killed while client 1 trains in round 2."""
     import json
 
-    from florilegium import wire
+    one = "{modality: image, model: resnet}"
+    whole, part = resumed(partial(
+        toy_conf, f"method={method}", "rounds=3", f"clients.mix=[{one},{one},{one}]", "cohort.fraction=0.67",
+        "evaluation.images_per_class=2"), "train", 2)                            # the second of the cohort's two
 
-    def conf(name):
-        one = "{modality: image, model: resnet}"
-        return toy_conf(f"method={method}", "rounds=3", f"clients.mix=[{one},{one},{one}]", "cohort.fraction=0.67",
-                        "evaluation.images_per_class=2", f"out={tmp_path / name}")
-
-    def killed(question, reply):
-        trains = wire.header(question.content).round == 2 and question.metadata.message_type == "train"
-        if trains and cohort:
-            raise KeyboardInterrupt
-        if trains:
-            cohort.append(question.metadata.dst_node_id)
-        return reply
-
-    def records(name):
-        lines = map(json.loads, (tmp_path / name / "rounds.jsonl").read_text().splitlines())
+    def records(run):
+        lines = map(json.loads, (run / "rounds.jsonl").read_text().splitlines())
         return [(x["round"], x["metrics"]) for x in lines]
 
-    cohort: list[int] = []  # who has trained in round 2
-    federated(conf("whole"))
-    part = conf("part")
-    with pytest.raises(KeyboardInterrupt):
-        federated(part, killed)
-    part.resume = True
-    federated(part)
-    assert records("whole") == records("part") and len(records("part")) == 4
+    assert records(whole) == records(part) and len(records(part)) == 4
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------

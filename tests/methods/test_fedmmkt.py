@@ -1,7 +1,5 @@
 """FedMMKT's server half on one page: four clients, six samples, every number worked by hand."""
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 
@@ -11,7 +9,9 @@ from florilegium.wire import Answers, Logits, Nothing, Report
 from strategies.fedmmkt import FedMMKT, FedMMKTSettings
 from strategies.replay import Reservoir
 from strategies.synthesis import draw_classes
+from tests.fakes import Classes, FakeResources
 
+FLOWERS = Classes(["rose", "tulip", "lily"])
 CLIENTS = [Client(11, 0, "image"), Client(12, 1, "image"), Client(13, 2, "text"), Client(14, 3, "text")]
 #                      samples:  0  1  2  3  4  5
 LABELS = torch.tensor([[0, 1, 2, 0, 1, 2],
@@ -19,49 +19,6 @@ LABELS = torch.tensor([[0, 1, 2, 0, 1, 2],
                        [0, 1, 0, 2, 0, 2],
                        [0, 0, 2, 0, 2, 2]])
 #  consensus (weights 1):       0  1  2  0  1  2     votes 4 3 2 2 2 4
-
-
-class Classes(list):
-    def prompt(self, c):
-        return f"A picture of a {self[c]}."
-
-
-@dataclass
-class FakeResources:
-    """Three classes, a generator that remembers what it was tuned on, an oracle that trusts the prompt."""
-
-    width: int = 4
-    seed: int = 0
-    classes: Classes = field(default_factory=lambda: Classes(["rose", "tulip", "lily"]))
-    tuned: list = field(default_factory=list)
-    drawn: torch.Tensor | None = None
-
-    def generator(self):
-        return self
-
-    def synthesize(self, prompts, noise, guidance=None):
-        assert len(set(noise)) == len(prompts) == 6
-        self.drawn = torch.tensor([self.classes.index(p[15:-1]) for p in prompts])
-        return self.drawn.view(-1, 1, 1, 1).expand(-1, 3, 8, 8).to(torch.uint8).contiguous()
-
-    def finetune(self, images, texts, representations, settings, *, rounds, seed):
-        self.tuned.append((images[:, 0, 0, 0].tolist(), texts, representations, rounds))
-        return {"t2i/loss": 1.0}
-
-    def captioner(self):
-        return lambda images: [f"caption {int(x[0, 0, 0])}" for x in images]
-
-    def judge(self):
-        return self
-
-    def predict(self, images):
-        return images[:, 0, 0, 0].long()
-
-    def state(self):
-        return {"w": torch.ones(1)}, {"steps": 3}
-
-    def restore(self, tensors, meta):
-        self.restored = (tensors, meta)
 
 
 class FakeFederation:
@@ -92,7 +49,7 @@ class FakeFederation:
 
 
 def one_round(reps=None, logits=None, **settings):
-    resources = FakeResources()
+    resources = FakeResources(FLOWERS)
     literal = {"balance": False, "prompt_weight": 0.0} | settings
     strategy = FedMMKT(FedMMKTSettings(samples=6, **literal), resources)
     strategy.num_rounds = 2
@@ -168,7 +125,7 @@ def test_the_unimodal_variant_asks_for_an_augmented_view_and_ignores_modality():
 
 
 def test_nothing_kept_is_no_reason_to_fail():
-    strategy = FedMMKT(FedMMKTSettings(samples=6, vote_threshold=1.0, prompt_weight=0.0), FakeResources())
+    strategy = FedMMKT(FedMMKTSettings(samples=6, vote_threshold=1.0, prompt_weight=0.0), FakeResources(FLOWERS))
     disagree = FakeFederation()
     LABELS_BEFORE = LABELS.clone()
     try:
@@ -182,7 +139,7 @@ def test_nothing_kept_is_no_reason_to_fail():
 def test_state_holds_generator_and_replay():
     strategy, resources, *_ = one_round(vote_threshold=0.75, replay=2)
     tensors, meta = strategy.state()
-    twin = FedMMKT(FedMMKTSettings(samples=6, replay=2), FakeResources())
+    twin = FedMMKT(FedMMKTSettings(samples=6, replay=2), FakeResources(FLOWERS))
     twin.restore(tensors, meta)
     assert torch.equal(twin.generator.restored[0]["w"], torch.ones(1)) and twin.generator.restored[1] == {"steps": 3}
     assert twin.replay.captions == strategy.replay.captions and len(twin.replay.captions) == 2
@@ -218,5 +175,5 @@ def test_settings_are_checked(bad, line):
 
 def test_begin_lets_clients_start_alone():
     federation = FakeFederation()
-    FedMMKT(FedMMKTSettings(samples=6), FakeResources()).begin(federation)
+    FedMMKT(FedMMKTSettings(samples=6), FakeResources(FLOWERS)).begin(federation)
     assert federation.sent == [("train", Nothing())]

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from strategies.fedet import FedET, FedETSettings, diversity, variance_weights
 from strategies.fedgems import FedGEMS, FedGEMSSettings, selective_weights, sure_weights
 from strategies.fedmd import FedMD, FedMDSettings
 from strategies.public_set import PublicSet, PublicSetSettings
+from tests.fakes import FakeResources
 
 METHODS = ("fedmd", "fedgems", "fedet")
 CLIENTS = [Client(11, 0, "image"), Client(12, 1, "image"), Client(13, 2, "text")]
@@ -30,49 +31,6 @@ LOGITS = torch.tensor([[[2.0, 0.0], [0.0, 4.0], [1.0, 0.0], [0.0, 1.0]],
                        [[4.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0]],
                        [[0.0, 3.0], [0.0, 3.0], [2.0, 0.0], [4.0, 0.0]]])
 TRUTH = torch.tensor([0, 1, 1, 0])
-
-
-class Classes(list):
-    def prompt(self, c):
-        return f"A picture of a {self[c]}."
-
-
-@dataclass
-class FakeResources:
-    """Two classes, a public set of four pairs, a generator that remembers what it was tuned on, a trusting judge."""
-
-    width: int = 4
-    seed: int = 0
-    classes: Classes = field(default_factory=lambda: Classes(["rose", "tulip"]))
-    tuned: list = field(default_factory=list)
-    conf: None = None
-
-    def generator(self):
-        return self
-
-    def synthesize(self, prompts, noise, guidance=None):
-        assert len(set(noise)) == len(prompts)
-        return torch.tensor([self.classes.index(p[15:-1]) for p in prompts], dtype=torch.uint8).view(-1, 1, 1, 1) \
-            .expand(-1, 3, 8, 8).contiguous()
-
-    def finetune(self, images, texts, representations, settings, *, rounds, seed):
-        self.tuned.append((images[:, 0, 0, 0].tolist(), texts, representations, rounds))
-        return {"t2i/loss": 1.0}
-
-    def captioner(self):
-        return lambda images: [f"caption {int(x[0, 0, 0])}" for x in images]
-
-    def judge(self):
-        return self
-
-    def predict(self, images):
-        return images[:, 0, 0, 0].long()
-
-    def state(self):
-        return {"w": torch.ones(1)}, {"steps": 3}
-
-    def restore(self, tensors, meta):
-        self.restored = (tensors, meta)
 
 
 class FakeFederation:
@@ -423,25 +381,11 @@ def faults(run):
 
 @pytest.mark.parametrize("source", ["proxy", "synthetic"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, federated, tmp_path):
-    rounds = ("rounds=2", f"method.public_set={source}")
-    whole = federated(toy(toy_conf, method, *rounds, f"out={tmp_path / 'whole'}"))
-    part, calls = toy(toy_conf, method, *rounds, f"out={tmp_path / 'part'}"), 0
-
-    def killed(question, reply):
-        nonlocal calls
-        calls += wire.header(question.content).round == 2 and question.metadata.message_type == "train.distill"
-        if calls == 3:
-            raise KeyboardInterrupt
-        return reply
-
-    with pytest.raises(KeyboardInterrupt):
-        federated(part, killed)
-    part.resume = True
-    federated(part)
-    for a, b in zip(lines(whole), lines(tmp_path / "part"), strict=True):
+def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, resumed):
+    whole, part = resumed(partial(toy, toy_conf, method, "rounds=2", f"method.public_set={source}"), "train.distill", 3)
+    for a, b in zip(lines(whole), lines(part), strict=True):
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
-    ends = [atomic.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, tmp_path / "part")]
+    ends = [atomic.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, part)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
     assert ("t2i/accuracy" in lines(whole)[-1]["metrics"]) == (source == "synthetic") and not faults(whole)
 

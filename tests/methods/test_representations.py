@@ -1,6 +1,7 @@
 """What CreamFL and FedMEKT share: through the real apps with every kind of client, bad replies, resume, votes."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -114,23 +115,10 @@ def test_a_bad_reply_is_named_and_left_out(kind, line, toy_conf, federated):
 
 
 @pytest.mark.parametrize(("method", "source"), [("creamfl", "proxy"), ("fedmekt", "synthetic")])
-def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, federated, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, resumed):
     given = [f"method={method}", f"method.public_set={source}", MIX, *SMALL, "rounds=2"]
-    whole = federated(toy_conf(*given, f"out={tmp_path / 'whole'}"))
-    part, calls = toy_conf(*given, f"out={tmp_path / 'part'}"), 0
-
-    def killed(question, reply):
-        nonlocal calls
-        calls += wire.header(question.content).round == 2 and question.metadata.message_type == "train.distill"
-        if calls == 2:
-            raise KeyboardInterrupt
-        return reply
-
-    with pytest.raises(KeyboardInterrupt):
-        federated(part, killed)
-    part.resume = True
-    federated(part)
-    for a, b in zip(lines(whole), lines(tmp_path / "part"), strict=True):
+    whole, part = resumed(partial(toy_conf, *given), "train.distill", 2)
+    for a, b in zip(lines(whole), lines(part), strict=True):
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
 
 
