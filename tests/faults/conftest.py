@@ -16,7 +16,7 @@ from florilegium import assets, superlink
 from florilegium.deploy.local import LocalFederation
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 600.0
+LIMIT = 150.0  # seconds that a test waits for any one thing
 TWO = "clients.mix=[{modality:image,model:resnet},{modality:text,model:bert}]"
 
 
@@ -52,14 +52,27 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def until(what: Callable[[], object], limit: float = LIMIT, process: subprocess.Popen | None = None) -> object:
-    """The first true answer of `what`; fails after `limit` seconds, or when `process` has ended."""
+def until(
+    name: str, what: Callable[[], object], limit: float = LIMIT, process: subprocess.Popen | None = None
+) -> object:
+    """The first true answer of `what`; fails after `limit` seconds, or when `process` has ended, saying its `name`."""
     deadline = time.monotonic() + limit
     while not (found := what()):
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"not within {limit:.0f} s"
+        assert process is None or process.poll() is None, (f"{name}: the run ended first", process.communicate())
+        assert time.monotonic() < deadline, f"waited {limit:.0f} s for {name}"
         time.sleep(0.1)
     return found
+
+
+def ended(run: subprocess.Popen, limit: float = LIMIT) -> None:
+    """Wait for the end of `florilegium run`; fails with what it said when that is late, or not a good one."""
+    try:
+        out, err = run.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        run.terminate()
+        out, err = run.communicate(timeout=30)
+        pytest.fail(f"waited {limit:.0f} s for the run's end\n{out}{err}")
+    assert run.returncode == 0, out + err
 
 
 @pytest.fixture

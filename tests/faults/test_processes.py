@@ -10,7 +10,7 @@ import pytest
 
 from florilegium import atomic
 from florilegium.recorded import read_lines
-from tests.faults.conftest import LIMIT, Deployment, alive, until
+from tests.faults.conftest import Deployment, alive, ended, until
 
 pytestmark = pytest.mark.faults
 DEADLINE = 90  # seconds; more than two toy clients need on a busy machine
@@ -29,24 +29,26 @@ def test_a_node_killed_in_a_phase_costs_its_round_and_comes_back_with_its_model(
     run = federation.launch("method=standalone", "rounds=5", "timeouts.quorum=1", f"timeouts.exchange={DEADLINE}",
                             "evaluation.every=100")
     records, ledger = (federation.folder / "run" / f"{name}.jsonl" for name in ("rounds", "ledger"))
-    until(lambda: len(read_lines(records)) >= 2, process=run)          # rounds 0 and 1 are over
-    working = until(lambda: federation.descendants("site-1", "flwr-clientapp"), process=run)  # in the middle of 2
-    node = federation.descendants("site-1", "flower-supernode")[0]
-    node.kill()
+    until("round 1 to be over", lambda: len(read_lines(records)) >= 2, process=run)
+    earlier = federation.descendants("site-1", "flwr-clientapp")       # may not have ended yet
+    working = until("site-1 to work on round 2", lambda: [
+        process for process in federation.descendants("site-1", "flwr-clientapp") if process not in earlier],
+        process=run)
+    federation.descendants("site-1", "flower-supernode")[0].kill()
     killed = time.monotonic()
-    until(lambda: len(read_lines(records)) >= 3, process=run)
+    until("round 2 to be over", lambda: len(read_lines(records)) >= 3, process=run)
     assert time.monotonic() - killed < DEADLINE + 15                   # the round waited its deadline, no longer
-    assert not any(map(alive, working))                                 # nobody works on for a node that is gone
-    out, err = run.communicate(timeout=2 * LIMIT)
-    assert run.returncode == 0, out + err
+    assert not any(map(alive, working))                                # nobody works on for a node that is gone
+    ended(run)
 
     entries = [e for e in read_lines(ledger) if e["phase"] == "train"]
     faults = {(e["client"], e["round"]) for e in entries if e["fault"]}
     assert (1, 2) in faults and {client for client, _ in faults} == {1}
-    assert (1, 5) not in faults                                        # it was back
     assert [r["round"] for r in read_lines(records)] == [0, 1, 2, 3, 4, 5]
-    answered = sum(e["client"] == 1 and not e["fault"] for e in entries)
-    assert trained_times(federation.state / "site-1", 1) >= answered >= 3   # one that forgot would count anew
+    answered = [e["round"] for e in entries if e["client"] == 1 and not e["fault"]]
+    assert answered[-1] == 5                                            # it was back
+    # one that forgot would count anew; a round that was cut off may have been trained
+    assert trained_times(federation.state / "site-1", 1) >= len(answered) >= 2
     assert trained_times(federation.state / "site-0", 0) == sum(e["client"] == 0 for e in entries)
 
 
@@ -57,13 +59,13 @@ def test_a_superlink_killed_and_restarted_costs_nothing_but_time(
     settings = ["method=standalone", "rounds=2", "timeouts.exchange=120", "evaluation.every=100"]
     run = federation.launch(*settings)
     records, ledger = (federation.folder / "run" / f"{name}.jsonl" for name in ("rounds", "ledger"))
-    until(lambda: len(read_lines(records)) >= 2, process=run)          # the last round is under way
+    until("the last round", lambda: len(read_lines(records)) >= 2, process=run)
     nodes = [federation.descendants(site, "flower-supernode")[0] for site in federation.sites]
     killed = federation.descendants("superlink", "flower-superlink")
+    assert killed
     for process in killed:
         process.kill()
-    out, err = run.communicate(timeout=LIMIT)
-    assert killed and run.returncode == 0, out + err                   # nobody had to lend a hand
+    ended(run)                                                          # nobody had to lend a hand
     assert all(map(alive, nodes))
     assert not any(entry["fault"] for entry in read_lines(ledger))
     assert [r["round"] for r in read_lines(records)] == [0, 1, 2]
