@@ -34,6 +34,13 @@ class Deployment(LocalFederation):
         return subprocess.Popen([sys.executable, "-m", "florilegium.cli", "run", *given], env=self.environment,
                                 cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
+    def working(self, name: str, run: subprocess.Popen, what: str) -> list[psutil.Process]:
+        """Wait until a client process that is not there yet has started at this site; all that are there then."""
+        earlier = self.descendants(name, "flwr-clientapp")  # of the exchange before; may not have ended yet
+        until(f"{name} to work on {what}", lambda: set(self.descendants(name, "flwr-clientapp")) - set(earlier),
+              process=run)
+        return self.descendants(name, "flwr-clientapp")
+
     def descendants(self, name: str, program: str) -> list[psutil.Process]:
         """The processes below one of this federation's that run `program`."""
         found = []

@@ -30,10 +30,7 @@ def test_a_node_killed_in_a_phase_costs_its_round_and_comes_back_with_its_model(
                             "evaluation.every=100")
     records, ledger = (federation.folder / "run" / f"{name}.jsonl" for name in ("rounds", "ledger"))
     until("round 1 to be over", lambda: len(read_lines(records)) >= 2, process=run)
-    earlier = federation.descendants("site-1", "flwr-clientapp")       # may not have ended yet
-    working = until("site-1 to work on round 2", lambda: [
-        process for process in federation.descendants("site-1", "flwr-clientapp") if process not in earlier],
-        process=run)
+    working = federation.working("site-1", run, "round 2")
     federation.descendants("site-1", "flower-supernode")[0].kill()
     killed = time.monotonic()
     until("round 2 to be over", lambda: len(read_lines(records)) >= 3, process=run)
