@@ -42,7 +42,7 @@ def test_three_nodes_that_do_not_belong_are_refused_while_a_run_goes_on(
     (impostor / "node.key").write_bytes((foreign / "sites" / "stranger" / "node.key").read_bytes())
     (impostor / "ca.crt").write_bytes((foreign / "authority" / "ca.crt").read_bytes())
 
-    run = federation.launch("method=standalone", "rounds=1", "timeouts.quorum=1")
+    run = federation.launch("method=standalone", "rounds=0", "timeouts.quorum=1")
     intruders = {
         "unregistered": (ours(federation, stranger, "unregistered"), "does not take this node"),
         "foreign": (ours(federation, impostor, "foreign"), "is refused: "),
