@@ -21,7 +21,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from florilegium import assets
+from florilegium import assets, settings
 from florilegium.deploy.local import LocalFederation
 
 PROJECT = """
@@ -105,22 +105,40 @@ def exchanges(nodes: int, plan: list[dict]) -> list[dict]:
         return told
 
 
-def ready() -> dict[str, float]:
-    """A client process until it can answer (imports, and the private model from disk), over `import torch`."""
-    opened = ("import client_app.app as app; from florilegium import settings; from florilegium.wire import Header; "
-              "from client_app.client import open_client; import tempfile; "
-              "conf = settings.complete(settings.compose(['data=emoji', 'out=' + tempfile.mkdtemp()])); "
-              "open_client(conf, {'partition-id': 0}, Header('method', 1, 1)); ")
-    programs = {"torch": "import torch", "imports": "import client_app.app", "ready": opened}
-    took: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(5):
-        for name, program in programs.items():
-            begun = time.monotonic()
-            subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-            took[name].append(time.monotonic() - begun)
+READY = """
+import sys
+from pathlib import Path
+import client_app.app
+from florilegium import settings
+from florilegium.wire import Header
+from client_app.client import open_client
+place, round = Path(sys.argv[1]), int(sys.argv[2])
+conf = settings.load({"settings": (place / "settings.json").read_text()})
+client = open_client(conf, {"partition-id": 0, "state-dir": str(place)}, Header("method", round, 1))
+client.model
+if round == 1:
+    client.save()
+"""
+
+
+def ready(repeats: int = 5) -> dict[str, float]:
+    """A client process until it can answer (imports, its rows and its private model from disk), over `import torch`;
+    and what the model classes of transformers alone take."""
+    with tempfile.TemporaryDirectory(prefix="florilegium-bench-") as place:
+        conf = settings.complete(settings.compose(["data=emoji", f"out={place}/run"]))
+        Path(place, "settings.json").write_text(json.dumps(settings.plain(conf)))
+        subprocess.run([sys.executable, "-c", READY, place, "1"], check=True)  # leaves its rows and its model
+        programs = {"torch": ["import torch"], "model classes": ["import torch; from transformers import ResNetModel"],
+                    "imports": ["import client_app.app"], "ready": [READY, place, "2"]}
+        took: dict[str, list[float]] = {name: [] for name in programs}
+        for _ in range(repeats):
+            for name, program in programs.items():
+                begun = time.monotonic()
+                subprocess.run([sys.executable, "-c", *program], check=True, capture_output=True)
+                took[name].append(time.monotonic() - begun)
     least = {name: min(times) for name, times in took.items()}
-    return {"import torch, s": least["torch"], "imports / torch": least["imports"] / least["torch"],
-            "ready / torch": least["ready"] / least["torch"]}
+    return {"import torch, s": least["torch"], **{f"{name} / torch": least[name] / least["torch"] for name in programs
+                                                  if name != "torch"}}
 
 
 def phase(work: float = 10.0, repeats: int = 4) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client_app import lessons, pairs, views
+from client_app.kept_rows import open_rows
 from client_app.lessons import Lesson
 from client_app.memory import Memory
 from client_app.pairs import PairBatch
@@ -24,7 +25,7 @@ from client_app.private_training import without_batch_norm
 from client_app.protection import Protection
 from florilegium import models, pixels, seeds
 from florilegium.data.datasets import Rows
-from florilegium.data.private import PrivateData, open_private
+from florilegium.data.private import PrivateData
 from florilegium.data.public import PublicPairs, open_public, same_order
 from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
@@ -274,7 +275,7 @@ def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header
         raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
     federation = Path(out or "federation").name
     memory = Memory(Path(str(place), federation, header.row, f"client-{id_}"), header.round, header.step)
-    data = open_private(conf, id_, str(conf.clients.mix[id_].modality), node_config)
+    data = open_rows(conf, id_, str(conf.clients.mix[id_].modality), node_config)
     client = Client(conf, id_, data, memory, header.round)
     client.public_path = str(node_config.get("public-path", "")) or None
     return client

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -197,6 +199,22 @@ def test_a_run_directory_has_one_writer_until_that_ends(tmp_path: Path) -> None:
     other.kill()
     other.communicate()
     assert lock.hold(tmp_path / ".lock") and lock.hold(tmp_path / ".lock")
+
+
+def test_a_process_whose_child_holds_its_output_open_is_told_when_it_ends(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As a refused SuperNode does, whose SuperExec lives until the SuperNode is waited for."""
+    child = tmp_path / "child"
+    begun = time.monotonic()
+    code = processes.run(lambda: ["sh", "-c", f"sleep 60 & echo $! > {child}; echo 'refused [code: 2001]'; exit 7"],
+                         tmp_path / "home", restart=None)
+    assert code == 7 and time.monotonic() - begun < 10
+    out, err = capfd.readouterr()
+    assert out == "refused [code: 2001]\n"
+    assert err == "florilegium: sh ended with code 7: the SuperLink does not take nodes without a key\n"
+    with pytest.raises(ProcessLookupError):                                # and nothing of it is left
+        os.kill(int(child.read_text()), 0)
 
 
 # -- docker ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Containers and `florilegium deploy local` run the same three: superlink, servera
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from florilegium import superlink
@@ -71,27 +72,38 @@ def _once(command: list[str], home: Path) -> int:
     process = subprocess.Popen([superlink.program(command[0]), *command[1:]], env=environment, text=True,
                                errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, start_new_session=True)
-    meaning, last = "", ""
+    said = _Said()
+    # in a thread: its SuperExec has the same stdout and lives until it is waited for, so the output may not end first
+    reader = threading.Thread(target=said.follow, args=(process.stdout,), daemon=True)
+    reader.start()
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
+        process.wait()
+    finally:
+        _end(process)
+        reader.join(END_SECONDS)
+    if process.returncode:
+        print(f"florilegium: {command[0]} ended with code {process.returncode}: {said.meaning or said.last}",
+              file=sys.stderr, flush=True)
+    return process.returncode
+
+
+class _Said:
+    """What a process prints, passed on; what it means, and its last line."""
+
+    meaning, last = "", ""
+
+    def follow(self, lines: Iterable[str]) -> None:
+        for line in lines:
             if POLLED.search(line):
                 continue
             with contextlib.suppress(BrokenPipeError):
                 print(line, end="", flush=True)
-            meaning = next((said for sign, said in MEANINGS.items() if sign in line), meaning)
-            last = line.strip() or last
-        process.wait()
-    finally:
-        _end(process)
-    if process.returncode:
-        print(f"florilegium: {command[0]} ended with code {process.returncode}: {meaning or last}", file=sys.stderr,
-              flush=True)
-    return process.returncode
+            self.meaning = next((said for sign, said in MEANINGS.items() if sign in line), self.meaning)
+            self.last = line.strip() or self.last
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Flower's processes end their own children, given the time."""
+    """End the process, which ends its own children, given the time; then those it left, when it was killed itself."""
     with superlink.uninterrupted():
         if process.poll() is None:
             process.terminate()
@@ -100,6 +112,13 @@ def _end(process: subprocess.Popen) -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + END_SECONDS
+            with contextlib.suppress(ProcessLookupError):  # nobody of its session is left
+                os.killpg(process.pid, number)
+                while time.monotonic() < deadline:
+                    os.killpg(process.pid, 0)
+                    time.sleep(0.1)
 
 
 # -- the three ---------------------------------------------------------------------------------------------------------

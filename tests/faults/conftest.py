@@ -16,7 +16,7 @@ from florilegium import assets, superlink
 from florilegium.deploy.local import LocalFederation
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 600.0
+LIMIT = 240.0  # seconds that a test waits for any one thing; a busy machine is slow
 TWO = "clients.mix=[{modality:image,model:resnet},{modality:text,model:bert}]"
 
 
@@ -33,6 +33,13 @@ class Deployment(LocalFederation):
                  f"out={self.folder / 'run'}", *overrides]
         return subprocess.Popen([sys.executable, "-m", "florilegium.cli", "run", *given], env=self.environment,
                                 cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def working(self, name: str, run: subprocess.Popen, what: str) -> list[psutil.Process]:
+        """Wait until a client process that is not there yet has started at this site; all that are there then."""
+        earlier = self.descendants(name, "flwr-clientapp")  # of the exchange before; may not have ended yet
+        until(f"{name} to work on {what}", lambda: set(self.descendants(name, "flwr-clientapp")) - set(earlier),
+              process=run)
+        return self.descendants(name, "flwr-clientapp")
 
     def descendants(self, name: str, program: str) -> list[psutil.Process]:
         """The processes below one of this federation's that run `program`."""
@@ -52,14 +59,27 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def until(what: Callable[[], object], limit: float = LIMIT, process: subprocess.Popen | None = None) -> object:
-    """The first true answer of `what`; fails after `limit` seconds, or when `process` has ended."""
+def until(
+    name: str, what: Callable[[], object], limit: float = LIMIT, process: subprocess.Popen | None = None
+) -> object:
+    """The first true answer of `what`; fails after `limit` seconds, or when `process` has ended, saying its `name`."""
     deadline = time.monotonic() + limit
     while not (found := what()):
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"not within {limit:.0f} s"
+        assert process is None or process.poll() is None, (f"{name}: the run ended first", process.communicate())
+        assert time.monotonic() < deadline, f"waited {limit:.0f} s for {name}"
         time.sleep(0.1)
     return found
+
+
+def ended(run: subprocess.Popen, limit: float = LIMIT) -> None:
+    """Wait for the end of `florilegium run`; fails with what it said when that is late, or not a good one."""
+    try:
+        out, err = run.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        run.terminate()
+        out, err = run.communicate(timeout=30)
+        pytest.fail(f"waited {limit:.0f} s for the run's end\n{out}{err}")
+    assert run.returncode == 0, out + err
 
 
 @pytest.fixture

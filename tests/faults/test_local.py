@@ -18,8 +18,9 @@ def test_a_deployment_over_loopback_ends_with_the_simulations_numbers(
 ) -> None:
     toy = ["data=toy", "clients=toy", TWO, *tiny_overrides, "references=none", "rounds=1", "method=fedmmkt"]
     ways = {"simulated": ["run"], "deployed": ["deploy", "local"]}
-    for out, command in ways.items():
-        process = florilegium(*command, *toy, f"out={tmp_path / out}", where=tmp_path)
+    started = {out: florilegium(*command, *toy, f"out={tmp_path / out}", where=tmp_path)
+               for out, command in ways.items()}
+    for out, process in started.items():
         told, errors = process.communicate(timeout=2 * LIMIT)
         assert process.returncode == 0, told + errors
         assert told.splitlines()[-1] == out

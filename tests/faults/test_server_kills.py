@@ -22,9 +22,13 @@ KILLS = 20
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes that start with torch and the apps imported."""
+    """Processes that start with torch, the apps and the libraries they import on their way."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.local_grid", "server_app.app", "client_app.app"])
+    context.set_forkserver_preload([
+        "tests.local_grid", "server_app.app", "client_app.app", "florilegium.diffusion.stable", "datasets",
+        "flwr_datasets", "open_clip", "transformers.models.resnet.modeling_resnet",
+        "transformers.models.bert.modeling_bert", "transformers.models.vit.modeling_vit",
+        "transformers.models.distilbert.modeling_distilbert", "transformers.models.clip.modeling_clip"])
     return context
 
 
