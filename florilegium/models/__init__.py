@@ -2,7 +2,7 @@
 encode_image and encode_text.
 
 Bodies are transformers classes: small configurations trained from scratch, or pre-trained ones of full size, by
-setting. z has an affine-free LayerNorm over D, which puts all clients on one scale.
+setting; or the towers of a CLIP (clip.py). z has an affine-free LayerNorm over D, which puts all clients on one scale.
 Axes: B batch, C classes, D representation width (clients.width), S image side, T tokens.
 """
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from florilegium.objectives import normalised
 
 if TYPE_CHECKING:
+    from florilegium.models.clip import ClipImage, ClipText
     from florilegium.models.image import ImageBody
     from florilegium.models.text import TextBody
 
-ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
+ARCHITECTURES = {"image": ("resnet", "vit", "beit", "clip"), "text": ("bert", "distilbert", "roberta", "clip")}
 
 
 class ModelError(ValueError):
@@ -82,11 +83,16 @@ def vocabulary(clients: DictConfig, architecture: str) -> Any:
     return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
 
 
-def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None) -> ImageBody | TextBody:
+def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None
+         ) -> ImageBody | TextBody | ClipImage | ClipText:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
     check(modality, architecture)
     given = sizes(clients, architecture)
     try:
+        if architecture == "clip":
+            from florilegium.models.clip import ClipImage, ClipText
+
+            return ClipImage(given) if modality == "image" else ClipText(given, reads)
         if modality == "image":
             from florilegium.models.image import ImageBody
 
