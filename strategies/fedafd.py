@@ -65,7 +65,7 @@ class FedAFD(Rounds):
         self.retriever = Retriever(settings.retriever, resources)
         self.seed, self.width = resources.seed, int(resources.width)
         self.server_model = self.retriever.model
-        self.steps: dict[str, set[int]] = {}
+        self.steps: dict[str, set[int]] = {"encoders": set(), "features": set()}
 
     def begin(self, federation: Federation) -> dict[str, float]:
         P = self.public
