@@ -74,7 +74,7 @@ class FedAFD(Rounds):
                                            self.settings.pretrain_epochs)
         metrics |= self.spread(federation)                                              # G_0: heads learn on fused
         federation.ask("train", Nothing(), Nothing, Report)                             # E0: ours
-        return metrics
+        return metrics | self.bytes_apart(federation)
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         s, P, now = self.settings, self.public, (r, self.num_rounds)
