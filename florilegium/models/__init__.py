@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from florilegium.models.image import ImageBody
     from florilegium.models.text import TextBody
 
-ARCHITECTURES = {"image": ("resnet", "vit", "beit", "clip"), "text": ("bert", "distilbert", "roberta", "clip")}
+ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
+TOWERS = ("clip",)  # trained before on pairs, one for each modality (clip.py)
 
 
 class ModelError(ValueError):
@@ -61,8 +62,8 @@ def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
         return check("text", text, where)
     if modality not in ARCHITECTURES:
         raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}, pair")
-    if architecture not in ARCHITECTURES[modality]:
-        there = ", ".join(ARCHITECTURES[modality])
+    if architecture not in (*ARCHITECTURES[modality], *TOWERS):
+        there = ", ".join((*ARCHITECTURES[modality], *TOWERS))
         raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {there}")
 
 
@@ -89,7 +90,7 @@ def body(clients: DictConfig, modality: str, architecture: str, reads: Any = Non
     check(modality, architecture)
     given = sizes(clients, architecture)
     try:
-        if architecture == "clip":
+        if architecture in TOWERS:
             from florilegium.models.clip import ClipImage, ClipText
 
             return ClipImage(given) if modality == "image" else ClipText(given, reads)
