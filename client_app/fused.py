@@ -88,7 +88,8 @@ class Fused:
         s, client = self.settings, self.client
         with seeds.scoped(client.conf.seed, "model", FUSION, client.id):
             if s.fusion == "gff":
-                return GranularityFusion(client.width, s.reduction, s.divergences.share_pool_branch).to(client.device)
+                return GranularityFusion(client.width, s.reduction, s.divergences.share_pool_branch,
+                                         s.fusion_start == "even").to(client.device)
             return LinearOnGlobal(client.width).to(client.device) if client.modality == "pair" else None
 
     def restore(self) -> None:

@@ -23,7 +23,7 @@ class Divergences:
 
     double_sigmoid: bool = False       # D1: true
     generator_loss: str = "nonsat"     # D2: nonsat, the paper minimax | grl
-    schedule: str = "alternate"        # D3: alternate, the paper joint
+    schedule: str = "joint"            # D3: alternate; the paper joint
     share_pool_branch: bool = False    # D4: true
     reset_each_round: bool = False     # D5: true; the fusion and its Adam are made anew
     kd: str = "mse"                    # D6: mse, the paper l2

@@ -65,14 +65,16 @@ class FedAFD(Rounds):
         self.retriever = Retriever(settings.retriever, resources)
         self.seed, self.width = resources.seed, int(resources.width)
         self.server_model = self.retriever.model
-        self.steps: dict[str, set[int]] = {}
+        self.steps: dict[str, set[int]] = {"encoders": set(), "features": set()}
 
     def begin(self, federation: Federation) -> dict[str, float]:
         P = self.public
         federation.ask("represent", PublicSet(P.order, P.ids[:0]), Features)           # whoever has another set says so
+        metrics = self.retriever.supervise(P.images, P.texts, P.groups, (0, self.num_rounds),
+                                           self.settings.pretrain_epochs)
+        metrics |= self.spread(federation)                                              # G_0: heads learn on fused
         federation.ask("train", Nothing(), Nothing, Report)                             # E0: ours
-        return self.retriever.supervise(P.images, P.texts, P.groups, (0, self.num_rounds),
-                                        self.settings.pretrain_epochs)
+        return metrics | self.bytes_apart(federation)
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         s, P, now = self.settings, self.public, (r, self.num_rounds)

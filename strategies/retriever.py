@@ -31,6 +31,7 @@ class RetrieverSettings:
     weight_decay: float = 0.01
     batch: int = 64                    # paper 128
     clip: float = 2.0                  # gradient norm; paper
+    keep_pretrained: bool = True       # a body that came trained (clip) stands still, its projection learns
     schedule: str = "cosine"           # of the learning rate over the run's rounds; paper | constant
 
     def __post_init__(self) -> None:
@@ -50,6 +51,8 @@ class Retriever:
         self.settings, self.seed = settings, resources.seed
         with seeds.scoped(resources.seed, "model", "server"):
             self.model: DualEncoder = build_pair(resources.conf.clients, settings.architecture)
+        for body in (self.model.image.body, self.model.text.body):
+            body.requires_grad_(not (settings.keep_pretrained and getattr(body, "pretrained", False)))
 
     def features(self, images: Tensor, texts: tuple[str, ...]) -> dict[str, Tensor]:
         """Unit features [N, D] of both sides, in evaluation mode: no augmentation, one order."""

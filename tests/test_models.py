@@ -4,7 +4,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from florilegium import models, seeds
+from florilegium import assets, models, seeds, settings
+from florilegium.metrics import ClipScore
+from florilegium.models.pair import build_pair, image_features, text_features
 from florilegium.models.tokens import open_vocabulary
 
 KINDS = [(modality, name) for modality, names in models.ARCHITECTURES.items() for name in names]
@@ -90,8 +92,31 @@ def test_a_wrong_size_is_named(changes, message):
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
+def test_the_towers_of_a_clip_see_what_it_sees():
+    """Features of a fresh "clip+clip" are open_clip's own, also of a cut text; its projections change nothing."""
+    clients = settings.compose(["data=emoji", "clients=mixed"]).clients
+    dual, clip = build_pair(clients, "clip+clip"), ClipScore(str(assets.path("models", "mini-clip")))
+    images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    texts = ["grinning face", "a", "cat, " * 30]
+    assert torch.allclose(image_features(dual.image, images), clip.encode_images(images), atol=1e-3)
+    assert torch.allclose(text_features(dual.text, texts, dual.vocabulary), clip.encode_texts(texts), atol=1e-4)
+    with torch.no_grad():
+        padded = dual.text(dual.vocabulary(["a"])), dual.text(dual.vocabulary(["a", "grinning face with big eyes"]))
+    assert torch.allclose(padded[0][0], padded[1][0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (["clients.architectures.clip.path=/nowhere"], "/nowhere is no directory of an open_clip model"),
+    (["clients.tokenizer=toy"], r"this CLIP knows 2943 tokens, clients.tokenizer \d+"),
+    (["clients.architectures.clip=null"], "clients.architectures.clip is missing")])
+def test_a_clip_that_cannot_be_had_is_named(changes, message):
+    with pytest.raises((models.ModelError, ValueError), match=message) as caught:
+        build_pair(settings.compose(["data=emoji", "clients=mixed", *changes]).clients, "clip+clip")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_model_lists_the_choices():
-    with pytest.raises(models.ModelError, match="no image model 'bert'; there are resnet, vit, beit"):
+    with pytest.raises(models.ModelError, match="no image model 'bert'; there are resnet, vit, beit, clip"):
         models.check("image", "bert")
     with pytest.raises(models.ModelError, match="no modality 'sound'; there are image, text"):
         models.check("sound", "bert")

@@ -39,7 +39,9 @@ class FedAFDClientSettings:
     slope: float = 0.2                 # of their LeakyReLU
     discriminator_rate: float = 1e-4   # Adam
     public_batch: int = 128
+    public_batches: int | None = None  # of an epoch's pass over the public set (alternate); None: all; ours
     reduction: int = 4                 # r, of GFF's bottlenecks
+    fusion_start: str = "even"         # of the gates: all 1/2 | random; ours
     fusion_rate: LearningRate = field(default_factory=lambda: LearningRate(5e-3, 5e-3, 1e-4))  # Adam
     fusion_weight_decay: float = 0.01
     fusion_weight_decay_pair: float = 0.1
@@ -53,6 +55,9 @@ class FedAFDClientSettings:
 
     def __post_init__(self) -> None:
         one_of("fusion", self.fusion, ("gff", "global", "none"))
+        one_of("fusion_start", self.fusion_start, ("even", "random"))
+        if self.public_batches is not None:
+            between("public_batches", self.public_batches, 1, 1_000_000)
         between("adversarial", self.adversarial, 0, 1e4)
         between("slope", self.slope, 0, 1)
         between("discriminator_rate", self.discriminator_rate, 0, 10)
@@ -86,11 +91,11 @@ class FedAFDClient:
 
     def train(self, client: Client, down: Features | Nothing) -> Report:
         """E0 private epochs the first time; each round E times BAA over the public pairs, then its own task."""
-        s = self.settings
-        figures = {} if client.trained else fit_private(client, s, s.pretrain_epochs, "private")
+        s, fused = self.settings, Fused(client, self.settings)
+        figures = {} if client.trained else self.begin(client, fused)
         if client.round == 0:
             return Report(figures, client.examples)
-        fused, game, steps = Fused(client, s), None, {"task": 0, "adversarial": 0}
+        game, steps = None, {"task": 0, "adversarial": 0}
         if s.alignment and isinstance(down, Features):
             game = Adversary(client, s.hidden, s.slope, s.discriminator_rate, s.divergences)
             public = self.public_inputs(client, PublicSet(client.public_pairs.order, down.ids))
@@ -125,6 +130,18 @@ class FedAFDClient:
             means |= game.figures()
         return Report(means, client.examples)
 
+    def begin(self, client: Client, fused: Fused) -> dict[str, float]:
+        """E0 private epochs, through the fused path where the server's encoders came first."""
+        s = self.settings
+        if fused.mix is None and not fused.frozen:
+            return fit_private(client, s, s.pretrain_epochs, "private")
+        fused.train()
+        figures = fit(client.model, lambda epoch: client.private_batches(s.batch, epoch, "private"),
+                      lambda batch: {"task": fused.task(batch)}, lr=s.learning_rate.of(client.modality),
+                      weight_decay=s.weight_decay, epochs=s.pretrain_epochs, before_step=lambda _: fused.step())
+        fused.keep()
+        return figures
+
     def evaluate(self, client: Client) -> Report:
         """Judged as it was trained, through the fused path."""
         return Fused(client, self.settings).evaluate()
@@ -135,7 +152,7 @@ class FedAFDClient:
         """A pass over the `count` public pairs, then one over the private rows; `joint`: both in every step (D3)."""
         s = self.settings
         random = torch.Generator().manual_seed(client.seed("public", epoch))
-        public = list(shuffled(count, s.public_batch, random)) if count else []
+        public = list(shuffled(count, s.public_batch, random))[:s.public_batches] if count else []
         private = client.private_batches(s.batch, epoch, "private")
         if public and s.divergences.schedule == "joint":
             yield from ((epoch, item) for item in zip(cycle(public), private, strict=False))

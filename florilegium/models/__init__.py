@@ -2,7 +2,7 @@
 encode_image and encode_text.
 
 Bodies are transformers classes: small configurations trained from scratch, or pre-trained ones of full size, by
-setting. z has an affine-free LayerNorm over D, which puts all clients on one scale.
+setting; or the towers of a CLIP (clip.py). z has an affine-free LayerNorm over D, which puts all clients on one scale.
 Axes: B batch, C classes, D representation width (clients.width), S image side, T tokens.
 """
 
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from florilegium.objectives import normalised
 
 if TYPE_CHECKING:
+    from florilegium.models.clip import ClipImage, ClipText
     from florilegium.models.image import ImageBody
     from florilegium.models.text import TextBody
 
 ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
+TOWERS = ("clip",)  # trained before on pairs, one for each modality (clip.py)
 
 
 class ModelError(ValueError):
@@ -60,8 +62,8 @@ def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
         return check("text", text, where)
     if modality not in ARCHITECTURES:
         raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}, pair")
-    if architecture not in ARCHITECTURES[modality]:
-        there = ", ".join(ARCHITECTURES[modality])
+    if architecture not in (*ARCHITECTURES[modality], *TOWERS):
+        there = ", ".join((*ARCHITECTURES[modality], *TOWERS))
         raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {there}")
 
 
@@ -82,11 +84,16 @@ def vocabulary(clients: DictConfig, architecture: str) -> Any:
     return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
 
 
-def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None) -> ImageBody | TextBody:
+def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None
+         ) -> ImageBody | TextBody | ClipImage | ClipText:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
     check(modality, architecture)
     given = sizes(clients, architecture)
     try:
+        if architecture in TOWERS:
+            from florilegium.models.clip import ClipImage, ClipText
+
+            return ClipImage(given) if modality == "image" else ClipText(given, reads)
         if modality == "image":
             from florilegium.models.image import ImageBody
 

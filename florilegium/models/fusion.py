@@ -19,14 +19,20 @@ def branch(width: int, reduction: int) -> nn.Sequential:
 class GranularityFusion(nn.Module):
     """local [B, D], global [B, D] -> fused [B, D], each coordinate between the two.
 
+    `even`: the branches' last scale starts at 0 (arXiv 1706.02677, section 5.1), so that every gate starts at 1/2
+    and a fusion of few steps is the mean of both, whatever its batch norm has counted. Otherwise they start at random.
     `share_pool_branch`: level 2 uses level 1's T2, as the released code does, which leaves its own unused.
     """
 
-    def __init__(self, width: int, reduction: int = 4, share_pool_branch: bool = False) -> None:
+    def __init__(self, width: int, reduction: int = 4, share_pool_branch: bool = False, even: bool = False
+                 ) -> None:
         super().__init__()
         self.local1, self.pooled1 = branch(width, reduction), branch(width, reduction)   # T1, T2
         self.local2 = branch(width, reduction)                                           # T1'
         self.pooled2 = None if share_pool_branch else branch(width, reduction)           # T2'
+        if even:
+            for each in self.children():
+                nn.init.zeros_(each[-1].weight)
 
     def gates(self, x_BD: Tensor, g_BD: Tensor) -> tuple[Tensor, Tensor]:
         """The shares of the local feature in level 1 and in the result, in (0, 1)."""

@@ -48,6 +48,9 @@ class Encoder(nn.Module):
     def __init__(self, body: nn.Module, hidden: int, width: int) -> None:
         super().__init__()
         self.body, self.project = body, nn.Linear(hidden, width)
+        if getattr(body, "pretrained", False) and hidden == width:  # its towers agree already
+            nn.init.eye_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return normalize(self.project(self.body(x)), dim=-1)

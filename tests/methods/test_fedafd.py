@@ -17,6 +17,7 @@ from florilegium.changes import Sent
 from florilegium.data.public import open_public
 from florilegium.federation import Client, FederationError, Reply
 from florilegium.fidelity import Divergences, other_view
+from florilegium.models.fusion import GranularityFusion
 from florilegium.resources import Resources
 from florilegium.wire import Features, Header, Nothing, PublicSet, Report
 from strategies.fedafd import FedAFD, FedAFDSettings, apart, told
@@ -26,6 +27,7 @@ MIX = ("clients.mix=[{modality: image, model: resnet}, {modality: text, model: b
        "{modality: pair, model: resnet+bert}]")
 SMALL = ["method=fedafd", "method.client.pretrain_epochs=1", "method.client.local_epochs=1",
          "method.server.pretrain_epochs=1", "evaluation.images_per_class=2"]
+ALONE = {"schedule": "alternate", "public_batch": 128}  # alignment in steps of its own; 64 pairs are one batch
 IMAGE, TEXT, PAIR = Client(1, 0, "image"), Client(2, 1, "text"), Client(3, 2, "pair")
 
 
@@ -135,7 +137,7 @@ def moved(before, after, under=""):
 def test_alignment_alone_moves_encoder_and_discriminators(form, id_, toy_conf, monkeypatch):
     conf = toy_conf(*SMALL, MIX)
     monkeypatch.setattr("client_app.client.Client.private_batches", lambda *_: iter(()))
-    one, before, after, metrics = trained(conf, id_, generator_loss=form)
+    one, before, after, metrics = trained(conf, id_, generator_loss=form, **ALONE)
     assert moved(before, after) and metrics["adversarial"] != 0 and "task" not in metrics
     assert {"baa/accuracy_in", "baa/gap_cross", "baa/collapsed"} <= metrics.keys()
     later = client(conf, id_, 2)
@@ -147,25 +149,59 @@ def test_released_alignment_leaves_pair_encoders_alone(toy_conf, monkeypatch):
     """D9: the encoder's update is a no-op on multimodal clients; their discriminators do train."""
     conf = toy_conf(*SMALL, MIX)
     monkeypatch.setattr("client_app.client.Client.private_batches", lambda *_: iter(()))
-    _, before, after, _ = trained(conf, 2, pair_encoder_step=False)
+    _, before, after, _ = trained(conf, 2, pair_encoder_step=False, **ALONE)
     assert not moved(before, after)
-    assert moved(*trained(conf, 0, pair_encoder_step=False)[1:3])
+    assert moved(*trained(conf, 0, pair_encoder_step=False, **ALONE)[1:3])
 
 
 def test_joint_is_one_step_of_both_terms(toy_conf):
     conf = toy_conf(*SMALL, MIX)
-    alternate, joint = trained(conf, 0)[3], trained(conf, 0, schedule="joint")[3]
+    alternate, joint = trained(conf, 0, **ALONE)[3], trained(conf, 0)[3]
     assert alternate["steps"] == joint["steps"] + 1                    # one public batch of its own
     assert joint["share/task"] + joint["share/adversarial"] == pytest.approx(1)
 
 
-def with_encoders(conf, id_, fusion="gff"):
-    """Client `id_` after the server's encoders came to it, at round 1."""
+@pytest.mark.parametrize("most, steps", [(None, 8), (3, 3), (9, 8)])
+def test_a_pass_over_the_public_set_may_be_cut_short(most, steps, toy_conf, monkeypatch):
+    """64 pairs in batches of 8."""
+    conf = toy_conf(*SMALL, MIX)
+    monkeypatch.setattr("client_app.client.Client.private_batches", lambda *_: iter(()))
+    metrics = trained(conf, 0, schedule="alternate", public_batch=8, public_batches=most)[3]
+    assert metrics["steps"] == steps
+
+
+def test_heads_learn_on_fused_features_from_the_first_epoch(toy_conf):
+    """E0 trains the fusion where the server's encoders came first; without them it is the client's own model."""
+    conf = toy_conf(*SMALL, MIX)
+    _, fused, _ = with_encoders(conf, 0, round_=0)
+    start = {n: t.clone() for n, t in fused.mix.state_dict().items()}
+    report = half(conf, pretrain_epochs=2).train(client(conf, 0, 0, 3), Nothing())
+    after = Fused(client(conf, 0, 1), half(conf).settings).mix.state_dict()
+    assert moved(start, after) and report.metrics["steps"] == 2 * math.ceil(client(conf, 0).examples / 32)
+    half(conf).train(lonely := client(conf, 1, 0, 3), Nothing())
+    assert lonely.memory.read("fusion") is None and Fused(lonely, half(conf).settings).mix is None
+
+
+def test_even_gates_start_at_one_half_and_then_learn():
+    """In training and in evaluation, where batch norm has counted nothing yet: x~ = (x + g) / 2."""
+    mix, random = GranularityFusion(8, even=True), torch.Generator().manual_seed(0)
+    x_BD, g_BD = torch.randn(6, 8, generator=random), torch.randn(6, 8, generator=random)
+    for mode in (True, False):
+        mix.train(mode)
+        assert torch.equal(mix(x_BD, g_BD), (x_BD + g_BD) / 2)
+    mix.train()
+    mix(x_BD, g_BD)[:, 0].sum().backward()
+    assert mix.local2[-1].weight.grad[0].abs() > 0 and mix.pooled2[-1].bias.grad[0].abs() > 0
+    assert not torch.allclose(GranularityFusion(8)(x_BD, g_BD), (x_BD + g_BD) / 2, atol=1e-2)
+
+
+def with_encoders(conf, id_, fusion="gff", round_=1):
+    """Client `id_` after the server's encoders came to it, at round 1 or 0."""
     strategy = FedAFD(settings.typed(FedAFDSettings, conf.method.server, "method.server"), Resources(conf))
     sides = ("image", "text") if id_ == 2 else (("image", "text")[id_],)
     whole = {n: t for n, t in strategy.retriever.state().items() if n.startswith(sides)}
-    half(conf).represent(client(conf, id_), Sent().to(id_, whole))
-    later = client(conf, id_, step=2)
+    half(conf).represent(client(conf, id_, round_), Sent().to(id_, whole))
+    later = client(conf, id_, round_, step=2)
     return later, Fused(later, half(conf, fusion=fusion).settings), strategy
 
 
@@ -236,7 +272,7 @@ def test_other_views_have_holes_and_missing_words():
 def test_a_round_of_all_three_kinds_and_its_bytes(toy_conf, federated):
     run = federated(toy_conf(*SMALL, MIX, "rounds=2"))
     assert not faults(run)
-    first, last = (record["metrics"] for record in lines(run)[1:])
+    first, _, last = (record["metrics"] for record in lines(run))
     assert {"client/accuracy/image", "client/accuracy/text", "client/rsum/pair", "server/rsum"} <= last.keys()
     assert first["bytes/encoders_down_per_client"] > first["bytes/encoders_whole"]      # whole, and names
     # (image 32 x 16 + 32, text 32 x 32 + 32) x 4 bytes; image client, text client, both: the projections alone
@@ -297,7 +333,7 @@ def test_each_preset_runs(preset, toy_conf, federated):
     assert ("train/adversarial" in last) == (preset not in ("no_baa", "frozen_linear"))
     assert ("server/kd_image" in last) == (preset not in ("no_sed", "frozen_linear"))
     released = [key for key, value in vars(Divergences()).items() if conf["divergences"][key] != value]
-    assert len(released) == (6 if preset == "released" else 0)         # D1 D4 D5 D7 D8 D9
+    assert len(released) == (7 if preset == "released" else 0)         # D1 D3 D4 D5 D7 D8 D9
 
 
 @pytest.mark.parametrize("override, line", [
@@ -305,6 +341,8 @@ def test_each_preset_runs(preset, toy_conf, federated):
     ("method.server.aggregator=median", "aggregator must be one of similarity, uniform"),
     ("method.divergences.generator_loss=gan", "generator_loss must be one of nonsat, minimax, grl"),
     ("method.client.adversarial=-1", "adversarial must lie between 0"),
+    ("method.client.fusion_start=closed", "fusion_start must be one of even, random"),
+    ("method.client.public_batches=0", "public_batches must lie between 1"),
     ("method.client.hidden=[0]", "hidden must be widths above 0")])
 def test_bad_settings_name_the_key(override, line, toy_conf):
     with pytest.raises(settings.SettingsError, match=line):
