@@ -21,8 +21,11 @@ import textwrap
 import time
 from pathlib import Path
 
-from florilegium import assets, settings
+from florilegium import assets, settings, superlink
+from florilegium.deploy import warm
 from florilegium.deploy.local import LocalFederation
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PROJECT = """
 [project]
@@ -86,7 +89,10 @@ def main(grid, context):
 
 
 def exchanges(nodes: int, plan: list[dict]) -> list[dict]:
-    """Run `plan`, a list of {seconds, bytes, loop: ours | flower}, on `nodes` SuperNodes: + `took`, `replies`."""
+    """Run `plan`, a list of {seconds, bytes, loop: ours | flower}, on `nodes` SuperNodes: + `took`, `replies`.
+
+    The app of this bench needs none of the libraries that a warm site keeps.
+    """
     with tempfile.TemporaryDirectory(prefix="florilegium-bench-") as scratch:
         app, out = Path(scratch, "exchange"), Path(scratch, "told.json")
         (app / "exchange").mkdir(parents=True)
@@ -95,7 +101,7 @@ def exchanges(nodes: int, plan: list[dict]) -> list[dict]:
             (app / name).write_text(textwrap.dedent(text))
         config = Path(scratch, "run.toml")
         config.write_text(f"plan = {json.dumps(json.dumps({'nodes': nodes, 'exchanges': plan}))}\nout = '{out}'\n")
-        with LocalFederation(nodes, Path(scratch, "state"), str(assets.root())) as flower:
+        with LocalFederation(nodes, Path(scratch, "state"), str(assets.root()), warm=False) as flower:
             run = flower.submit(app, config, None)
             while not (status := flower.status(run)).finished:
                 time.sleep(1)
@@ -108,34 +114,44 @@ def exchanges(nodes: int, plan: list[dict]) -> list[dict]:
 READY = """
 import sys
 from pathlib import Path
-import client_app.app
-from florilegium import settings
-from florilegium.wire import Header
-from client_app.client import open_client
-place, round = Path(sys.argv[1]), int(sys.argv[2])
-conf = settings.load({"settings": (place / "settings.json").read_text()})
-client = open_client(conf, {"partition-id": 0, "state-dir": str(place)}, Header("method", round, 1))
-client.model
-if round == 1:
-    client.save()
+def main():
+    import client_app.app
+    from florilegium import settings
+    from florilegium.wire import Header
+    from client_app.client import open_client
+    place, round = Path(sys.argv[1]), int(sys.argv[2])
+    conf = settings.load({"settings": (place / "settings.json").read_text()})
+    client = open_client(conf, {"partition-id": 0, "state-dir": str(place)}, Header("method", round, 1))
+    client.model
+    if round == 1:
+        client.save()
+if __name__ == "__main__":
+    main()
 """
 
 
 def ready(repeats: int = 5) -> dict[str, float]:
-    """A client process until it can answer (imports, its rows and its private model from disk), over `import torch`;
-    and what the model classes of transformers alone take."""
+    """A client process until it can answer (imports, its rows and its private model from disk), over `import torch`: as
+    a site has it, forked from a warm process, and cold; and what the model classes of transformers alone take."""
     with tempfile.TemporaryDirectory(prefix="florilegium-bench-") as place:
         conf = settings.complete(settings.compose(["data=emoji", f"out={place}/run"]))
         Path(place, "settings.json").write_text(json.dumps(settings.plain(conf)))
-        subprocess.run([sys.executable, "-c", READY, place, "1"], check=True)  # leaves its rows and its model
-        programs = {"torch": ["import torch"], "model classes": ["import torch; from transformers import ResNetModel"],
-                    "imports": ["import client_app.app"], "ready": [READY, place, "2"]}
-        took: dict[str, list[float]] = {name: [] for name in programs}
-        for _ in range(repeats):
-            for name, program in programs.items():
-                begun = time.monotonic()
-                subprocess.run([sys.executable, "-c", *program], check=True, capture_output=True)
-                took[name].append(time.monotonic() - begun)
+        Path(place, "bench_ready.py").write_text(READY)
+        environment = superlink.quiet_environment({"PYTHONPATH": os.pathsep.join([place, str(ROOT)])})
+        python = [sys.executable, "-c"]
+        programs = {"torch": [*python, "import torch"],
+                    "model classes": [*python, "import torch; from transformers import ResNetModel"],
+                    "ready, cold": [sys.executable, "-m", "bench_ready", place, "2"],
+                    "ready": [warm.COMMAND, place, "2"]}
+        with warm.Warm(Path(place), environment, "false", "bench_ready:main") as given:
+            for name, round in (("ready, cold", "1"), ("ready", "2")):  # leaves rows and model; then is warm
+                subprocess.run([*programs[name][:-1], round], check=True, env=given)
+            took: dict[str, list[float]] = {name: [] for name in programs}
+            for _ in range(repeats):
+                for name, program in programs.items():
+                    begun = time.monotonic()
+                    subprocess.run(program, check=True, capture_output=True, env=given)
+                    took[name].append(time.monotonic() - begun)
     least = {name: min(times) for name, times in took.items()}
     return {"import torch, s": least["torch"], **{f"{name} / torch": least[name] / least["torch"] for name in programs
                                                   if name != "torch"}}

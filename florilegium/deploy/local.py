@@ -18,6 +18,7 @@ from typing import Any
 from florilegium import superlink
 from florilegium.assets import VARIABLE
 from florilegium.deploy import commands, keys, processes
+from florilegium.deploy.warm import COMMAND, Warm
 from florilegium.superlink import MARK, Flower, LaunchError
 
 NAME = "local"           # of the connection in the federation's config.toml
@@ -29,9 +30,10 @@ class LocalFederation:
     """`with LocalFederation(sites, state, assets) as flower:` a SuperLink and a SuperNode for each of `sites` clients.
 
     `home` holds keys, logs and databases and is removed at the end; `state` holds what clients remember and is kept.
+    `warm`: a client's libraries stay imported between messages, once for all sites (warm.py).
     """
 
-    def __init__(self, sites: int, state: Path, assets: str) -> None:
+    def __init__(self, sites: int, state: Path, assets: str, warm: bool = True) -> None:
         self.sites = [f"site-{k}" for k in range(sites)]
         self.state, self.mark = state, uuid.uuid4().hex
         self.home = superlink.short_directory()
@@ -44,11 +46,14 @@ class LocalFederation:
             "PYTHONPATH": _with_this_package(), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         })
         self.processes: dict[str, subprocess.Popen] = {}
+        self.libraries = Warm(self.home, self.environment, superlink.program(COMMAND)) if warm else None
         self.guard: subprocess.Popen | None = None
 
     def __enter__(self) -> Flower:
         self.guard = superlink.start_guard(self.mark, self.home)
         try:
+            if self.libraries:
+                self.libraries.__enter__()
             keys.make(self.keys, self.sites)
             (self.home / "config.toml").write_text(commands.connection(NAME, self.control, self.authority))
             self.start("superlink", "superlink", "--keys", str(self.keys / "server"), "--control", self.control,
@@ -82,7 +87,12 @@ class LocalFederation:
         state = (self.state / site).resolve()
         state.mkdir(parents=True, exist_ok=True)
         self.start(site, "supernode", "--keys", str(self.keys / "sites" / site), "--superlink", self.fleet,
-                   "--client", str(client), "--clients", str(len(self.sites)), "--state", str(state))
+                   "--client", str(client), "--clients", str(len(self.sites)), "--state", str(state),
+                   *self.libraries_of_node())
+
+    def libraries_of_node(self) -> list[str]:
+        """Whose warm process a SuperNode uses."""
+        return ["--warm", str(self.libraries.place)] if self.libraries else ["--cold"]
 
     def said(self, name: str) -> str:
         """The last line of a process's log that is for the user, else its last line."""
@@ -110,7 +120,8 @@ class LocalFederation:
             time.sleep(0.5)
 
     def __exit__(self, *_: object) -> None:
-        superlink.end_all(self.mark, self.home, [*self.processes.values(), self.guard])
+        libraries = self.libraries.process if self.libraries else None
+        superlink.end_all(self.mark, self.home, [*self.processes.values(), libraries, self.guard])
 
 
 def _with_this_package() -> str:
@@ -133,4 +144,4 @@ def linger(flower: Flower) -> None:
 
 def of_run(conf: Any) -> LocalFederation:
     """The federation of a run's settings."""
-    return LocalFederation(len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets))
+    return LocalFederation(len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets), bool(conf.runtime.warm))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from florilegium import superlink
 from florilegium.deploy import commands, keys
+from florilegium.deploy.warm import COMMAND, Warm, using
 from florilegium.superlink import LaunchError
 
 END_SECONDS = 10.0
@@ -36,10 +37,12 @@ MEANINGS = {
 }
 
 
-def run(command: Callable[[], list[str]], home: Path, restart: float | None) -> int:
+def run(command: Callable[[], list[str]], home: Path, restart: float | None,
+        warm: bool | Path = False) -> int:
     """Run what `command` gives until it ends, and again `restart` seconds later (None: once); the exit code.
 
-    `command` checks and may raise; its process gets `home` as its Flower home. Ctrl-C and SIGTERM end it.
+    `command` checks and may raise; its process gets `home` as its Flower home, and with `warm` a process that has
+    imported a client's libraries beforehand (warm.py), its own or the one at that path. Ctrl-C and SIGTERM end it.
     """
     home.mkdir(parents=True, exist_ok=True)
     if threading.current_thread() is threading.main_thread():
@@ -49,7 +52,7 @@ def run(command: Callable[[], list[str]], home: Path, restart: float | None) -> 
     try:
         while True:
             if ready:
-                code = _once(ready, home)
+                code = _once(ready, home, warm)
             if restart is None:
                 return code
             time.sleep(restart)
@@ -67,11 +70,18 @@ def _checked(command: Callable[[], list[str]]) -> list[str]:
         return []
 
 
-def _once(command: list[str], home: Path) -> int:
+def _once(command: list[str], home: Path, warm: bool | Path) -> int:
     environment = superlink.quiet_environment({"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"})
-    process = subprocess.Popen([superlink.program(command[0]), *command[1:]], env=environment, text=True,
-                               errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)
+    line = [superlink.program(command[0]), *command[1:]]
+    if warm is True:
+        with Warm(home, environment, superlink.program(COMMAND)) as given:
+            return _ended(line, given)
+    return _ended(line, using(warm, environment) if warm else environment)
+
+
+def _ended(command: list[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen(command, env=environment, text=True, errors="replace", stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     said = _Said()
     # in a thread: its SuperExec has the same stdout and lives until it is waited for, so the output may not end first
     reader = threading.Thread(target=said.follow, args=(process.stdout,), daemon=True)
@@ -82,7 +92,7 @@ def _once(command: list[str], home: Path) -> int:
         _end(process)
         reader.join(END_SECONDS)
     if process.returncode:
-        print(f"florilegium: {command[0]} ended with code {process.returncode}: {said.meaning or said.last}",
+        print(f"florilegium: {Path(command[0]).name} ended with code {process.returncode}: {said.meaning or said.last}",
               file=sys.stderr, flush=True)
     return process.returncode
 

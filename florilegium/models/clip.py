@@ -20,7 +20,7 @@ from florilegium.models.tokens import Vocabulary
 
 
 @lru_cache(maxsize=2)
-def opened(path: str | None) -> nn.Module:
+def opened(path: str | None) -> Any:  # a CLIP of open_clip: whichever of its classes
     """The whole CLIP, read once in a process; towers are copies of its parts. ValueError when there is none."""
     import open_clip
 
@@ -43,7 +43,7 @@ class ClipImage(nn.Module):
 
         clip = opened(given.get("path"))
         how = open_clip.get_model_preprocess_cfg(clip)
-        self.net = copy.deepcopy(clip.visual)
+        self.net: Any = copy.deepcopy(clip.visual)
         self.hidden = int(self.net.output_dim)
         size = how["size"]
         self.size = int(size if isinstance(size, int) else size[0])

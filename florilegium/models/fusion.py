@@ -31,8 +31,9 @@ class GranularityFusion(nn.Module):
         self.local2 = branch(width, reduction)                                           # T1'
         self.pooled2 = None if share_pool_branch else branch(width, reduction)           # T2'
         if even:
-            for each in self.children():
-                nn.init.zeros_(each[-1].weight)
+            for each in (self.local1, self.pooled1, self.local2, self.pooled2):
+                if each is not None:
+                    nn.init.zeros_(each.get_submodule(str(len(each) - 1)).get_parameter("weight"))
 
     def gates(self, x_BD: Tensor, g_BD: Tensor) -> tuple[Tensor, Tensor]:
         """The shares of the local feature in level 1 and in the result, in (0, 1)."""

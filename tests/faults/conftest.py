@@ -24,8 +24,11 @@ class Deployment(LocalFederation):
     """A local federation of the test's own, whose processes it may kill."""
 
     def __init__(self, sites: int, folder: Path, toy: list[str]) -> None:
-        super().__init__(sites, folder / "state", str(assets.root()))
+        super().__init__(sites, folder / "state", str(assets.root()), warm=False)
         self.folder, self.toy = folder, toy
+
+    def libraries_of_node(self) -> list[str]:
+        return []  # a warm process of its own, as a site on a machine of its own has
 
     def launch(self, *overrides: str) -> subprocess.Popen:
         """`florilegium run` on this federation, as its operator would."""
@@ -42,11 +45,11 @@ class Deployment(LocalFederation):
         return self.descendants(name, "flwr-clientapp")
 
     def descendants(self, name: str, program: str) -> list[psutil.Process]:
-        """The processes below one of this federation's that run `program`."""
+        """The processes below one of this federation's that run `program`, a warm site's forks (warm.py) among them."""
         found = []
         for process in psutil.Process(self.processes[name].pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it ended just now
-                if any(program in part for part in process.cmdline()[:2]):
+                if any(program in part.replace("_", "-") for part in process.cmdline()[:6]):
                     found.append(process)
         return found
 
