@@ -29,6 +29,12 @@ def main():
         print(sys.stdin.read().upper())
     if kind == "fail":
         raise KeyError("no such thing")
+    if kind == "late":
+        import atexit, threading
+        atexit.register(print, "then this")
+        threading.Timer(0.2, print, ["first this"]).start()
+    if kind == "words":
+        sys.exit("in words")
     if kind == "exit":
         sys.exit(int(rest[0]))
     if kind == "sleep":
@@ -72,15 +78,17 @@ def test_a_fork_has_what_a_new_process_would_have(
     (a, nothing, colour, place, imported, drawn), other = first.stdout.strip().split("|"), second.stdout.split("|")
     assert (a, nothing, colour, place, imported) == ("a b", "", "green", str(tmp_path), "True")
     assert other[2] == "blue" and other[5].strip() != drawn       # nor do two forks draw the same numbers
+    assert asked(environment, "late").stdout == "first this\nthen this\n"
     assert asked(environment, "echo", input="one line").stdout == "ONE LINE\n"
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["tell"], 0), (["exit", "7"], 7), (["fail"], 1)])
+@pytest.mark.parametrize(("arguments", "code"), [(["tell"], 0), (["exit", "7"], 7), (["fail"], 1), (["words"], 1)])
 def test_its_exit_code_is_passed_on(
     warm: Warm, environment: dict[str, str], arguments: list[str], code: int,
 ) -> None:
     done = asked(environment, *arguments)
     assert done.returncode == code and ("KeyError: 'no such thing'" in done.stderr) is (arguments == ["fail"])
+    assert ("in words" in done.stderr) is (arguments == ["words"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + 15), (signal.SIGKILL, -9)])
