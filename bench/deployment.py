@@ -91,7 +91,7 @@ def main(grid, context):
 def exchanges(nodes: int, plan: list[dict]) -> list[dict]:
     """Run `plan`, a list of {seconds, bytes, loop: ours | flower}, on `nodes` SuperNodes: + `took`, `replies`.
 
-    The app of this bench needs none of the libraries that a warm site keeps.
+    Their processes are forks of a warm one, as they would be, which has Flower alone: this app needs nothing else.
     """
     with tempfile.TemporaryDirectory(prefix="florilegium-bench-") as scratch:
         app, out = Path(scratch, "exchange"), Path(scratch, "told.json")
@@ -101,7 +101,7 @@ def exchanges(nodes: int, plan: list[dict]) -> list[dict]:
             (app / name).write_text(textwrap.dedent(text))
         config = Path(scratch, "run.toml")
         config.write_text(f"plan = {json.dumps(json.dumps({'nodes': nodes, 'exchanges': plan}))}\nout = '{out}'\n")
-        with LocalFederation(nodes, Path(scratch, "state"), str(assets.root()), warm=False) as flower:
+        with LocalFederation(nodes, Path(scratch, "state"), str(assets.root()), libraries=()) as flower:
             run = flower.submit(app, config, None)
             while not (status := flower.status(run)).finished:
                 time.sleep(1)

@@ -12,17 +12,18 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from florilegium import superlink
 from florilegium.assets import VARIABLE
 from florilegium.deploy import commands, keys, processes
-from florilegium.deploy.warm import COMMAND, Warm
+from florilegium.deploy.warm import COMMAND, LIBRARIES, Warm
 from florilegium.superlink import MARK, Flower, LaunchError
 
 NAME = "local"           # of the connection in the federation's config.toml
-UP_SECONDS = 180.0       # for all nodes to be online: each imports Flower, on a machine that may be busy
+UP_SECONDS, UP_SECONDS_EACH = 180.0, 15.0  # for all nodes to be online: each imports Flower, on a busy machine
 RESTART_SECONDS = 2.0
 
 
@@ -30,10 +31,11 @@ class LocalFederation:
     """`with LocalFederation(sites, state, assets) as flower:` a SuperLink and a SuperNode for each of `sites` clients.
 
     `home` holds keys, logs and databases and is removed at the end; `state` holds what clients remember and is kept.
-    `warm`: a client's libraries stay imported between messages, once for all sites (warm.py).
+    `libraries` of a client stay imported between messages, once for all sites (warm.py); None: nowhere.
     """
 
-    def __init__(self, sites: int, state: Path, assets: str, warm: bool = True) -> None:
+    def __init__(self, sites: int, state: Path, assets: str,
+                 libraries: Sequence[str] | None = LIBRARIES) -> None:
         self.sites = [f"site-{k}" for k in range(sites)]
         self.state, self.mark = state, uuid.uuid4().hex
         self.home = superlink.short_directory()
@@ -46,14 +48,15 @@ class LocalFederation:
             "PYTHONPATH": _with_this_package(), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         })
         self.processes: dict[str, subprocess.Popen] = {}
-        self.libraries = Warm(self.home, self.environment, superlink.program(COMMAND)) if warm else None
+        self.warm = None if libraries is None else Warm(self.home, self.environment, superlink.program(COMMAND),
+                                                        libraries=libraries)
         self.guard: subprocess.Popen | None = None
 
     def __enter__(self) -> Flower:
         self.guard = superlink.start_guard(self.mark, self.home)
         try:
-            if self.libraries:
-                self.libraries.__enter__()
+            if self.warm:
+                self.warm.__enter__()
             keys.make(self.keys, self.sites)
             (self.home / "config.toml").write_text(commands.connection(NAME, self.control, self.authority))
             self.start("superlink", "superlink", "--keys", str(self.keys / "server"), "--control", self.control,
@@ -88,11 +91,11 @@ class LocalFederation:
         state.mkdir(parents=True, exist_ok=True)
         self.start(site, "supernode", "--keys", str(self.keys / "sites" / site), "--superlink", self.fleet,
                    "--client", str(client), "--clients", str(len(self.sites)), "--state", str(state),
-                   *self.libraries_of_node())
+                   *self.warmth())
 
-    def libraries_of_node(self) -> list[str]:
+    def warmth(self) -> list[str]:
         """Whose warm process a SuperNode uses."""
-        return ["--warm", str(self.libraries.place)] if self.libraries else ["--cold"]
+        return ["--warm", str(self.warm.place)] if self.warm else ["--cold"]
 
     def said(self, name: str) -> str:
         """The last line of a process's log that is for the user, else its last line."""
@@ -109,19 +112,20 @@ class LocalFederation:
         raise LaunchError(f"the SuperLink did not start: {self.said('superlink')}")
 
     def _wait_until_online(self, flower: Flower) -> None:
-        deadline = time.monotonic() + UP_SECONDS
+        limit = UP_SECONDS + UP_SECONDS_EACH * len(self.sites)
+        deadline = time.monotonic() + limit
         while (online := flower.online()) < len(self.sites):
             for name, process in self.processes.items():
                 if process.poll() is not None:
                     raise LaunchError(f"{name} ended: {self.said(name)}")
             if time.monotonic() > deadline:
-                raise LaunchError(f"{online} of {len(self.sites)} SuperNodes are online after {UP_SECONDS:.0f} s; "
+                raise LaunchError(f"{online} of {len(self.sites)} SuperNodes are online after {limit:.0f} s; "
                                   f"{self.sites[-1]} says: {self.said(self.sites[-1])}")
             time.sleep(0.5)
 
     def __exit__(self, *_: object) -> None:
-        libraries = self.libraries.process if self.libraries else None
-        superlink.end_all(self.mark, self.home, [*self.processes.values(), libraries, self.guard])
+        warm = self.warm.process if self.warm else None
+        superlink.end_all(self.mark, self.home, [*self.processes.values(), warm, self.guard])
 
 
 def _with_this_package() -> str:
@@ -144,4 +148,5 @@ def linger(flower: Flower) -> None:
 
 def of_run(conf: Any) -> LocalFederation:
     """The federation of a run's settings."""
-    return LocalFederation(len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets), bool(conf.runtime.warm))
+    return LocalFederation(len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets),
+                           LIBRARIES if conf.runtime.warm else None)

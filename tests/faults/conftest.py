@@ -24,10 +24,10 @@ class Deployment(LocalFederation):
     """A local federation of the test's own, whose processes it may kill."""
 
     def __init__(self, sites: int, folder: Path, toy: list[str]) -> None:
-        super().__init__(sites, folder / "state", str(assets.root()), warm=False)
+        super().__init__(sites, folder / "state", str(assets.root()), libraries=None)
         self.folder, self.toy = folder, toy
 
-    def libraries_of_node(self) -> list[str]:
+    def warmth(self) -> list[str]:
         return []  # a warm process of its own, as a site on a machine of its own has
 
     def launch(self, *overrides: str) -> subprocess.Popen:
