@@ -1,4 +1,4 @@
-"""A client ten times slower than it was, and one whose modality is gone with it: rounds go on and say how."""
+"""A client far slower than the others, and one whose modality is gone with it: rounds go on and say how."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from florilegium.recorded import read_lines
 from tests.faults.conftest import Deployment, ended, until
 
 pytestmark = pytest.mark.faults
-DEADLINE = 45  # seconds; more than a toy client needs on a busy machine
+DEADLINE = 20  # seconds; more than a toy client needs on a busy machine
+SLOWER = 200   # times: a toy client's work is done in a third of a second, ten times as long would miss no deadline
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def slowed(federation: Deployment, site: str, factor: float, period: float = 0.5
         thread.join()
 
 
-def test_a_client_ten_times_slower_holds_no_round_up_and_its_late_weights_count_less(
+def test_a_client_far_too_slow_holds_no_round_up_and_its_late_weights_count_less(
     deployment: Callable[[int], Deployment],
 ) -> None:
     federation = deployment(2)
@@ -49,27 +50,28 @@ def test_a_client_ten_times_slower_holds_no_round_up_and_its_late_weights_count_
                             f"timeouts.exchange={DEADLINE}", "timeouts.late=decay", "evaluation.every=100")
     records, ledger = (federation.folder / "run" / f"{name}.jsonl" for name in ("rounds", "ledger"))
     until("round 0 to be over", lambda: read_lines(records), process=run)
-    # ten times, and on a fast machine as much more as it takes to miss the deadline by far
-    pace = max(e["seconds"] for e in read_lines(ledger) if e["client"] == 1)
-    with slowed(federation, "site-1", factor=max(10, 2 * DEADLINE / pace)):
-        until("its late reply", lambda: any("late" in e for e in read_lines(ledger)), process=run)
+    def missed() -> int | None:
+        return next((e["round"] for e in read_lines(ledger) if e["client"] == 1 and e["fault"]), None)
+
+    with slowed(federation, "site-1", SLOWER):
+        until("a round without it", missed, process=run)
+    until("its late reply", lambda: any("late" in e for e in read_lines(ledger)), process=run)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 130 and "interrupted" in err.splitlines()[-1], out + err
 
     entries = read_lines(ledger)
     (late,) = [e for e in entries if "late" in e]
-    missed = next(e["round"] for e in entries if e["client"] == 1 and e["fault"])
-    assert missed == 1 and f"within {DEADLINE} s" in next(e["fault"] for e in entries if e["fault"])
-    # asked in round 1, used in round `now` with half the weight for every round between, and not asked meanwhile
-    now = late["round"]
-    assert late["client"] == 1 and late["up"] > 1000 and now > missed
-    assert late["late"] == f"asked in round 1; counts {0.5 ** (now - missed):g}"
+    asked_in, now = missed(), late["round"]
+    assert f"within {DEADLINE} s" in next(e["fault"] for e in entries if e["fault"])
+    # used in round `now` with half the weight for every round between, and not asked meanwhile
+    assert late["client"] == 1 and late["up"] > 1000 and now > asked_in
+    assert late["late"] == f"asked in round {asked_in}; counts {0.5 ** (now - asked_in):g}"
     asked = [e["round"] for e in entries if e["client"] == 1 and e["phase"] == "train" and "late" not in e]
-    assert not set(asked) & set(range(missed + 1, now))
+    assert not set(asked) & set(range(asked_in + 1, now))
     rounds = read_lines(records)[1:]
-    assert max(r["seconds"] for r in rounds) < DEADLINE + 5 and rounds[0]["seconds"] > DEADLINE
-    assert all(r["seconds"] < DEADLINE for r in rounds if missed < r["round"] < now)
+    assert max(r["seconds"] for r in rounds) < DEADLINE + 5 and rounds[asked_in - 1]["seconds"] > DEADLINE
+    assert all(r["seconds"] < DEADLINE for r in rounds if asked_in < r["round"] < now)
     assert {e["round"] for e in entries if e["client"] == 0 and e["phase"] == "train" and not e["fault"]} >= set(
         range(1, now + 1))
 
