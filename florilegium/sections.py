@@ -71,7 +71,7 @@ class EvaluationSettings:
 @dataclass
 class Runtime:
     """conf/runtime: how the clients run. `superlink` names a connection of the user's own Flower home; `keep` leaves
-    a local federation up after its run."""
+    a local federation up after its run, `warm` keeps a client's libraries imported in it."""
 
     name: str = "simulation"
     client_cpus: int = 1
@@ -80,6 +80,7 @@ class Runtime:
     gpus: int | None = None
     superlink: str | None = None
     keep: bool = False
+    warm: bool = True
     fatal_codes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
