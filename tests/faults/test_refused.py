@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from florilegium import superlink
-from florilegium.deploy import keys
+from florilegium.deploy import commands, keys
 from florilegium.recorded import read_lines
 from tests.faults.conftest import LIMIT, Deployment, ended
 
@@ -24,7 +24,8 @@ def ours(federation: Deployment, site: Path, name: str) -> list[str]:
 
 
 def flowers(federation: Deployment, authority: Path) -> list[str]:
-    return [superlink.program("flower-supernode"), "--grpc-rere", "--superlink", federation.fleet,
+    grpc = ["--grpc-rere"] if commands.fleet_is_grpc() else []
+    return [superlink.program("flower-supernode"), *grpc, "--superlink", federation.fleet,
             "--root-certificates", str(authority), "--host", "127.0.0.1", "--port", str(superlink.free_port()),
             "--node-config", "partition-id=0 num-partitions=1"]
 
