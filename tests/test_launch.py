@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -109,7 +111,11 @@ def test_the_bundle_is_complete_whatever_the_checkout_is_called(tmp_path: Path) 
     held = {path.relative_to(app).as_posix() for path in app.rglob("*") if path.is_file()}
     assert {"pyproject.toml", "LICENSE", "server_app/app.py", "client_app/app.py", "conf/config.yaml"} <= held
     assert not [name for name in held if not re.search(r"\.(py|yaml|toml|md)$|^LICENSE$", name)]
-    assert len(build_fab_from_disk(app)) < 1_000_000
+    built = build_fab_from_disk(app)
+    assert len(built) < 1_000_000
+    with zipfile.ZipFile(io.BytesIO(built)) as packed:
+        sent = set(packed.namelist())
+    assert "florilegium/wire.py" in sent and not [name for name in sent if name.startswith("florilegium/deploy/")]
 
 
 def test_no_more_actors_than_clients_or_cores() -> None:
