@@ -25,6 +25,7 @@ from florilegium.superlink import MARK, Flower, LaunchError
 NAME = "local"           # of the connection in the federation's config.toml
 UP_SECONDS, UP_SECONDS_EACH = 180.0, 15.0  # for all nodes to be online: each imports Flower, on a busy machine
 RESTART_SECONDS = 2.0
+POLL_SECONDS_EACH = 0.02
 
 
 class LocalFederation:
@@ -45,7 +46,8 @@ class LocalFederation:
             self.fleet = self.control
         self.environment = superlink.quiet_environment({
             "FLWR_HOME": str(self.home), MARK: self.mark, VARIABLE: assets,
-            "PYTHONPATH": _with_this_package(), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "PYTHONPATH": _with_this_package(),
+            processes.POLL: f"{max(0.1, POLL_SECONDS_EACH * sites):.2f}",  # many that ask often leave no time to work
         })
         self.processes: dict[str, subprocess.Popen] = {}
         self.warm = None if libraries is None else Warm(self.home, self.environment, superlink.program(COMMAND),
