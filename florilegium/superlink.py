@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 MARK = "FLORILEGIUM_LAUNCH"          # every process we start carries it, with this launch's id
+POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # seconds between a SuperExec's questions for work
 START_SECONDS = 60.0
 END_SECONDS = 8.0
 OBJECT_STORE_BYTES = 256 * 2**20     # Ray's shared memory; it would reserve 30 % of the machine
@@ -80,6 +81,7 @@ def quiet_environment(extra: dict[str, str]) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",          # Ray's 15 starves the clients on a machine that does anything else
+        POLL: os.environ.get(POLL, "0.1"),   # every message waits for it
         **extra,
     }
 
@@ -120,7 +122,6 @@ class OwnSuperLink:
         )
         environment = quiet_environment({
             "FLWR_HOME": str(home),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "RAY_TMPDIR": str(home),
             "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
             MARK: self.mark,

@@ -50,12 +50,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def warm(environment: dict[str, str], tmp_path: Path) -> Iterator[Warm]:
+def warm(environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
     home = tmp_path / ("a home with a name longer than a socket's path may be" * 3)
     with Warm(home, environment, "/bin/echo", "entry_of_tests:main", ["colorsys", "no_such_library"]) as given:
-        environment |= given
-        there = Warm(home, given, "/bin/echo")
-        yield there
+        yield given
 
 
 def asked(environment: dict[str, str], *arguments: str, **options: object) -> subprocess.CompletedProcess:
@@ -70,39 +68,39 @@ def eventually(what: Callable[[], object], seconds: float = 20.0) -> bool:
 
 
 def test_a_fork_has_what_a_new_process_would_have(
-    warm: Warm, environment: dict[str, str], tmp_path: Path,
+    warm: dict[str, str], tmp_path: Path,
 ) -> None:
-    first, second = (asked(environment | {"COLOUR": colour}, "tell", "a b", "", cwd=tmp_path)
+    first, second = (asked(warm | {"COLOUR": colour}, "tell", "a b", "", cwd=tmp_path)
                      for colour in ("green", "blue"))
     assert first.returncode == 0, first.stderr
     (a, nothing, colour, place, imported, drawn), other = first.stdout.strip().split("|"), second.stdout.split("|")
     assert (a, nothing, colour, place, imported) == ("a b", "", "green", str(tmp_path), "True")
     assert other[2] == "blue" and other[5].strip() != drawn       # nor do two forks draw the same numbers
-    assert asked(environment, "late").stdout == "first this\nthen this\n"
-    assert asked(environment, "echo", input="one line").stdout == "ONE LINE\n"
+    assert asked(warm, "late").stdout == "first this\nthen this\n"
+    assert asked(warm, "echo", input="one line").stdout == "ONE LINE\n"
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["tell"], 0), (["exit", "7"], 7), (["fail"], 1), (["words"], 1)])
 def test_its_exit_code_is_passed_on(
-    warm: Warm, environment: dict[str, str], arguments: list[str], code: int,
+    warm: dict[str, str], arguments: list[str], code: int,
 ) -> None:
-    done = asked(environment, *arguments)
+    done = asked(warm, *arguments)
     assert done.returncode == code and ("KeyError: 'no such thing'" in done.stderr) is (arguments == ["fail"])
     assert ("in words" in done.stderr) is (arguments == ["words"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + 15), (signal.SIGKILL, -9)])
 def test_a_fork_ends_with_the_command_that_asked_for_it(
-    warm: Warm, environment: dict[str, str], number: int, code: int, tmp_path: Path,
+    warm: dict[str, str], number: int, code: int, tmp_path: Path,
 ) -> None:
-    asker = subprocess.Popen([COMMAND, "sleep", str(tmp_path / "pid")], env=environment)
+    asker = subprocess.Popen([COMMAND, "sleep", str(tmp_path / "pid")], env=warm)
     assert eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     fork = psutil.Process(int((tmp_path / "pid").read_text()))
     assert fork.pid != asker.pid and fork.is_running()
     asker.send_signal(number)
     assert asker.wait(10) == code
     assert eventually(lambda: not fork.is_running())
-    assert asked(environment, "exit", "3").returncode == 3        # and the warm process goes on
+    assert asked(warm, "exit", "3").returncode == 3        # and the warm process goes on
 
 
 def test_forks_work_side_by_side_and_end_with_the_warm_process(environment: dict[str, str], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from florilegium import superlink
 from florilegium.assets import VARIABLE
 from florilegium.deploy import commands, keys, processes
 from florilegium.deploy.warm import COMMAND, LIBRARIES, Warm
-from florilegium.superlink import MARK, Flower, LaunchError
+from florilegium.superlink import MARK, POLL, Flower, LaunchError
 
 NAME = "local"           # of the connection in the federation's config.toml
 UP_SECONDS, UP_SECONDS_EACH = 180.0, 15.0  # for all nodes to be online: each imports Flower, on a busy machine
@@ -47,7 +47,7 @@ class LocalFederation:
         self.environment = superlink.quiet_environment({
             "FLWR_HOME": str(self.home), MARK: self.mark, VARIABLE: assets,
             "PYTHONPATH": _with_this_package(),
-            processes.POLL: f"{max(0.1, POLL_SECONDS_EACH * sites):.2f}",  # many that ask often leave no time to work
+            POLL: f"{max(0.1, POLL_SECONDS_EACH * sites):.2f}",  # many that ask often leave no time to work
         })
         self.processes: dict[str, subprocess.Popen] = {}
         self.warm = None if libraries is None else Warm(self.home, self.environment, superlink.program(COMMAND),

@@ -24,7 +24,6 @@ from florilegium.deploy import commands, keys
 from florilegium.deploy.warm import COMMAND, Warm, using
 from florilegium.superlink import LaunchError
 
-POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # seconds
 END_SECONDS = 10.0
 HANDSHAKE_SECONDS = 5.0
 POLLED = re.compile(r"uvicorn\.access.* 200$")  # the server app asks for replies many times a second
@@ -72,7 +71,7 @@ def _checked(command: Callable[[], list[str]]) -> list[str]:
 
 
 def _once(command: list[str], home: Path, warm: bool | Path) -> int:
-    environment = superlink.quiet_environment({"FLWR_HOME": str(home), POLL: os.environ.get(POLL, "0.1")})
+    environment = superlink.quiet_environment({"FLWR_HOME": str(home)})
     line = [superlink.program(command[0]), *command[1:]]
     if warm is True:
         with Warm(home, environment, superlink.program(COMMAND)) as given:
