@@ -24,14 +24,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from client_app.app import app
-from florilegium import seeds, settings
+from florilegium import seeds
+from florilegium.config import composition
+from florilegium.config.sections import ATTACKS
 from florilegium.data import toy
-from florilegium.federation import Federation
+from florilegium.federation.federation import Federation
 from florilegium.resources import Resources
-from florilegium.sections import ATTACKS
 from server_app.evaluation import client_figures
+from strategies.blocks.rounds import Journal
 from strategies.fedmmkt import FedMMKT
-from strategies.rounds import Journal
 from tests.local_grid import LocalGrid
 
 DEFENCES = ("none", "bounded", "trimmed", "median", "reputation", "all")
@@ -75,7 +76,7 @@ class Honest(Journal):
         self.bad = bad
 
     def evaluate(self, strategy: Any, r: int, last: bool, federation: Federation) -> dict[str, float]:
-        from florilegium.wire import Nothing, Report
+        from florilegium.protocol.payloads import Nothing, Report
 
         if not last:
             return {}
@@ -87,11 +88,11 @@ class Honest(Journal):
 def run(attack: str, defence: str, seed: int, bad: list[int]) -> dict[str, float]:
     """One federation; the figures of its last round."""
     with tempfile.TemporaryDirectory() as out:
-        conf = settings.complete(settings.compose([*OVERRIDES, f"attack={attack}", f"defence={defence}",
+        conf = composition.complete(composition.compose([*OVERRIDES, f"attack={attack}", f"defence={defence}",
                                                    f"seed={seed}", f"out={out}", f"rounds={ROUNDS}"]))
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-        grid = LocalGrid(app, len(MIX), {"settings": json.dumps(settings.plain(conf)), "overrides": ""})
-        method = FedMMKT(settings.typed(FedMMKT.Settings, conf.method.server, "method.server"), Drawing(conf))
+        grid = LocalGrid(app, len(MIX), {"settings": json.dumps(composition.plain(conf)), "overrides": ""})
+        method = FedMMKT(composition.typed(FedMMKT.Settings, conf.method.server, "method.server"), Drawing(conf))
         federation = Federation(grid, seed=seed, expected=len(MIX), quorum=2)
         result = method.start(grid, num_rounds=ROUNDS, federation=federation, journal=Honest(bad))
         told = {**result.train_metrics_clientapp[ROUNDS], **result.evaluate_metrics_serverapp[ROUNDS]}
@@ -100,7 +101,7 @@ def run(attack: str, defence: str, seed: int, bad: list[int]) -> dict[str, float
 
 def attackers(seed: int) -> list[int]:
     """Two of eight, the same for every attack of a seed."""
-    from florilegium.sections import Attack
+    from florilegium.config.sections import Attack
 
     return Attack("collude").attackers(len(MIX), seed)
 

@@ -27,10 +27,11 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from client_app.app import client_half
-from client_app.client import open_client
-from florilegium import settings
-from florilegium.averaging import named
-from florilegium.wire import Header, Weights
+from client_app.opening import open_client
+from florilegium.config import composition
+from florilegium.learning.averaging import named
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Weights
 
 METHODS = ("fedavg", "fedprox", "scaffold", "fednova", "moon", "fednh")
 
@@ -98,7 +99,7 @@ def seconds(work: Callable[[], Any]) -> float:
 def measured(method: str, repeats: int, folder: str) -> float:
     """Median ratio of our CPU seconds to the bare loop's."""
     given = [f"method={method}", "data=fashion", "clients=ten", "references=none", f"out={folder}/{method}"]
-    conf = settings.complete(settings.compose([*given, "partition@clients.partition=nid2"]))
+    conf = composition.complete(composition.compose([*given, "partition@clients.partition=nid2"]))
     half = client_half(conf, "method")
 
     def client(step: int) -> Any:

@@ -21,9 +21,10 @@ import textwrap
 import time
 from pathlib import Path
 
-from florilegium import assets, settings, superlink
-from florilegium.deploy import warm
-from florilegium.deploy.local import LocalFederation
+from florilegium import assets
+from florilegium.config import composition
+from florilegium.runtime import superlink, warm
+from florilegium.runtime.local import LocalFederation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,8 +135,8 @@ def ready(repeats: int = 5) -> dict[str, float]:
     """A client process until it can answer (imports, its rows and its private model from disk), over `import torch`: as
     a site has it, forked from a warm process, and cold; and what the model classes of transformers alone take."""
     with tempfile.TemporaryDirectory(prefix="florilegium-bench-") as place:
-        conf = settings.complete(settings.compose(["data=emoji", f"out={place}/run"]))
-        Path(place, "settings.json").write_text(json.dumps(settings.plain(conf)))
+        conf = composition.complete(composition.compose(["data=emoji", f"out={place}/run"]))
+        Path(place, "settings.json").write_text(json.dumps(composition.plain(conf)))
         Path(place, "bench_ready.py").write_text(READY)
         environment = superlink.quiet_environment({"PYTHONPATH": os.pathsep.join([place, str(ROOT)])})
         python = [sys.executable, "-c"]

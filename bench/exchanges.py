@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from florilegium.recorded import MAIN, Recorded, mean, recorded
+from florilegium.runs.reader import MAIN, Recorded, mean, recorded
 
 LEFT_OUT = ("profile", "evaluate")
 

@@ -29,12 +29,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from florilegium import assets, settings
+from florilegium import assets
+from florilegium.config import composition
 from florilegium.data.datasets import held_out
-from florilegium.diffusion import DiffusionSettings
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
-from florilegium.pixels import scaled
+from florilegium.diffusion.generator import DiffusionSettings
+from florilegium.protocol.pixels import scaled
 
 NEGATIVES, REPEATS, SINGLE = 10, 3, 8
 
@@ -73,8 +74,8 @@ def per_prompt(pipe: object, pixels: Tensor, prompts: list[str], which_NQ: Tenso
 def measure(count: int) -> dict[str, float]:
     """The ratios, medians of REPEATS interleaved measurements."""
     torch.set_num_threads(1)
-    conf = settings.compose(["data=fashion", "diffusion=mini"])
-    given = settings.typed(DiffusionSettings, conf.diffusion, "diffusion")
+    conf = composition.compose(["data=fashion", "diffusion=mini"])
+    given = composition.typed(DiffusionSettings, conf.diffusion, "diffusion")
     place, batch = str(assets.path("models", given.model)), given.features.batch
     rows = held_out(conf.data, "test", "image")
     images, ids = rows.images[:count], rows.ids[:count]

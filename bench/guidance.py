@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from client_app import averaged
-from florilegium import settings
+from client_app.blocks import averaging
+from florilegium.config import composition
 from tests.local_grid import run_apps
 
 GUIDANCES = ("none", "feddifrc", "semanticfl", "both")
@@ -38,12 +38,12 @@ def measured(guidance: str, rounds: int, folder: str) -> tuple[float, float]:
     from client_app.app import app as client_app
     from server_app.app import app as server_app
 
-    conf = settings.complete(settings.compose([
+    conf = composition.complete(composition.compose([
         "method=fedavg", "data=fashion", "clients=ten", PAIR, "cohort.fraction=1", "references=none",
         f"guidance@method.client.guidance={guidance}", "partition@clients.partition=nid2", f"rounds={rounds}",
         f"evaluation.every={rounds}", "evaluation.images_per_class=1", f"out={folder}/{guidance}"]))
     spent: list[float] = []
-    plain = averaged.local
+    plain = averaging.local
 
     def clocked(*given: Any, **named: Any) -> Any:
         started = time.process_time()
@@ -55,7 +55,7 @@ def measured(guidance: str, rounds: int, folder: str) -> tuple[float, float]:
 
     fedavg.local = clocked
     try:
-        run_apps(server_app, client_app, 2, {"settings": json.dumps(settings.plain(conf)), "overrides": ""})
+        run_apps(server_app, client_app, 2, {"settings": json.dumps(composition.plain(conf)), "overrides": ""})
     finally:
         fedavg.local = plain
     lines = [json.loads(line) for line in Path(conf.out, "rounds.jsonl").read_text().splitlines()]

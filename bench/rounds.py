@@ -27,11 +27,12 @@ from typing import Any
 import torch
 
 from client_app import app as client_app
-from florilegium import settings
-from florilegium.federation import Federation
+from florilegium import preflight
+from florilegium.config import composition
+from florilegium.federation.federation import Federation
 from server_app import app as server_app
 from server_app.driver import RowJournal
-from strategies.rounds import Rounds
+from strategies.blocks.rounds import Rounds
 from tests.local_grid import run_apps
 
 PHASES = ("train", "represent", "distill")
@@ -119,11 +120,11 @@ def clocked() -> Iterator[Clock]:
 
 def measured(overrides: list[str]) -> Clock:
     """The clock of one run."""
-    conf = settings.complete(settings.compose(overrides))
-    settings.validate(conf)
+    conf = composition.complete(composition.compose(overrides))
+    preflight.validate(conf)
     with clocked() as clock:
         run_apps(server_app.app, client_app.app, len(conf.clients.mix),
-                 {"settings": json.dumps(settings.plain(conf)), "overrides": ""})
+                 {"settings": json.dumps(composition.plain(conf)), "overrides": ""})
     return clock
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from florilegium.recorded import read_lines
+from florilegium.runs.reader import read_lines
 
 LOOK_SECONDS = 1.0
 
@@ -48,7 +48,8 @@ def measure(overrides: list[str], out: Path) -> dict[str, float]:
     """Run `florilegium run` once and say what it took. SystemExit with its code when it fails."""
     environment = {**os.environ, "FLORILEGIUM_BENCH": str(os.getpid())}
     begun, first, peak = time.monotonic(), None, 0
-    process = psutil.Popen([sys.executable, "-m", "florilegium.cli", "run", *overrides, f"out={out}"], env=environment)
+    command = [sys.executable, "-m", "florilegium.cli.main", "run", *overrides, f"out={out}"]
+    process = psutil.Popen(command, env=environment)
     while process.poll() is None:
         time.sleep(LOOK_SECONDS)
         peak = max(peak, resident(process))

@@ -21,7 +21,7 @@ import time
 import torch
 from torch import Tensor
 
-from florilegium.similarity import match_scores
+from florilegium.learning.similarity import match_scores
 
 WIDTH, BOTH_WAYS = 256, 4000
 

@@ -1,1 +1,4 @@
-"""The client room: everything a device runs. It imports `florilegium` and nothing of the server."""
+"""The client side: everything that touches private data.
+
+It imports florilegium, never strategies or server_app, so a privacy review reads one room.
+"""

@@ -15,12 +15,16 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
-from client_app.attacks import attacked, poisoned
-from client_app.client import Client, open_client
+from client_app.client import Client
 from client_app.joined import in_one
-from florilegium import phases, seeds, settings, wire
+from client_app.opening import open_client
+from client_app.privacy.attacks import attacked, poisoned
+from florilegium import seeds
 from florilegium.catalogue import half
-from florilegium.wire import Header, Weights
+from florilegium.config import composition
+from florilegium.protocol import codec, phases
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Weights
 
 RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 app = ClientApp()
@@ -29,18 +33,18 @@ app = ClientApp()
 @lru_cache(maxsize=8)
 def read_settings(text: str, overrides: str) -> DictConfig:
     """The run's settings, parsed once in a process."""
-    return settings.load({"settings": text, "overrides": overrides})
+    return composition.load({"settings": text, "overrides": overrides})
 
 
 def client_half(conf: DictConfig, row: str) -> Any:
     """The client half of a row, with its settings. ValueError when the row or its half is not there."""
-    rows = settings.rows(conf)
+    rows = composition.rows(conf)
     if row not in rows:
         raise ValueError(f"no row {row!r} in these settings; there are {', '.join(rows)}")
     Half = half(rows[row].name, "client")
     if Half is None:
         raise ValueError(f"{rows[row].name} asks nothing of clients")
-    return Half(settings.typed(Half.Settings, rows[row].get("client"), f"{row}.client"))
+    return Half(composition.typed(Half.Settings, rows[row].get("client"), f"{row}.client"))
 
 
 def perform(phase: str, conf: DictConfig, client: Client, header: Header, content: Any) -> Any:
@@ -48,12 +52,12 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     if phase == "profile":
         return client.profile()
     method = client_half(conf, header.row)
-    if phase not in phases.phases_of(method, phases.exchanges_of(settings.rows(conf)[header.row])):
+    if phase not in phases.phases_of(method, phases.exchanges_of(composition.rows(conf)[header.row])):
         raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
     may_come, may_leave = phases.declared(method, phase, method.settings)
     if not may_come:
         raise ValueError(f"{phase!r} is no phase of {type(method).__name__} with these settings")
-    down = wire.unpack(content, *may_come, bounds={"C": client.classes})
+    down = codec.unpack(content, *may_come, bounds={"C": client.classes})
     if phase == "evaluate":
         if isinstance(down, Weights) and down.tensors:
             client.load(down.tensors)
@@ -75,10 +79,10 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         run_config = context.run_config
         conf = read_settings(str(run_config.get("settings", "")), str(run_config.get("overrides", "")))
         torch.set_num_threads(int(conf.clients.get("threads", 1)))
-        header = wire.header(message.content)
+        header = codec.header(message.content)
         client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
         up = perform(phase, conf, client, header, message.content)
-        return Message(wire.pack(up, header, client.protection.figures()), reply_to=message)
+        return Message(codec.pack(up, header, client.protection.figures()), reply_to=message)
     except Exception as error:
         logging.getLogger("flwr").debug("%s failed", phase, exc_info=True)
         line = (str(error).strip().splitlines() or [""])[0]
@@ -88,7 +92,7 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         return Message(Error(RAISED, f"{type(error).__name__}: {line}"), reply_to=message)
 
 
-for _phase, _message_type in wire.PHASES.items():
+for _phase, _message_type in phases.PHASES.items():
     _category, _, _action = _message_type.partition(".")
     _register = getattr(app, _category)
     (_register(_action) if _action else _register())(partial(answer, _phase))

@@ -6,9 +6,7 @@ Axes: N samples, B batch, D representation width, C classes, S image side, T tok
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,36 +14,22 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from client_app import lessons, pairs, views
-from client_app.kept_rows import open_rows
-from client_app.lessons import Lesson
+from client_app import distillation_set, pairs, views
+from client_app.batches import EVALUATION_BATCH, Batch, ClientError, resized, shuffled
+from client_app.distillation_set import Lesson
 from client_app.memory import Memory
 from client_app.pairs import PairBatch
-from client_app.private_training import without_batch_norm
-from client_app.protection import Protection
-from florilegium import models, pixels, seeds
+from client_app.privacy.dpsgd import without_batch_norm
+from client_app.privacy.protection import Protection
+from florilegium import seeds
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData
 from florilegium.data.public import PublicPairs, open_public, same_order
+from florilegium.models import bodies, build
 from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
-from florilegium.wire import Header, Profile, PublicSet, Report, Samples, Targets
-
-EVALUATION_BATCH = 128
-
-
-class ClientError(ValueError):
-    """A client was asked for something it cannot do; one line."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Model inputs, labels [B] and ids [B]; `fused` [B, D] (or [B, 0]) in lessons."""
-
-    inputs: Tensor
-    labels: Tensor
-    ids: Tensor
-    fused: Tensor | None = None
+from florilegium.protocol import pixels
+from florilegium.protocol.payloads import Profile, PublicSet, Report, Samples, Targets
 
 
 class Client:
@@ -57,7 +41,7 @@ class Client:
         member = conf.clients.mix[id_]
         self.conf, self.id, self.data, self.memory, self.round = conf, id_, data, memory, round_
         self.modality, self.architecture = str(member.modality), str(member.model)
-        models.check(self.modality, self.architecture, f"clients.mix[{id_}]")
+        build.check(self.modality, self.architecture, f"clients.mix[{id_}]")
         self.classes, self.examples, self.width = len(data.classes), len(data.train), int(conf.clients.width)
         self.device = torch.device(conf.clients.device)
         if not self.examples:
@@ -76,7 +60,7 @@ class Client:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return models.vocabulary(self.conf.clients, self.architecture.split("+")[-1])
+        return build.vocabulary(self.conf.clients, self.architecture.split("+")[-1])
 
     @cached_property
     def left(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -89,18 +73,18 @@ class Client:
         return int(self.left[1]["trained"])
 
     @cached_property
-    def model(self) -> models.Classifier | DualEncoder:
+    def model(self) -> bodies.Classifier | DualEncoder:
         """The model as it was left by the message before, or as the seed starts it."""
         vocabulary = None if self.modality == "image" else self.vocabulary
         with seeds.scoped(self.conf.seed, "model", self.id, self.architecture):
-            model = models.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
+            model = build.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
         if self.protection.settings.training:
             model = without_batch_norm(model)
         if self.trained:
             model.load_state_dict(self.left[0])
         return model.to(self.device)
 
-    def load(self, tensors: Mapping[str, Tensor]) -> models.Classifier | DualEncoder:
+    def load(self, tensors: Mapping[str, Tensor]) -> bodies.Classifier | DualEncoder:
         """The model with weights from the server. ClientError when they are another architecture's."""
         try:
             self.model.load_state_dict(dict(tensors))
@@ -184,7 +168,7 @@ class Client:
 
     def keep(self, samples: Samples) -> None:
         """Hold on to samples; the targets come later and are joined by id."""
-        self.memory.write("samples", lessons.to_tensors(samples))
+        self.memory.write("samples", distillation_set.to_tensors(samples))
 
     def recall(self, targets: Targets, wide: int | None = None) -> Lesson:
         """The kept samples that `targets` name, with their labels and fused representations (D or `wide` values)."""
@@ -194,14 +178,14 @@ class Client:
         width = targets.representations.shape[-1]
         if width not in (0, wide := wide or self.width):
             raise ClientError(f"targets are {width} wide, representations {wide}")
-        return lessons.taught(lessons.from_tensors(found[0]), targets)
+        return distillation_set.taught(distillation_set.from_tensors(found[0]), targets)
 
     def replayed(self) -> Lesson | None:
         """The lesson of earlier rounds that `store` chose, or None."""
         if (found := self.memory.read("replay")) is None:
             return None
         tensors = found[0]
-        return Lesson(lessons.from_tensors(tensors), tensors["labels"], tensors["fused"])
+        return Lesson(distillation_set.from_tensors(tensors), tensors["labels"], tensors["fused"])
 
     def store(self, lesson: Lesson, size: int) -> None:
         """Keep a random `size` of a lesson for later rounds (0: nothing)."""
@@ -209,7 +193,7 @@ class Client:
             return
         random = torch.Generator().manual_seed(self.seed("replay"))
         chosen = lesson.select(torch.randperm(len(lesson), generator=random)[:size])
-        tensors = lessons.to_tensors(chosen.samples) | {"labels": chosen.labels, "fused": chosen.fused}
+        tensors = distillation_set.to_tensors(chosen.samples) | {"labels": chosen.labels, "fused": chosen.fused}
         self.memory.write("replay", tensors)
 
     def lesson_batches(self, lesson: Lesson, inputs: Tensor, size: int, epoch: int) -> Iterator[Batch]:
@@ -245,37 +229,3 @@ class Client:
         hits = (logits_NC.argmax(-1) == rows.labels).float()
         return hits.mean().item(), cross_entropy(logits_NC, rows.labels).item()
 
-
-def resized(images_N3SS: Tensor, side: int) -> Tensor:
-    """uint8 images of another size than the data's, resized to side x side."""
-    if not len(images_N3SS) or images_N3SS.shape[-2:] == (side, side):
-        return images_N3SS
-    resize = torch.nn.functional.interpolate
-    return resize(images_N3SS.float(), size=(side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
-
-
-def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
-    """A random order of `count` rows in pieces of `size`; a last piece of one, which batch norm refuses, is not."""
-    for piece in torch.randperm(count, generator=random).split(size):
-        if len(piece) > 1 or count == 1:
-            yield piece
-
-
-def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header) -> Client:
-    """The client of this node as the message with this header finds it. Its id is the node's `partition-id`."""
-    try:
-        id_ = int(node_config["client-id"] if "client-id" in node_config else node_config["partition-id"])
-    except (KeyError, ValueError) as error:
-        raise ClientError("the node configuration has no partition-id (or client-id)") from error
-    if not 0 <= id_ < len(conf.clients.mix):
-        raise ClientError(f"this node is client {id_}, but clients.mix has {len(conf.clients.mix)} clients")
-    out = conf.get("out")
-    place = node_config.get("state-dir") or conf.clients.get("state_dir") or (out and Path(out, "state"))
-    if not place:
-        raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
-    federation = Path(out or "federation").name
-    memory = Memory(Path(str(place), federation, header.row, f"client-{id_}"), header.round, header.step)
-    data = open_rows(conf, id_, str(conf.clients.mix[id_].modality), node_config)
-    client = Client(conf, id_, data, memory, header.round)
-    client.public_path = str(node_config.get("public-path", "")) or None
-    return client

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from client_app.client import Client, ClientError
+from client_app.batches import ClientError
+from client_app.client import Client
 from florilegium import seeds
-from florilegium.wire import Joined, Nothing
+from florilegium.protocol.payloads import Joined, Nothing
 
 
 def in_one(method: Any, client: Client, down: Joined) -> Any:

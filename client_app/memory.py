@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from florilegium import atomic
+from florilegium.runs import files
 
 VERSION = re.compile(r"(?P<part>[a-z]+)-(?P<round>\d+)-(?P<step>\d+)\.safetensors")
 LEFT = 3600.0  # seconds after which a half written file is a killed process's
@@ -37,7 +37,7 @@ class Memory:
 
     def begin(self) -> None:
         """Forget this message's own version and what came after it: they belong to a history that is run again."""
-        atomic.sweep(self.folder, LEFT)
+        files.sweep(self.folder, LEFT)
         for _, when, path in self.versions():
             if when >= self.now:
                 path.unlink()
@@ -48,24 +48,24 @@ class Memory:
         if not earlier:
             return None
         try:
-            return atomic.load(earlier[-1])
+            return files.load(earlier[-1])
         except Exception as error:  # safetensors has its own error classes
             raise ValueError(f"{earlier[-1]} cannot be read: {str(error).splitlines()[0]}") from error
 
     def write(self, part: str, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
         """Write this message's version of `part`, then drop the versions nobody can go back to."""
         r, step = self.now
-        atomic.save(self.folder / f"{part}-{r:06d}-{step:04d}.safetensors", tensors, meta)
+        files.save(self.folder / f"{part}-{r:06d}-{step:04d}.safetensors", tensors, meta)
         self._tidy(part)
 
     def keep(self, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Remember something that tells its own version and holds for every round, in the place of what was kept."""
-        atomic.save(self.folder / f"{name}.safetensors", tensors, meta)
+        files.save(self.folder / f"{name}.safetensors", tensors, meta)
 
     def kept(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `keep` wrote: (tensors, meta), or None; a torn file counts as none, for it can be had again."""
         try:
-            return atomic.load(self.folder / f"{name}.safetensors")
+            return files.load(self.folder / f"{name}.safetensors")
         except Exception:  # not there, or torn: safetensors has its own error classes
             return None
 

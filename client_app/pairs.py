@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from client_app import views
-from florilegium import pixels
 from florilegium.data.datasets import Rows
 from florilegium.data.public import PublicPairs, as_pairs
-from florilegium.models.pair import image_features, text_features
-from florilegium.retrieval import headline, retrieval
-from florilegium.wire import Report
+from florilegium.learning.retrieval import headline, retrieval
+from florilegium.models.embeddings import image_features, text_features
+from florilegium.protocol import pixels
+from florilegium.protocol.payloads import Report
 
 if TYPE_CHECKING:
     from client_app.client import Client
@@ -54,7 +54,7 @@ def public_batches(
     client: Client, pairs: PublicPairs, size: int, epoch: int, name: str = "public", augmented: bool = True
 ) -> Iterator[tuple[PairBatch, Tensor]]:
     """One shuffled pass over public pairs: batches, each with its positions [B] in `pairs`. Tags stay whole."""
-    from client_app.client import shuffled
+    from client_app.batches import shuffled
 
     rows = Rows(pairs.ids, pairs.labels, pairs.images, pairs.texts, tuple(() for _ in pairs.texts), pairs.groups)
     random = torch.Generator().manual_seed(client.seed("batches", name, epoch))

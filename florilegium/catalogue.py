@@ -35,7 +35,7 @@ CATALOGUE = {
     "fedet":       Entry("strategies.fedet:FedET",             "client_app.methods.logits:LogitsClient",         "class scores of public samples", "image, text, pair", "arXiv 2204.12703"),
     "creamfl":     Entry("strategies.creamfl:CreamFL",         "client_app.methods.creamfl:CreamFLClient",       "features of public pairs",     "image, text, pair", "arXiv 2302.08888"),
     "fedmekt":     Entry("strategies.fedmekt:FedMEKT",         "client_app.methods.fedmekt:FedMEKTClient",       "embeddings of public samples", "image, text, pair", "arXiv 2307.13214"),
-    "fedafd":      Entry("strategies.fedafd:FedAFD",           "client_app.methods.fedafd:FedAFDClient",         "features of public pairs, encoders", "image, text, pair", "arXiv 2603.04890"),
+    "fedafd":      Entry("strategies.fedafd:FedAFD",           "client_app.methods.fedafd.client:FedAFDClient",         "features of public pairs, encoders", "image, text, pair", "arXiv 2603.04890"),
     "standalone":  Entry("strategies.standalone:Standalone",   "client_app.methods.standalone:StandaloneClient", "nothing (reference)",          "image, text, pair", "arXiv 2510.12254, Table I"),
     "selftuned":   Entry("strategies.selftuned:SelfTuned",     None,                                             "nothing (reference)",          "server only", "arXiv 2510.12254, Table II"),
     "centralised": Entry("strategies.centralised:Centralised", None,                                             "private data (upper bound)",   "server only", "arXiv 2510.12254, Table II"),

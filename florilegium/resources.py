@@ -16,11 +16,12 @@ from torch import Tensor
 
 from florilegium import assets
 from florilegium.assets import AssetError
+from florilegium.config.composition import SettingsError, first_line, typed
 from florilegium.data.datasets import Classes, Splits, held_out, open_dataset, read_rows
-from florilegium.diffusion import DiffusionSettings, Generator, Progress, device_of, load
 from florilegium.diffusion.captions import Captioner
-from florilegium.metrics import ClipScore, Judge
-from florilegium.settings import SettingsError, first_line, typed
+from florilegium.diffusion.generator import DiffusionSettings, Generator, Progress, device_of
+from florilegium.diffusion.load import load
+from florilegium.learning.metrics import ClipScore, Judge
 
 
 def located(name: str) -> str:

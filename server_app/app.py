@@ -7,7 +7,7 @@ import logging
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from florilegium import settings
+from florilegium.config import composition
 from server_app import driver
 
 app = ServerApp()
@@ -17,4 +17,4 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run every row of the settings. An error's message is the reason that the launcher prints."""
     logging.getLogger("flwr").propagate = False  # a library that configures the root logger would print each line twice
-    driver.drive(settings.load(context.run_config), grid)
+    driver.drive(composition.load(context.run_config), grid)

@@ -8,15 +8,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from florilegium import atomic, settings, sinks
 from florilegium.catalogue import half
+from florilegium.config import composition
 from florilegium.data.partition import partition
-from florilegium.federation import Federation
-from florilegium.logs import JsonLog, LoggedRounds
+from florilegium.federation.federation import Federation
+from florilegium.report import page
 from florilegium.resources import Resources
-from florilegium.runs import Run
+from florilegium.runs import files
+from florilegium.runs.logs import JsonLog, LoggedRounds
+from florilegium.runs.sinks import opening
+from florilegium.runs.writer import Run
 from server_app.evaluation import Evaluation
-from strategies.rounds import Journal, Rounds
+from strategies.blocks.rounds import Journal, Rounds
 
 LOG = logging.getLogger("flwr")  # Flower's log is where a server app is heard
 KEEP_CHECKPOINTS = 2  # the newest could be the one a failing disk tore
@@ -35,7 +38,7 @@ class RowJournal(Journal):
             return None
         for path in sorted(self.folder.glob("round-*.safetensors"), reverse=True):
             try:
-                tensors, meta = atomic.load(path)
+                tensors, meta = files.load(path)
             except Exception as error:  # a torn file is skipped, whatever the reader calls it
                 LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.row, error)
                 continue
@@ -47,7 +50,7 @@ class RowJournal(Journal):
         return None
 
     def evaluate(self, strategy: Rounds, r: int, last: bool, federation: Federation) -> dict[str, float]:
-        main = self.row == settings.MAIN
+        main = self.row == composition.MAIN
         if not last and (r % self.every or (not main and not strategy.asks_clients)):
             return {}
         figures: dict[str, float] = {}
@@ -69,7 +72,7 @@ class RowJournal(Journal):
             self.run.votes(self.row, r, votes.tolist(), list(self.evaluation.class_names))
         self.run.record(self.row, r, seconds, metrics)
         # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
-        atomic.save(self.folder / f"round-{r:04d}.safetensors", tensors,
+        files.save(self.folder / f"round-{r:04d}.safetensors", tensors,
                     {"round": r, "strategy": meta, "guard": strategy.guard.state()})
         for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
             old.unlink()
@@ -80,7 +83,7 @@ class Narrator:
 
     def __init__(self, run: Run, rounds: int) -> None:
         self.run, self.rounds = run, rounds
-        self.row, self.federation = settings.MAIN, None
+        self.row, self.federation = composition.MAIN, None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         r = self.federation.round if self.federation is not None else 0
@@ -94,7 +97,7 @@ def drive(conf: DictConfig, grid: Any) -> None:
     try:
         run_rows(run, conf, grid)
     except Exception as error:
-        LOG.error("the run failed: %s: %s", type(error).__name__, settings.first_line(error))
+        LOG.error("the run failed: %s: %s", type(error).__name__, composition.first_line(error))
         raise
     finally:
         run.silence()
@@ -102,9 +105,9 @@ def drive(conf: DictConfig, grid: Any) -> None:
 
 def watched(run: Run, conf: DictConfig) -> None:
     """Let the sinks of the settings and the run's own log hear of it."""
-    given = settings.typed(sinks.SinkSettings, conf.get("sinks"), "sinks")
+    given = composition.typed(opening.SinkSettings, conf.get("sinks"), "sinks")
     log = LoggedRounds(JsonLog(run.out, conf.get("log_level", "info")))
-    run.observe(*sinks.open_sinks(given, run.out, run.settings), at_once=log)
+    run.observe(*opening.open_sinks(given, run.out, run.settings), at_once=log)
 
 
 def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
@@ -113,9 +116,9 @@ def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
     resources = Resources(conf, progress=narrator)
     run.partition(partition(conf))
     evaluation = Evaluation(conf, resources)
-    for row, node in settings.rows(conf).items():
+    for row, node in composition.rows(conf).items():
         Half = half(node.name, "server")
-        strategy = Half(settings.typed(Half.Settings, node.get("server"), f"{row}.server"), resources)
+        strategy = Half(composition.typed(Half.Settings, node.get("server"), f"{row}.server"), resources)
         narrator.row, narrator.federation = row, Federation(
             grid, row, seed=conf.seed, timeout=conf.timeouts.exchange, quorum=conf.timeouts.quorum,
             fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.fatal_codes),
@@ -123,7 +126,8 @@ def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
             give_up=conf.timeouts.give_up)
         journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
-        if row == settings.MAIN and strategy.generator is not None:
+        if row == composition.MAIN and strategy.generator is not None:
             strategy.generator.save(run.model_dir)
-        run.finish(conf, protocol=evaluation.protocol())  # after each row: a run killed later still has its page
+        run.finish(conf, protocol=evaluation.protocol())
+        page.write(run.out)  # after each row: a run killed later still has its page
     run.close()

@@ -15,15 +15,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from florilegium import retrieval, seeds
+from florilegium import seeds
+from florilegium.config.composition import typed
+from florilegium.config.sections import EvaluationSettings
 from florilegium.data.partition import partition
 from florilegium.data.public import held_out_pairs
-from florilegium.federation import Federation, Reply
-from florilegium.metrics import accuracy, mean_cosine, pairwise_distance
-from florilegium.models.pair import public_features
-from florilegium.sections import EvaluationSettings
-from florilegium.settings import typed
-from florilegium.wire import Nothing, Report
+from florilegium.federation.federation import Federation, Reply
+from florilegium.learning import retrieval
+from florilegium.learning.metrics import accuracy, mean_cosine, pairwise_distance
+from florilegium.models.embeddings import public_features
+from florilegium.protocol.payloads import Nothing, Report
 
 IN_GRID = 2  # images of each class in a grid
 # figures of clients and of the server's task: what they are called -> what the one who measured calls them

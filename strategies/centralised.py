@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.checks import between
+from florilegium.config.bounds import between
 from florilegium.diffusion.tuning import TuneSettings, TuneTexts
-from florilegium.federation import Federation
-from strategies.rounds import Rounds
+from florilegium.federation.federation import Federation
+from strategies.blocks.rounds import Rounds
 
 
 @dataclass

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from florilegium import seeds
-from florilegium.averaging import part
-from florilegium.checks import between, one_of
-from florilegium.federation import Client, Federation, means_of
-from florilegium.similarity import match_scores, similarity_weights, weighted
-from florilegium.wire import Features, Nothing, Report
-from strategies.public_set import PublicRound, PublicSet, PublicSetSettings
-from strategies.representations import (
+from florilegium.config.bounds import between, one_of
+from florilegium.federation.federation import Client, Federation, means_of
+from florilegium.learning.averaging import part
+from florilegium.learning.similarity import match_scores, similarity_weights, weighted
+from florilegium.protocol.payloads import Features, Nothing, Report
+from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings
+from strategies.blocks.representations import (
     ask_representations,
     formula_bytes,
     handshake,
@@ -29,8 +29,8 @@ from strategies.representations import (
     stacked,
     text_groups,
 )
-from strategies.retriever import Retriever, RetrieverSettings
-from strategies.rounds import Rounds
+from strategies.blocks.retriever import Retriever, RetrieverSettings
+from strategies.blocks.rounds import Rounds
 
 OTHER = {"image": "text", "text": "image"}
 

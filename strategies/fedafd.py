@@ -1,4 +1,4 @@
-"""FedAFD, server half (arXiv 2603.04890). Client half: client_app/methods/fedafd.py.
+"""FedAFD, server half (arXiv 2603.04890). Client half: client_app/methods/fedafd/client.py.
 
 Down: the global encoders (whole once, then what changed) and their features of the public pairs. Up: the clients'
 features of these. Section numbers are those of our notes; every free choice: docs/methods/fedafd.md.
@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from florilegium import seeds
-from florilegium.averaging import named, part
-from florilegium.changes import Sent
-from florilegium.checks import between, one_of
+from florilegium.config.bounds import between, one_of
 from florilegium.data.public import open_public
-from florilegium.federation import Client, Federation, Reply
-from florilegium.fidelity import Divergences, other_view
-from florilegium.similarity import match_scores, similarity_weights, weighted
-from florilegium.wire import Features, Nothing, PublicSet, Report, WireError
-from strategies.representations import SIDES, UNIT, sides_of
-from strategies.retriever import Retriever, RetrieverSettings
-from strategies.rounds import Rounds
+from florilegium.federation.federation import Client, Federation, Reply
+from florilegium.learning.averaging import named, part
+from florilegium.learning.similarity import match_scores, similarity_weights, weighted
+from florilegium.methods.fedafd.fidelity import Divergences, other_view
+from florilegium.protocol.deltas import Sent
+from florilegium.protocol.payloads import Features, Nothing, PublicSet, Report
+from florilegium.protocol.validation import WireError
+from strategies.blocks.representations import SIDES, UNIT, sides_of
+from strategies.blocks.retriever import Retriever, RetrieverSettings
+from strategies.blocks.rounds import Rounds
 
 
 @dataclass

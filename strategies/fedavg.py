@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from florilegium.averaging import model_part, named, part, weighted_mean
-from florilegium.federation import Client, Federation
-from florilegium.guidance import GuidanceSettings
-from florilegium.wire import Weights
-from strategies.rounds import Rounds
-from strategies.weights import (
+from florilegium.federation.federation import Client, Federation
+from florilegium.learning.averaging import model_part, named, part, weighted_mean
+from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.protocol.payloads import Weights
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.weights import (
     check_groups,
     check_weighting,
     figures,

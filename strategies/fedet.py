@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from florilegium.checks import one_of
-from florilegium.federation import Federation, means_of
-from florilegium.wire import Nothing, Report, SoftTargets
-from strategies.public_set import PublicSet, PublicSetSettings
-from strategies.rounds import Rounds
-from strategies.scores import ask_scores, recorded
+from florilegium.config.bounds import one_of
+from florilegium.federation.federation import Federation, means_of
+from florilegium.protocol.payloads import Nothing, Report, SoftTargets
+from strategies.blocks.public_set import PublicSet, PublicSetSettings
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.scores import ask_scores, recorded
 
 SCORES = ("log_softmax", "softmax")
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from florilegium.averaging import part
-from florilegium.checks import between, one_of
-from florilegium.consensus import entropy
-from florilegium.federation import Federation, means_of
-from florilegium.wire import Nothing, Report, SoftTargets
-from strategies.public_set import PublicRound, PublicSet, PublicSetSettings
-from strategies.rounds import Rounds
-from strategies.scores import ask_scores, recorded
+from florilegium.config.bounds import between, one_of
+from florilegium.federation.federation import Federation, means_of
+from florilegium.learning.averaging import part
+from florilegium.learning.losses import entropy
+from florilegium.protocol.payloads import Nothing, Report, SoftTargets
+from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.scores import ask_scores, recorded
 
 SERVERS = ("ensemble", "clip")
 

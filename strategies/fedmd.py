@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from florilegium.federation import Federation, means_of
-from florilegium.wire import Logits, Nothing, Report
-from strategies.public_set import PublicSet, PublicSetSettings
-from strategies.rounds import Rounds
-from strategies.scores import ask_scores, recorded, warm_up
+from florilegium.federation.federation import Federation, means_of
+from florilegium.protocol.payloads import Logits, Nothing, Report
+from strategies.blocks.public_set import PublicSet, PublicSetSettings
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.scores import ask_scores, recorded, warm_up
 
 
 @dataclass

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from florilegium import models, pixels, seeds
-from florilegium.averaging import part
-from florilegium.checks import between, one_of
-from florilegium.federation import Client, Federation, means_of
-from florilegium.models import autoencoder
-from florilegium.objectives import feature_kl
-from florilegium.wire import Features, Nothing, Report
-from strategies.public_set import PublicRound, PublicSet, PublicSetSettings
-from strategies.representations import (
+from florilegium import seeds
+from florilegium.config.bounds import between, one_of
+from florilegium.federation.federation import Client, Federation, means_of
+from florilegium.learning.averaging import part
+from florilegium.learning.losses import feature_kl
+from florilegium.methods.fedmekt import autoencoder
+from florilegium.models import build
+from florilegium.protocol import pixels
+from florilegium.protocol.payloads import Features, Nothing, Report
+from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings
+from strategies.blocks.representations import (
     SIDES,
     ask_representations,
     formula_bytes,
@@ -31,7 +33,7 @@ from strategies.representations import (
     sides_of,
     stacked,
 )
-from strategies.rounds import Rounds
+from strategies.blocks.rounds import Rounds
 
 Embeddings = dict[str, list[Tensor]]  # side -> its layers' unit embeddings: [N, D], and [N, D] of the body where sent
 
@@ -54,8 +56,8 @@ class FedMEKTSettings:
     public: PublicSetSettings = field(default_factory=PublicSetSettings)
 
     def __post_init__(self) -> None:
-        one_of("image", self.image, models.ARCHITECTURES["image"])
-        one_of("text", self.text, models.ARCHITECTURES["text"])
+        one_of("image", self.image, build.ARCHITECTURES["image"])
+        one_of("text", self.text, build.ARCHITECTURES["text"])
         one_of("reconstruct", self.reconstruct, ("own", "both"))
         between("hidden", self.hidden, 1, 1_000_000)
         between("transfer", self.transfer, 0, 1e4)
@@ -79,7 +81,7 @@ class FedMEKT(Rounds):
         self.classes = len(resources.classes)
         self.public = PublicSet(settings.public, resources)
         self.generator = self.public.generator
-        self.vocabulary = models.vocabulary(clients, settings.text)
+        self.vocabulary = build.vocabulary(clients, settings.text)
         self.server = autoencoder.built(clients, {"image": settings.image, "text": settings.text},
                                         int(resources.conf.data.image_size), self.vocabulary, settings.hidden,
                                         resources.seed)

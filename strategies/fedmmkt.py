@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from florilegium import consensus, costs, pixels, seeds
-from florilegium.averaging import named, part
-from florilegium.checks import between, one_of
+from florilegium import seeds
+from florilegium.config.bounds import between, one_of
 from florilegium.diffusion.tuning import TuneSettings
-from florilegium.federation import Federation, Reply, means_of
-from florilegium.metrics import confusion
-from florilegium.wire import Answers, Logits, Nothing, Report, Samples, Targets
-from strategies.exchanges import EXCHANGES, Exchanges
-from strategies.replay import Reservoir, joint_state, restore_joint
-from strategies.rounds import Rounds
-from strategies.synthesis import draw_classes, filled
+from florilegium.federation.federation import Federation, Reply, means_of
+from florilegium.learning.averaging import named, part
+from florilegium.learning.metrics import confusion
+from florilegium.methods.fedmmkt import consensus
+from florilegium.protocol import costs, pixels
+from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samples, Targets
+from strategies.blocks.exchanges import EXCHANGES, Exchanges
+from strategies.blocks.replay import Reservoir, joint_state, restore_joint
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.synthesis import draw_classes, filled
 
 
 @dataclass

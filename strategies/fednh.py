@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from florilegium import seeds
-from florilegium.averaging import model_part, prototype_head, weighted_mean, without
-from florilegium.checks import between
-from florilegium.federation import Federation
-from florilegium.guidance import GuidanceSettings
-from florilegium.wire import Weights, WireError
-from strategies.rounds import Rounds
-from strategies.weights import check_weighting, figures, shared_start, shares, trained
+from florilegium.config.bounds import between
+from florilegium.federation.federation import Federation
+from florilegium.learning.averaging import model_part, prototype_head, weighted_mean, without
+from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.protocol.payloads import Weights
+from florilegium.protocol.validation import WireError
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.weights import check_weighting, figures, shared_start, shares, trained
 
 PROTOTYPES, SCALE, SUMS, COUNTS = "fednh.prototypes", "fednh.scale", "fednh.sums", "fednh.counts"
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from florilegium.averaging import learned, weighted_mean
-from florilegium.federation import Federation
-from florilegium.guidance import GuidanceSettings
-from strategies.rounds import Rounds
-from strategies.weights import check_weighting, figures, shared_start, shares, trained
+from florilegium.federation.federation import Federation
+from florilegium.learning.averaging import learned, weighted_mean
+from florilegium.methods.guidance.settings import GuidanceSettings
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.weights import check_weighting, figures, shared_start, shares, trained
 
 STEPS = (1.0, 1e9)  # a_k: at least one step
 

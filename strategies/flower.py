@@ -7,6 +7,7 @@ and counts the bytes; the built-in strategy does the arithmetic in its own confi
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,13 +19,12 @@ from flwr.serverapp import strategy as builtin
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.averaging import learned, weighted_mean
-from florilegium.checks import one_of
-from florilegium.federation import Federation, FederationError, Reply
-from florilegium.guidance import GuidanceSettings
-from strategies.moments import moments, put_moments
-from strategies.rounds import Rounds
-from strategies.weights import figures, shared_start, shares, trained
+from florilegium.config.bounds import one_of
+from florilegium.federation.federation import Federation, FederationError, Reply
+from florilegium.learning.averaging import learned, weighted_mean
+from florilegium.methods.guidance.settings import GuidanceSettings
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.weights import figures, shared_start, shares, trained
 
 WRAPPERS = tuple(name for name in builtin.__all__ if name.startswith("DifferentialPrivacy"))
 ELSEWHERE = ("FedProx", "FedXgbBagging", "FedXgbCyclic", "Result", "Strategy")  # method=fedprox; trees; no strategies
@@ -168,3 +168,41 @@ def told(questions: list[Message]) -> dict[str, float]:
     """What a strategy's configuration tells clients in figures (clipping_norm)."""
     config = next(iter(questions[0].content.config_records.values())) if questions else {}
     return {key: float(v) for key, v in config.items() if isinstance(v, float)}
+
+
+
+def layers(strategy: Any) -> Iterator[tuple[int, Any]]:
+    """A wrapper, then what it wraps."""
+    depth = 0
+    while strategy is not None:
+        yield depth, strategy
+        strategy, depth = getattr(strategy, "strategy", None), depth + 1
+
+
+def moments(strategy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and JSON-able values: numbers, and the form in which arrays were held."""
+    tensors: dict[str, Tensor] = {}
+    meta: dict[str, Any] = {}
+    for depth, layer in layers(strategy):
+        for name, value in vars(layer).items():
+            place = f"{depth}/{name}"
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                meta[place] = value
+            elif type(value) in (dict, list) and value:
+                held = dict(enumerate(value)) if isinstance(value, list) else value
+                meta[place] = type(value).__name__
+                tensors |= {f"{place}/{k}": torch.from_numpy(np.array(v)) for k, v in held.items()}
+    return tensors, meta
+
+
+def put_moments(strategy: Any, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Put back what `moments` took."""
+    for depth, layer in layers(strategy):
+        for name in list(vars(layer)):
+            place = f"{depth}/{name}"
+            form = meta.get(place)
+            if isinstance(form, (int, float)):
+                setattr(layer, name, form)
+            elif form is not None:
+                held = {k.removeprefix(f"{place}/"): v.numpy() for k, v in tensors.items() if k.startswith(f"{place}/")}
+                setattr(layer, name, [held[str(i)] for i in range(len(held))] if form == "list" else held)

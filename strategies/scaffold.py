@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from florilegium.averaging import learned, named, part, weighted_mean, without
-from florilegium.checks import between
-from florilegium.federation import Federation
-from florilegium.guidance import GuidanceSettings
-from strategies.rounds import Rounds
-from strategies.weights import check_weighting, figures, shared_start, shares, trained
+from florilegium.config.bounds import between
+from florilegium.federation.federation import Federation
+from florilegium.learning.averaging import learned, named, part, weighted_mean, without
+from florilegium.methods.guidance.settings import GuidanceSettings
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.weights import check_weighting, figures, shared_start, shares, trained
 
 
 @dataclass

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from florilegium import seeds
-from florilegium.checks import between, one_of
+from florilegium.config.bounds import between, one_of
 from florilegium.diffusion.tuning import TuneSettings, TuneTexts
-from florilegium.federation import Federation
-from strategies.rounds import Rounds
-from strategies.synthesis import draw_classes
+from florilegium.federation.federation import Federation
+from strategies.blocks.rounds import Rounds
+from strategies.blocks.synthesis import draw_classes
 
 TEXT = {"label": "label", "caption": "caption", "representation": "caption"}  # what each source is tuned to say
 

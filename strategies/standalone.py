@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from florilegium.federation import Federation
-from florilegium.wire import Nothing, Report
-from strategies.rounds import Rounds
+from florilegium.federation.federation import Federation
+from florilegium.protocol.payloads import Nothing, Report
+from strategies.blocks.rounds import Rounds
 
 
 @dataclass

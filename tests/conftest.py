@@ -15,8 +15,8 @@ import torch
 from flwr.app import Message
 from omegaconf import DictConfig
 
-from florilegium import settings
-from florilegium.recorded import read_lines
+from florilegium.config import composition
+from florilegium.runs.reader import read_lines
 
 torch.set_num_threads(1)
 
@@ -27,7 +27,8 @@ def tiny_overrides() -> list[str]:
     from florilegium.data.datasets import open_dataset
     from tests.tiny_models import tiny_models
 
-    classes = tuple(str(name) for name in open_dataset(settings.compose(["data=toy", "diffusion=mini"]).data).classes)
+    conf = composition.compose(["data=toy", "diffusion=mini"])
+    classes = tuple(str(name) for name in open_dataset(conf.data).classes)
     made = tiny_models(classes)
     return ["diffusion=toy", f"+data.judge={made['judge']}",
             *(f"diffusion.{name}={made[name]}" for name in ("model", "captioner", "clip"))]
@@ -38,7 +39,7 @@ def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., DictCon
     """`toy_conf("rounds=2", ...)`: complete settings on toy data, clients and models, in a directory of the test's."""
     def composed(*overrides: str) -> DictConfig:
         given = ["data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
-        conf = settings.complete(settings.compose([*given, *overrides]))
+        conf = composition.complete(composition.compose([*given, *overrides]))
         for side in (conf.method.get("server") or {}, conf.method.get("client") or {}):
             if side.get("guidance") and side.guidance.cache == str(Path.cwd() / ".cache" / "features"):
                 side.guidance.cache = str(tmp_path / "features")  # what an earlier version computed proves nothing
@@ -55,7 +56,7 @@ def federated() -> Callable[..., Path]:
         from server_app.app import app as server_app
         from tests.local_grid import run_apps
 
-        run_config = {"settings": json.dumps(settings.plain(conf)), "overrides": ""}
+        run_config = {"settings": json.dumps(composition.plain(conf)), "overrides": ""}
         run_apps(server_app, client_app, len(conf.clients.mix), run_config, tamper)
         return Path(conf.out)
 
@@ -66,7 +67,7 @@ def federated() -> Callable[..., Path]:
 def resumed(federated: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """`resumed(conf_of, phase, calls=1)`: the directories of a run and of its twin, which died in round 2 at the
     `calls`-th answer of `phase` and went on by `resume`. `conf_of(*overrides)` gives complete settings."""
-    from florilegium import wire
+    from florilegium.protocol import codec
 
     def run(conf_of: Callable[..., DictConfig], phase: str, calls: int = 1) -> tuple[Path, Path]:
         whole, part = (conf_of(f"out={tmp_path / name}") for name in ("whole", "part"))
@@ -74,7 +75,7 @@ def resumed(federated: Callable[..., Path], tmp_path: Path) -> Callable[..., tup
 
         def killed(question: Message, reply: Message) -> Message:
             nonlocal left
-            left -= wire.header(question.content).round == 2 and question.metadata.message_type == phase
+            left -= codec.header(question.content).round == 2 and question.metadata.message_type == phase
             if not left:
                 raise KeyboardInterrupt
             return reply

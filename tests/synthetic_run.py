@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from florilegium.runs import Run
+from florilegium.report import page
+from florilegium.runs.writer import Run
 
 CLASSES = ["bird", "boat", "heart"]
 
@@ -72,4 +73,6 @@ def build(out, seed=0, lift=0.0, rounds=2, clients=True, generator=True, clients
             run.record(row, 2, 5.0, {"t2i/accuracy": t2i, "t2i/clip_score": 0.26} if generator else {})
             if generator:
                 run.grid(row, 2, images(200), captions())
-    return run.finish(protocol={"judge_accuracy": 0.8, "classes": 3}).parent
+    run.finish(protocol={"judge_accuracy": 0.8, "classes": 3})
+    page.write(run.out)
+    return run.out

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from florilegium import seeds
-from florilegium.diffusion.anchors import (
+from florilegium.methods.guidance.anchors import (
     Anchors,
     AnchorSettings,
     aggregated,

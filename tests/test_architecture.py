@@ -21,14 +21,16 @@ ROOMS = {
     "server_app": {"server_app", "strategies", "florilegium"},
 }
 ONLY_IN = {
-    "flwr": {"florilegium/wire.py", "florilegium/federation.py", "florilegium/launch.py", "florilegium/superlink.py",
-             "strategies/rounds.py", "strategies/flower.py", "server_app/app.py", "client_app/app.py",
-             "client_app/client.py"},
-    "hydra": {"florilegium/settings.py", "florilegium/launch.py"},
+    "flwr": {"florilegium/protocol/codec.py", "florilegium/federation/federation.py", "florilegium/runtime/launch.py",
+             "florilegium/runtime/superlink.py", "strategies/blocks/rounds.py", "strategies/flower.py",
+             "server_app/app.py", "client_app/app.py"},
+    "hydra": {"florilegium/config/composition.py", "florilegium/runtime/launch.py"},
     "diffusers": {"florilegium/diffusion/stable.py"},
     "pickle": set(),
 }
-OWN = {f"florilegium/data/{name}.py" for name in ("private", "examined", "own", "check")}  # read a site's own data
+# these read a site's own data
+OWN = {"florilegium/data/private.py", "florilegium/data/own/sources.py", "florilegium/data/own/examination.py",
+       "florilegium/cli/data_check.py"}
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "handler", "base", "core"}
 DROPPED_BY_FLOWER = {"lib", "build", "parts", "env"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -95,7 +97,8 @@ def test_rooms_import_only_what_they_may(file: str) -> None:
         assert top not in ONLY_IN or file in ONLY_IN[top], f"{file} imports {module}"
         assert not module.startswith("florilegium.data.private") or room == "client_app" \
             or file == "florilegium/data/private.py", f"{file} imports {module}: private data has one door"
-        assert not module.startswith(("florilegium.data.own", "florilegium.data.examined")) or file in OWN, \
+        own = ("florilegium.data.own.sources", "florilegium.data.own.examination")
+        assert not module.startswith(own) or file in OWN, \
             f"{file} imports {module}: private data has one door, and the site's own check"
 
 
@@ -103,7 +106,7 @@ def test_rooms_import_only_what_they_may(file: str) -> None:
 def test_sizes(file: str) -> None:
     lines = len((ROOT / file).read_text().splitlines())
     half = re.match(r"(strategies|client_app/methods)/", file)
-    assert lines <= 300, f"{file} has {lines} lines"
+    assert lines <= 500, f"{file} has {lines} lines"
     for node in ast.walk(tree(file)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length, most = node.end_lineno - node.lineno + 1, 40 if half and node.name == "round" else 50
@@ -129,8 +132,8 @@ def test_no_class_inherits_twice_within_the_house() -> None:
 
 
 def test_a_report_reads_without_torch_and_a_client_runs_without_diffusers() -> None:
-    if "florilegium/report.py" in FILES:
-        assert "torch" not in loaded_with("florilegium/report.py")
+    if "florilegium/report/page.py" in FILES:
+        assert "torch" not in loaded_with("florilegium/report/page.py")
     for file in FILES:
         if file.startswith("client_app/"):
             assert "diffusers" not in loaded_with(file), file

@@ -8,10 +8,10 @@ import torch
 from flwr.app import Error, Message
 from omegaconf import OmegaConf
 
-from client_app import attacks
-from client_app.client import ClientError
-from florilegium.sections import Attack
-from florilegium.wire import Answers, Features, Logits, Nothing, Weights
+from client_app.batches import ClientError
+from client_app.privacy import attacks
+from florilegium.config.sections import Attack
+from florilegium.protocol.payloads import Answers, Features, Logits, Nothing, Weights
 
 EIGHT = [{"modality": m, "model": x} for m, x in [("image", "vit")] * 4 + [("text", "bert")] * 4]
 ATTACKERS = Attack("collude", 0.25).attackers(8, 0)
@@ -113,7 +113,7 @@ def test_nan_uploads_are_refused_named_and_counted(toy_conf, federated):
 
 
 def test_a_defended_run_records_reputations_and_resumes_exactly(toy_conf, federated, tmp_path, monkeypatch):
-    from florilegium.runs import Run
+    from florilegium.runs.writer import Run
 
     settings = ("attack=collude", "defence=all", "privacy=[gaussian,gnmax]", "privacy.seeded=true", "rounds=3")
     whole = lines(federated(four(toy_conf, *settings, f"out={tmp_path / 'whole'}")))
@@ -146,9 +146,9 @@ def test_fedmmkt_goes_on_with_images_alone_and_says_so(toy_conf, federated):
     text_nodes, asked = {102, 103}, []
 
     def gone_from_round_2(question, reply):
-        from florilegium import wire
+        from florilegium.protocol import codec
 
-        r = wire.header(question.content).round
+        r = codec.header(question.content).round
         if question.metadata.dst_node_id in text_nodes and r >= 2:
             asked.append(question.metadata.message_type)
             return Message(Error(2, "<class 'OSError'>:<'power failure'>"), reply_to=question)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.rounds import Clock, clocked
-from florilegium.recorded import read_lines
+from florilegium.runs.reader import read_lines
 
 
 def test_the_ratio_is_all_that_rounds_took_to_the_mathematics_in_them() -> None:

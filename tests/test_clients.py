@@ -9,14 +9,17 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from client_app import lessons, views
+from client_app import distillation_set, views
 from client_app.app import app
-from client_app.client import shuffled
+from client_app.batches import shuffled
 from client_app.memory import Memory
-from client_app.training import TrainingError, fit
-from florilegium import pixels, seeds, settings, wire
+from florilegium import seeds
+from florilegium.config import composition
 from florilegium.data import toy
-from florilegium.wire import Answers, Header, Logits, Nothing, Profile, Report, Samples, Targets, Weights
+from florilegium.learning.fit import TrainingError, fit
+from florilegium.protocol import codec, phases, pixels
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Answers, Logits, Nothing, Profile, Report, Samples, Targets, Weights
 
 IDS = torch.arange(24)
 IMAGES = torch.stack([toy.draw(toy.CLASSES[n % 4], (220, 40, 40), 16, seeds.generator("test", n)) for n in range(24)])
@@ -34,12 +37,12 @@ def ask(toy_conf):
         if overrides not in held:
             ours = ["method.client.pretrain_epochs=2", "method.client.replay=16"]
             given = [*overrides] if "method=fedavg" in overrides else [*ours, *overrides]
-            held[overrides] = json.dumps(settings.plain(toy_conf(*given)))
-        message = Message(wire.pack(payload, Header(row, r, step)), 100 + k, wire.PHASES[phase])
+            held[overrides] = json.dumps(composition.plain(toy_conf(*given)))
+        message = Message(codec.pack(payload, Header(row, r, step)), 100 + k, phases.PHASES[phase])
         message.metadata.__dict__["_message_id"] = f"{k}-{phase}-{r}-{step}"
         run_config = {"settings": held[overrides], "overrides": ""}
         reply = app(message, Context(1, 100 + k, {"partition-id": k}, RecordDict(), run_config))
-        return reply.error.reason if reply.has_error() else wire.unpack(reply.content)
+        return reply.error.reason if reply.has_error() else codec.unpack(reply.content)
 
     return send
 
@@ -96,26 +99,26 @@ def test_parts_are_apart_and_a_torn_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_samples_survive_storage(modality):
-    back = lessons.from_tensors(lessons.to_tensors(SAMPLES[modality]))
+    back = distillation_set.from_tensors(distillation_set.to_tensors(SAMPLES[modality]))
     assert back.images == SAMPLES[modality].images and back.texts == SAMPLES[modality].texts
 
 
 def test_targets_are_joined_by_id_in_their_own_order():
     ids = torch.tensor([7, 2])
-    lesson = lessons.taught(SAMPLES["text"], Targets(ids, torch.tensor([3, 1]), torch.zeros(2, 0)))
+    lesson = distillation_set.taught(SAMPLES["text"], Targets(ids, torch.tensor([3, 1]), torch.zeros(2, 0)))
     assert lesson.samples.texts == (TEXTS[7], TEXTS[2]) and lesson.labels.tolist() == [3, 1]
-    with pytest.raises(lessons.LessonError, match="id 99, which is not among the 24"):
-        lessons.taught(SAMPLES["text"], Targets(torch.tensor([99]), torch.tensor([0]), torch.zeros(1, 0)))
-    with pytest.raises(lessons.LessonError, match="one id twice"):
-        lessons.taught(SAMPLES["text"], Targets(torch.tensor([7, 7]), torch.tensor([0, 0]), torch.zeros(2, 0)))
+    with pytest.raises(distillation_set.LessonError, match="id 99, which is not among the 24"):
+        distillation_set.taught(SAMPLES["text"], Targets(torch.tensor([99]), torch.tensor([0]), torch.zeros(1, 0)))
+    with pytest.raises(distillation_set.LessonError, match="one id twice"):
+        distillation_set.taught(SAMPLES["text"], Targets(torch.tensor([7, 7]), torch.tensor([0, 0]), torch.zeros(2, 0)))
 
 
 def test_a_replay_without_representations_is_not_mixed_with_one_that_has_them():
     def lesson(width):
-        return lessons.taught(SAMPLES["text"], Targets(IDS[:4], IDS[:4] % 4, torch.zeros(4, width)))
+        return distillation_set.taught(SAMPLES["text"], Targets(IDS[:4], IDS[:4] % 4, torch.zeros(4, width)))
 
-    assert len(lessons.joined(lesson(0), lesson(0))) == 8
-    assert len(lessons.joined(lesson(8), lesson(0))) == 4
+    assert len(distillation_set.joined(lesson(0), lesson(0))) == 8
+    assert len(distillation_set.joined(lesson(8), lesson(0))) == 4
 
 
 # -- training and views ------------------------------------------------------------------------------------------------
@@ -278,7 +281,7 @@ def test_a_client_or_row_that_is_not_there(ask):
 
 
 def test_own_data_come_from_the_node_alone(toy_conf, tmp_path):
-    from client_app.client import open_client
+    from client_app.opening import open_client
     from tests.test_data import write
 
     own = write(tmp_path / "own", part=["private"] * 4, label=[0, 1, 2, 3])
@@ -298,6 +301,6 @@ def test_settings_are_range_checked_in_one_line(key, toy_conf):
     from client_app.methods.fedmmkt import FedMMKTClientSettings
 
     conf = toy_conf(f"method.client.{key}")
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.typed(FedMMKTClientSettings, conf.method.client, "method.client")
+    with pytest.raises(composition.SettingsError) as caught:
+        composition.typed(FedMMKTClientSettings, conf.method.client, "method.client")
     assert key.split("=")[0] in str(caught.value) and "\n" not in str(caught.value)

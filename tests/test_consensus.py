@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from florilegium import consensus
+from florilegium.learning import losses
+from florilegium.methods.fedmmkt import consensus
 
 # three clients, two samples, three classes
 LABELS_KN = torch.tensor([[0, 2], [0, 1], [1, 1]])
@@ -13,7 +14,7 @@ LABELS_KN = torch.tensor([[0, 2], [0, 1], [1, 1]])
 
 def test_entropy_of_the_uniform_is_log_c_and_its_confidence_one_over_c():
     uniform = torch.full((5, 24), 1 / 24)
-    assert torch.allclose(consensus.entropy(uniform), torch.full((5,), math.log(24)))
+    assert torch.allclose(losses.entropy(uniform), torch.full((5,), math.log(24)))
     assert torch.allclose(consensus.confidence(uniform, "exp_neg"), torch.full((5,), 1 / 24))
     assert torch.allclose(consensus.confidence(uniform, "normalized"), torch.zeros(5), atol=1e-6)
 

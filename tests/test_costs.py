@@ -2,7 +2,7 @@
 
 import pytest
 
-from florilegium.costs import MB, fedmmkt_bytes
+from florilegium.protocol.costs import MB, fedmmkt_bytes
 
 PAPER = {"samples": 800, "image_clients": 4, "text_clients": 4, "classes": 102, "width": 768,
          "image_bytes": 64 * 64 * 3, "text_bytes": 240}

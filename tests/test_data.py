@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from florilegium import settings
+from florilegium.config import composition
 from florilegium.data import toy
 from florilegium.data.datasets import DataError, held_out, modality_rows, open_dataset, read_rows
 from florilegium.data.partition import PartitionSettings, partition
@@ -93,7 +93,7 @@ def test_a_torn_file_a_missing_column_and_bad_classes_are_named(tmp_path):
 
 
 def test_embedded_emoji_keep_concepts_apart():
-    splits = open_dataset(settings.compose(["data=emoji"]).data)
+    splits = open_dataset(composition.compose(["data=emoji"]).data)
     concepts = [set(getattr(splits, split)["concept"][:]) for split in ("train", "validation", "test")]
     assert not concepts[0] & concepts[1] and not concepts[0] & concepts[2] and not concepts[1] & concepts[2]
     ids = [i for split in ("train", "validation", "test") for i in getattr(splits, split)["id"][:]]
@@ -191,11 +191,11 @@ def test_a_class_that_nobody_has_warns(tmp_path, toy_conf):
 
 
 def test_partition_settings_defaults_are_those_of_conf():
-    given = settings.compose().clients.partition
+    given = composition.compose().clients.partition
     assert PartitionSettings(**given) == PartitionSettings()
 
 
 def test_toy_is_the_same_everywhere():
-    rows = held_out(settings.compose(["data=toy"]).data, "test", "image")
+    rows = held_out(composition.compose(["data=toy"]).data, "test", "image")
     assert rows.images.shape == (64, 3, 16, 16) and torch.bincount(rows.labels).tolist() == [16] * 4
     assert hashlib.sha256(rows.images.numpy().tobytes()).hexdigest()[:8] == "8a2260fb"

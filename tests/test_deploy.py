@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from florilegium import cli, lock, runs, settings
-from florilegium.deploy import commands, keys, processes
+from florilegium import preflight
+from florilegium.cli import main
+from florilegium.config import composition
+from florilegium.runs import lock, writer
+from florilegium.runtime import commands, keys, processes
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -143,7 +146,7 @@ def test_what_cannot_work_is_told_in_one_line_before_anything_starts(
     words = given.format(made=made, tmp=tmp_path).split()
     monkeypatch.setattr(sys, "argv", ["florilegium", "deploy", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert str(ended.value.code).startswith("florilegium: ") and said in str(ended.value.code)
     assert "\n" not in str(ended.value.code)
 
@@ -167,7 +170,7 @@ def test_connections_are_added_to_flowers_home_not_over_it(
     def connect(name: str) -> None:
         arguments = ["connect", name, "--keys", str(made / "server"), "--superlink", "control:9093"]
         monkeypatch.setattr(sys, "argv", ["florilegium", "deploy", *arguments])
-        cli.main()
+        main.main()
 
     connect("one")
     connect("two")
@@ -179,14 +182,14 @@ def test_connections_are_added_to_flowers_home_not_over_it(
 
 
 def test_deploy_local_is_a_run_on_a_runtime_of_its_own() -> None:
-    assert cli.local(["--keep", "rounds=1"]) == ["runtime=local", "runtime.keep=true", "rounds=1"]
-    conf = settings.complete(settings.compose(["runtime=local", "data=toy", "clients=toy", "out=x"]))
-    settings.validate(conf)
+    assert main.local(["--keep", "rounds=1"]) == ["runtime=local", "runtime.keep=true", "rounds=1"]
+    conf = composition.complete(composition.compose(["runtime=local", "data=toy", "clients=toy", "out=x"]))
+    preflight.validate(conf)
     assert conf.assets and conf.runtime.fatal_codes == []
-    with pytest.raises(settings.SettingsError, match=r"runtime: name must be one of simulation, deployment, local"):
-        settings.validate(settings.complete(settings.compose(["runtime=local", "runtime.name=lokal", "out=x"])))
-    with pytest.raises(settings.SettingsError, match="runtime.superlink"):
-        settings.complete(settings.compose(["runtime=deployment", "out=x"]))
+    with pytest.raises(composition.SettingsError, match=r"runtime: name must be one of simulation, deployment, local"):
+        preflight.validate(composition.complete(composition.compose(["runtime=local", "runtime.name=lokal", "out=x"])))
+    with pytest.raises(composition.SettingsError, match="runtime.superlink"):
+        composition.complete(composition.compose(["runtime=deployment", "out=x"]))
 
 
 def test_a_run_directory_has_one_writer_until_that_ends(tmp_path: Path) -> None:
@@ -194,8 +197,8 @@ def test_a_run_directory_has_one_writer_until_that_ends(tmp_path: Path) -> None:
            "print(lock.hold(Path(sys.argv[1], '.lock')), flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "True\n"
-    with pytest.raises(runs.RunError, match="another server process writes it"):
-        runs.Run.open(tmp_path, {"rounds": 1})
+    with pytest.raises(writer.RunError, match="another server process writes it"):
+        writer.Run.open(tmp_path, {"rounds": 1})
     other.kill()
     other.communicate()
     assert lock.hold(tmp_path / ".lock") and lock.hold(tmp_path / ".lock")
@@ -275,7 +278,7 @@ def test_sites_see_the_fleet_port_alone() -> None:
 
 
 def test_what_containers_run_are_our_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = cli.parser()
+    parser = main.parser()
     for name in ("compose.yaml", "site.yaml"):
         for service in composed(name)["services"].values():
             if service["command"][0] != "--help":

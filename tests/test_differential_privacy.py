@@ -9,14 +9,21 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from client_app.client import ClientError
+from client_app.batches import ClientError
 from client_app.memory import Memory
-from client_app.private_training import fit_dpsgd, row_gradients
-from client_app.protection import Protection
-from florilegium import models, privacy, seeds, settings, wire
-from florilegium.privacy import Accountant, PrivacyError, Representations, Training, Votes, confident_gnmax
-from florilegium.settings import SettingsError
-from florilegium.wire import Answers, Features, Header, Logits, Nothing, Weights, WireError
+from client_app.privacy.dpsgd import fit_dpsgd, row_gradients
+from client_app.privacy.protection import Protection
+from florilegium import preflight, seeds
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
+from florilegium.models import build
+from florilegium.privacy import accountants, mechanisms
+from florilegium.privacy.accountants import Accountant
+from florilegium.privacy.mechanisms import PrivacyError, Representations, Training, Votes, confident_gnmax
+from florilegium.protocol import codec
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Answers, Features, Logits, Nothing, Weights
+from florilegium.protocol.validation import WireError
 from tests.toy_federation import ToyClient
 
 DELTA = 1e-5
@@ -24,7 +31,8 @@ DELTA = 1e-5
 
 def least(rdp_of_order):
     """The conversion of Balle et al. 2020 (Theorem 21), over the accountant's orders."""
-    return min(rdp_of_order(a) + math.log1p(-1 / a) - (math.log(DELTA) + math.log(a)) / (a - 1) for a in privacy.ORDERS)
+    return min(rdp_of_order(a) + math.log1p(-1 / a) - (math.log(DELTA) + math.log(a)) / (a - 1)
+               for a in accountants.ORDERS)
 
 
 # -- accounting ----------------------------------------------------------------------------------------------------
@@ -47,9 +55,9 @@ def test_a_row_and_a_whole_upload_of_representations():
 
 def test_gnmax_costs_both_of_its_steps():
     # threshold of 7 samples: 7 a / (2 sigma_1^2); 4 answers: 4 a / sigma_2^2
-    spent = privacy.votes_spent(Votes(threshold_noise=20, noise=10), 7, 4, Accountant())
+    spent = accountants.votes_spent(Votes(threshold_noise=20, noise=10), 7, 4, Accountant())
     assert spent.epsilon(DELTA) == pytest.approx(least(lambda a: 7 * a / 800 + 4 * a / 100), rel=1e-6)
-    nobody = privacy.votes_spent(Votes(threshold_noise=20, noise=10), 7, 0, Accountant())
+    nobody = accountants.votes_spent(Votes(threshold_noise=20, noise=10), 7, 0, Accountant())
     assert nobody.epsilon(DELTA) == pytest.approx(least(lambda a: 7 * a / 800), rel=1e-6)
 
 
@@ -66,9 +74,9 @@ def test_sampling_costs_less_and_everything_adds_up():
 
 def test_rows_are_clipped_then_noised():
     x = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
-    nearly = privacy.gaussian(x, Representations(clip=1.0, noise=1e-3), seeds.generator("a"))
+    nearly = mechanisms.gaussian(x, Representations(clip=1.0, noise=1e-3), seeds.generator("a"))
     assert torch.allclose(nearly, torch.tensor([[0.6, 0.8], [0.3, 0.4]]), atol=0.01)  # 5 -> 1; 0.5 stays
-    many = privacy.gaussian(torch.zeros(4000, 8), Representations(clip=2.0, noise=1.5), seeds.generator("b"))
+    many = mechanisms.gaussian(torch.zeros(4000, 8), Representations(clip=2.0, noise=1.5), seeds.generator("b"))
     assert many.std().item() == pytest.approx(3.0, rel=0.02) and abs(many.mean().item()) < 0.05
 
 
@@ -137,13 +145,13 @@ def test_noisy_features_are_unit_vectors_again_and_weights_are_refused(tmp_path)
 
 def test_epsilons_travel_beside_any_payload_and_are_checked():
     header = Header("method", 1, 2)
-    assert wire.spent(wire.pack(Nothing(), header)) == {}
-    record = wire.pack(Nothing(), header, {"dpsgd": 2.5})
-    assert wire.spent(record) == {"dpsgd": 2.5} and wire.unpack(record) == Nothing()
+    assert codec.spent(codec.pack(Nothing(), header)) == {}
+    record = codec.pack(Nothing(), header, {"dpsgd": 2.5})
+    assert codec.spent(record) == {"dpsgd": 2.5} and codec.unpack(record) == Nothing()
     for bad, line in (({"telepathy": 1.0}, "is no mechanism"), ({"dpsgd": -1.0}, "not a finite number from 0"),
                       ({"dpsgd": math.nan}, "not a finite number")):
         with pytest.raises(WireError, match=line):
-            wire.spent(wire.pack(Nothing(), header, bad))
+            codec.spent(codec.pack(Nothing(), header, bad))
 
 
 # -- DP-SGD ------------------------------------------------------------------------------------------------------------
@@ -185,14 +193,14 @@ def test_steps_and_rate_are_those_of_poisson_batches(tmp_path):
     assert fit_dpsgd(tiny, torch.optim.SGD(tiny.model.parameters(), lr=0.1), 1, 1, "p") == {"steps": 40.0}  # some empty
 
 
-@pytest.mark.parametrize("modality, name", [(m, n) for m, names in models.ARCHITECTURES.items() for n in names])
+@pytest.mark.parametrize("modality, name", [(m, n) for m, names in build.ARCHITECTURES.items() for n in names])
 def test_gradients_of_single_rows_of_every_architecture(modality, name):
-    from client_app.private_training import without_batch_norm
+    from client_app.privacy.dpsgd import without_batch_norm
 
-    conf = settings.compose(["data=toy", "clients=toy", "diffusion=mini"]).clients
-    vocabulary = None if modality == "image" else models.vocabulary(conf, name)
+    conf = composition.compose(["data=toy", "clients=toy", "diffusion=mini"]).clients
+    vocabulary = None if modality == "image" else build.vocabulary(conf, name)
     with seeds.scoped("architectures"):
-        model = without_batch_norm(models.build(conf, modality, name, 4, vocabulary)).eval()
+        model = without_batch_norm(build.build(conf, modality, name, 4, vocabulary)).eval()
         x = torch.randn(3, 3, 16, 16) if modality == "image" else torch.randint(1, 5, (3, 8))
     if modality == "text":
         x[1, 5:] = model.body.pad
@@ -232,7 +240,7 @@ def small(toy_conf, *overrides):
 ])
 def test_bad_settings_give_one_line(overrides, line, toy_conf):
     with pytest.raises(SettingsError, match=line):
-        settings.validate(toy_conf(*overrides))
+        preflight.validate(toy_conf(*overrides))
 
 
 def lines(run):
@@ -269,7 +277,7 @@ def test_the_other_methods_it_covers(method, toy_conf, federated):
 
 
 def test_other_passes_over_private_rows_are_not_made(toy_conf, tmp_path):
-    from client_app.client import open_client
+    from client_app.opening import open_client
 
     conf = small(toy_conf, "privacy=dpsgd")
     one = open_client(conf, {"partition-id": 0, "num-partitions": 4}, Header("method", 1, 1))

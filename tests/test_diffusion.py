@@ -10,8 +10,9 @@ import math
 import pytest
 import torch
 
-from florilegium.diffusion import DiffusionSettings, load
 from florilegium.diffusion.captions import Captioner, CaptionSettings
+from florilegium.diffusion.generator import DiffusionSettings
+from florilegium.diffusion.load import load
 from florilegium.diffusion.merging import predict
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts, drawn_order, learning_rate
 from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
@@ -238,12 +239,12 @@ def test_restored_tuning_equals_uninterrupted_tuning_exactly(settings):
 
 
 def test_state_survives_the_file(tmp_path):
-    from florilegium import atomic
+    from florilegium.runs import files
 
     made, other = generator(), generator()
     tune(made, TuneSettings())
-    atomic.save(tmp_path / "round.safetensors", *made.state())
-    other.restore(*atomic.load(tmp_path / "round.safetensors"))
+    files.save(tmp_path / "round.safetensors", *made.state())
+    other.restore(*files.load(tmp_path / "round.safetensors"))
     assert not changed(made.state()[0], other.state()[0])
     assert torch.equal(made.synthesize(PROMPTS, SEEDS), other.synthesize(PROMPTS, SEEDS))
 

@@ -11,10 +11,10 @@ from flwr.app import Error, Message
 from omegaconf import open_dict
 
 from florilegium.assets import AssetError
-from florilegium.federation import Client, Reply
+from florilegium.config.composition import SettingsError
+from florilegium.federation.federation import Client, Reply
+from florilegium.protocol.payloads import Report
 from florilegium.resources import Resources, located
-from florilegium.settings import SettingsError
-from florilegium.wire import Report
 from server_app.evaluation import IN_GRID, Evaluation, client_figures
 from tests.tiny_models import tiny_models, write_judge
 

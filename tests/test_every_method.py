@@ -9,10 +9,12 @@ import torch
 from flwr.app import Error, Message
 from omegaconf import OmegaConf
 
-from florilegium import atomic, settings, wire
 from florilegium.catalogue import CATALOGUE, half
-from florilegium.federation import FederationError
-from florilegium.wire import Answers
+from florilegium.config import composition
+from florilegium.federation.federation import FederationError
+from florilegium.protocol import codec
+from florilegium.protocol.payloads import Answers
+from florilegium.runs import files
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"fedmmkt": ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"],
@@ -56,13 +58,13 @@ def test_the_defaults_of_yaml_and_dataclass_agree_in_type(method, toy_conf):
     conf = toy_conf(f"method={method}")
     for side in ("server", "client"):
         if (Half := half(method, side)) is not None:
-            settings.typed(Half.Settings, conf.method.get(side), f"method.{side}")
+            composition.typed(Half.Settings, conf.method.get(side), f"method.{side}")
 
 
 @pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")))
 def test_every_preset_composes_and_types(preset, toy_conf):
     conf = toy_conf(f"experiment={preset}")
-    settings.typed(half(conf.method.name, "server").Settings, conf.method.server, "method.server")
+    composition.typed(half(conf.method.name, "server").Settings, conf.method.server, "method.server")
     assert conf.label
 
 
@@ -90,7 +92,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(toy_conf, resumed):
     whole, part = resumed(partial(toy, toy_conf, "fedmmkt", "rounds=3"), "train.distill", 3)  # in its last exchange
     for a, b in zip(lines(whole), lines(part), strict=True):
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
-    ends = [atomic.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, part)]
+    ends = [files.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, part)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
 
@@ -114,13 +116,13 @@ def broken(kind):
             return None
         if kind == "raises":
             return Message(Error(2, "<class 'ValueError'>:<'out of memory'>"), reply_to=question)
-        body, header = wire.unpack(reply.content, Answers), wire.header(reply.content)
+        body, header = codec.unpack(reply.content, Answers), codec.header(reply.content)
         fields = dict(vars(body))
         fields |= {"nan": {"representations": torch.full_like(body.representations, torch.nan)},
                    "shape": {"representations": body.representations[:, :3]},
                    "ids": {"ids": body.ids.flip(0)}, "label": {"labels": torch.full_like(body.labels, 99)},
                    "weight": {"confidence": torch.full_like(body.confidence, 1e9)}}[kind]
-        return Message(wire.pack(Answers(**fields), header), reply_to=question)
+        return Message(codec.pack(Answers(**fields), header), reply_to=question)
 
     return tamper
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench.exchanges import Cost, cost, table
-from florilegium.recorded import Recorded
+from florilegium.runs.reader import Recorded
 
 
 def run(tmp_path, name, phases):

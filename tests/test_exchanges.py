@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from florilegium import atomic, pixels, wire
-from florilegium.federation import Client, Reply
-from florilegium.wire import Header, Joined, Samples, Targets, WireError
-from strategies.exchanges import Exchanges, joined
+from florilegium.federation.federation import Client, Reply
+from florilegium.protocol import codec, pixels
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Joined, Samples, Targets
+from florilegium.protocol.validation import WireError
+from florilegium.runs import files
+from strategies.blocks.exchanges import Exchanges, joined
 
 A, B, C = (Client(10 + k, k, m) for k, m in enumerate(("image", "image", "text")))
 SMALL = ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1",
@@ -113,14 +116,14 @@ def test_what_is_owed_is_part_of_the_state():
 def test_the_payload_carries_both_and_is_checked():
     body = joined(samples(2)["image"], 1, targets(1))
     header = Header("method", 2, 1)
-    back = wire.unpack(wire.pack(body, header), Joined, bounds={"N": 2, "C": 3})
+    back = codec.unpack(codec.pack(body, header), Joined, bounds={"N": 2, "C": 3})
     assert back.taught == 1 and back.samples.ids.tolist() == [4, 5] and back.samples.images == IMAGES
     assert back.targets.ids.tolist() == [2] and back.targets.representations.tolist() == [[1.0] * 4]
-    none = wire.unpack(wire.pack(joined(samples(1)["text"], 0, None), header), Joined)
+    none = codec.unpack(codec.pack(joined(samples(1)["text"], 0, None), header), Joined)
     assert none.taught == 0 and len(none.targets.ids) == 0 and none.samples.texts == ("x", "y")
     broken = Joined(1, body.ids, body.known, torch.zeros(2, dtype=torch.long), body.representations, body.images)
     with pytest.raises(WireError, match="Joined.labels has 2 along L, expected 1"):
-        wire.unpack(wire.pack(broken, header), Joined)
+        codec.unpack(codec.pack(broken, header), Joined)
 
 
 def lines(run, name="rounds"):
@@ -155,7 +158,7 @@ def test_joined_rounds_end_with_the_numbers_of_separate_ones_and_resume(toy_conf
             for run in (separate, together)]
     assert last[0] == last[1] and last[0]["client/accuracy"] > 0
     assert [r["metrics"] for r in killed] == [r["metrics"] for r in together]
-    models = [[atomic.load(sorted(run.glob(f"state/**/client-{k}/model-*.safetensors"))[-1])[0] for k in range(4)]
+    models = [[files.load(sorted(run.glob(f"state/**/client-{k}/model-*.safetensors"))[-1])[0] for k in range(4)]
               for run in runs.values()]
     for ours, theirs in [*zip(models[0], models[1], strict=True), *zip(models[0], models[2], strict=True)]:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from florilegium import atomic
 from florilegium.diffusion.cache import CacheError, FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
+from florilegium.runs import files as atomic
 from tests.test_features import IDS, IMAGES, PROMPTS, WHICH, extractor
 
 PROJECTION = extractor().fit(IMAGES, IDS, 0)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from florilegium import assets
-from florilegium.diffusion import DiffusionSettings, FeatureSettings
 from florilegium.diffusion.features import FeatureExtractor
+from florilegium.diffusion.generator import DiffusionSettings, FeatureSettings
 from florilegium.diffusion.projection import Projection, pooled, principal_axes
 from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 
@@ -219,12 +219,12 @@ def test_levels_and_texts(tiny: FeatureExtractor) -> None:
 
 def test_the_embedded_model_sees_classes_in_its_features() -> None:
     """A nearest class mean on the mini model's features of real images does better than chance by far."""
-    from florilegium import settings
+    from florilegium.config import composition
     from florilegium.data.datasets import held_out
 
-    conf = settings.compose(["data=fashion", "diffusion=mini"])
+    conf = composition.compose(["data=fashion", "diffusion=mini"])
     mini = FeatureExtractor(str(assets.path("models", conf.diffusion.model)),
-                            settings.typed(DiffusionSettings, conf.diffusion, "diffusion"))
+                            composition.typed(DiffusionSettings, conf.diffusion, "diffusion"))
     rows = held_out(conf.data, "validation", "image")
     images, ids, labels = rows.images[:256], rows.ids[:256], rows.labels[:256]
     p = mini.fit(images, ids, seed=0)

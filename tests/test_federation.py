@@ -7,9 +7,10 @@ import torch
 from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from florilegium import wire
-from florilegium.federation import Client, Federation, FederationError
-from florilegium.wire import Answers, Header, Nothing, Profile, Report
+from florilegium.federation.federation import Client, Federation, FederationError
+from florilegium.protocol import codec
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Answers, Nothing, Profile, Report
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +32,13 @@ class ScriptedGrid:
         for message in messages:
             self.count += 1
             message.metadata.__dict__["_message_id"] = name = f"m{self.count}"
-            header = wire.header(message.content)
-            reply = self.answer(message.metadata.dst_node_id, wire.unpack(message.content), header)
+            header = codec.header(message.content)
+            reply = self.answer(message.metadata.dst_node_id, codec.unpack(message.content), header)
             if isinstance(reply, Error):
                 self.replies[name] = Message(reply, reply_to=message)
             elif reply is not None:
                 payload, stamp = reply if isinstance(reply, tuple) else (reply, header)
-                self.replies[name] = Message(wire.pack(payload, stamp), reply_to=message)
+                self.replies[name] = Message(codec.pack(payload, stamp), reply_to=message)
             ids.append(name)
         return ids
 
@@ -129,8 +130,8 @@ def test_cohorts_depend_on_seed_and_round_only():
 def test_the_ledger_measures_what_crossed():
     met = federation(lambda *_: answers())
     met.ask("represent", Nothing(), Answers, bounds=BOUNDS)
-    up = wire.size(wire.pack(answers(), Header("method", 1, 1)))
-    down = wire.size(wire.pack(Nothing(), Header("method", 1, 1)))
+    up = codec.size(codec.pack(answers(), Header("method", 1, 1)))
+    down = codec.size(codec.pack(Nothing(), Header("method", 1, 1)))
     assert met.traffic(1) == {"bytes/up_per_client": up, "bytes/down_per_client": down, "clients/faults": 0}
     met.ask("evaluate", Nothing(), Answers)  # judging is not part of the method's cost
     assert met.traffic(1)["bytes/up_per_client"] == up
@@ -155,8 +156,8 @@ def test_a_patient_exchange_counts_the_time_from_the_last_reply(patient, faults,
     met = federation(lambda *_: Nothing())
     met.timeout, pull = 0.5, ScriptedGrid.pull_messages
     now = [time.monotonic()]
-    monkeypatch.setattr("florilegium.federation.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("florilegium.federation.time.sleep", lambda _: None)
+    monkeypatch.setattr("florilegium.federation.federation.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("florilegium.federation.federation.time.sleep", lambda _: None)
 
     def in_turn(grid, ids):
         now[0] += 0.2

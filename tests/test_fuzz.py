@@ -18,9 +18,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
-from florilegium import wire
-from florilegium.federation import Client, Federation
-from florilegium.wire import Header
+from florilegium.federation.federation import Client, Federation
+from florilegium.protocol import codec, payloads
+from florilegium.protocol.codec import Header
+from florilegium.protocol.validation import WireError
 from tests.local_grid import over_the_wire
 from tests.test_every_method import faults, lines, toy
 
@@ -77,7 +78,7 @@ def headers():
         return "header"
 
     def kind(record, random):
-        other = random.choice([k for k in wire.PAYLOADS if k != record["header"]["kind"]])
+        other = random.choice([k for k in payloads.PAYLOADS if k != record["header"]["kind"]])
         record["header"] = ConfigRecord({**record["header"], "kind": str(other)})
         return f"got {other}"
 
@@ -291,7 +292,7 @@ class BrokenGrid:
         for message in messages:
             self.count += 1
             message.metadata.__dict__["_message_id"] = name = f"m{self.count}"
-            record = wire.pack(self.payload, wire.header(message.content))
+            record = codec.pack(self.payload, codec.header(message.content))
             if message.metadata.dst_node_id == 12:
                 self.named = self.break_it(record, self.random)
             self.replies[name] = over_the_wire(Message(record, reply_to=message))
@@ -311,7 +312,7 @@ def fuzzed(grid, federation, cls, break_it, random):
     """One exchange; the fault of the broken reply."""
     grid.payload, grid.break_it, grid.random = good(cls), break_it, random
     ids = torch.arange(N) if any(f.name == "ids" for f in fields(cls)) else None
-    (reply,) = federation.ask("represent", wire.Nothing(), cls, bounds=BOUNDS, ids=ids, needed=1)
+    (reply,) = federation.ask("represent", payloads.Nothing(), cls, bounds=BOUNDS, ids=ids, needed=1)
     assert reply.client.id == 0 and type(reply.body) is cls  # the honest one's alone
     (entry,) = [e for e in federation.take_ledger() if e["fault"]]
     return entry
@@ -321,7 +322,7 @@ def test_a_thousand_broken_replies(identity):
     grid, random = BrokenGrid(), np.random.default_rng(5)
     federation = Federation(grid, timeout=5.0, quorum=1)
     federation.clients = federation.cohort = [Client(11, 0, "image", "vit"), Client(12, 1, "image", "vit")]
-    kinds = {cls: ways(cls) for cls in wire.PAYLOADS.values()}
+    kinds = {cls: ways(cls) for cls in payloads.PAYLOADS.values()}
     every = [(cls, way) for cls, those in kinds.items() for way in those]
     drawn = [every[i] for i in random.integers(0, len(every), max(CASES - len(every), 0))]
     used, grown = 0, []
@@ -334,7 +335,7 @@ def test_a_thousand_broken_replies(identity):
         used += 1
         if n % 100 == 99:
             grown.append(psutil.Process().memory_info().rss)
-    assert used >= CASES and {cls for cls, _ in every} == set(wire.PAYLOADS.values())
+    assert used >= CASES and {cls for cls, _ in every} == set(payloads.PAYLOADS.values())
     assert grown[-1] <= 1.2 * grown[0]
 
 
@@ -343,22 +344,22 @@ def test_faults_are_counted(identity):
     federation = Federation(grid, timeout=5.0, quorum=1)
     federation.clients = federation.cohort = [Client(11, 0, "image", "vit"), Client(12, 1, "image", "vit")]
     federation.begin(4)
-    for way in ways(wire.Answers)[:20]:
-        grid.payload, grid.break_it, grid.random = good(wire.Answers), way, random
-        federation.ask("represent", wire.Nothing(), wire.Answers, bounds=BOUNDS, ids=torch.arange(N), needed=1)
+    for way in ways(payloads.Answers)[:20]:
+        grid.payload, grid.break_it, grid.random = good(payloads.Answers), way, random
+        federation.ask("represent", payloads.Nothing(), payloads.Answers, bounds=BOUNDS, ids=torch.arange(N), needed=1)
     assert federation.traffic(4)["clients/faults"] == 20
 
 
 def test_a_bomb_costs_no_memory(identity):
     """RSS at its highest, before and after images that claim gigabytes."""
-    record = wire.pack(good(wire.Examples), Header("method", 0, 1))
+    record = codec.pack(good(payloads.Examples), Header("method", 0, 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for side in (1500, 30_000, 65_000):
         images = [bomb(side)] * N
         record["arrays"]["images"] = Array(np.frombuffer(b"".join(images), np.uint8))
         record["arrays"]["images.lengths"] = Array(np.array([len(i) for i in images], np.int64))
-        with pytest.raises(wire.WireError, match="images cannot be read: image 0: (is 1500x1500, more|Image size)"):
-            wire.unpack(record, wire.Examples)
+        with pytest.raises(WireError, match="images cannot be read: image 0: (is 1500x1500, more|Image size)"):
+            codec.unpack(record, payloads.Examples)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < MARGIN * 65_000 * 65_000 * 3
 
@@ -372,10 +373,10 @@ def test_a_run_goes_on_with_the_others(method, toy_conf, federated):
     random, broken = np.random.default_rng(7), []
 
     def tamper(question, reply):
-        kind = wire.header(question.content)
+        kind = codec.header(question.content)
         if question.metadata.dst_node_id != 101 or kind.round == 0 or reply.has_error():
             return reply
-        cls = wire.PAYLOADS[reply.content["header"]["kind"]]
+        cls = payloads.PAYLOADS[reply.content["header"]["kind"]]
         record = reply.content
         whole = [way for way in [*headers(), *records(cls)]]
         broken.append(str(whole[int(random.integers(0, len(whole)))](record, random)))

@@ -8,15 +8,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from client_app import guidance as client_side
-from client_app.client import ClientError
-from florilegium import settings, wire
+from client_app.batches import ClientError
+from client_app.guidance import phases as client_side
+from florilegium import preflight
 from florilegium.catalogue import CATALOGUE
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
 from florilegium.data.datasets import Classes, open_dataset
-from florilegium.guidance import GuidanceSettings, class_prompts
-from florilegium.settings import SettingsError
-from florilegium.wire import Examples, Guide, Nothing
-from strategies.proxies import proxies, resolved
+from florilegium.methods.guidance.prompts import class_prompts
+from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.protocol import codec
+from florilegium.protocol.payloads import Examples, Guide, Nothing
+from florilegium.protocol.validation import WireError
+from strategies.blocks.proxies import proxies, resolved
 
 TWO = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
 AT = "method.client.guidance"
@@ -109,7 +113,7 @@ def test_sources_of_anchors(source, conf_of, federated):
                                    {"semanticfl": {"source": "upload"}, "name": "semanticfl"}])
 def test_no_image_leaves_without_permission(given):
     with pytest.raises(SettingsError, match="private images to the server; allow_upload=true permits it"):
-        settings.typed(GuidanceSettings, given, AT)
+        composition.typed(GuidanceSettings, given, AT)
 
 
 def test_a_client_gives_nothing_away_that_its_own_settings_do_not_allow():
@@ -128,7 +132,7 @@ def test_a_client_that_lost_its_guide_is_named_and_gets_it_again(conf_of, federa
     conf = conf_of("feddifrc", "rounds=3", "timeouts.quorum=1")
 
     def lose(question, reply):
-        if question.metadata.message_type == "evaluate" and wire.header(question.content).round == 1:
+        if question.metadata.message_type == "evaluate" and codec.header(question.content).round == 1:
             for path in Path(conf.clients.state_dir).rglob("client-1/guide.safetensors"):
                 path.unlink()
         return reply
@@ -166,7 +170,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(overrides, conf_of, resumed):
 ])
 def test_bad_settings_are_one_line_before_anything_starts(overrides, line, conf_of):
     with pytest.raises(SettingsError, match=line) as caught:
-        settings.validate(conf_of("feddifrc", *overrides))
+        preflight.validate(conf_of("feddifrc", *overrides))
     assert "\n" not in str(caught.value)
 
 
@@ -182,12 +186,12 @@ def test_prompts_of_classes():
 def test_images_that_are_nobodys(toy_conf):
     from florilegium.resources import Resources
 
-    emoji = Resources(OmegaConf.merge(toy_conf(), {"data": settings.compose(["data=emoji"]).data}))
+    emoji = Resources(OmegaConf.merge(toy_conf(), {"data": composition.compose(["data=emoji"]).data}))
     assert resolved("auto", emoji) == "public" and resolved("generated", emoji) == "generated"
     shown = proxies("public", 3, emoji, 0)
     assert torch.equal(shown.labels.bincount(), torch.full((24,), 3)) and shown.images.shape == (72, 3, 32, 32)
     assert torch.equal(proxies("public", 3, emoji, 0).images, shown.images)
-    fashion = Resources(OmegaConf.merge(toy_conf(), {"data": settings.compose(["data=fashion"]).data}))
+    fashion = Resources(OmegaConf.merge(toy_conf(), {"data": composition.compose(["data=fashion"]).data}))
     assert resolved("auto", fashion) == "generated"
     with pytest.raises(ValueError, match="fashion has no public row of"):
         resolved("public", fashion)
@@ -208,7 +212,7 @@ def test_a_client_refuses_a_guide_that_does_not_fit():
     client_side.check(Half(), s, guide())
     with pytest.raises(ClientError, match="the guide projects to 16, this client's representations are 32 wide"):
         client_side.check(Half(), s, guide(width=16))
-    at_server = settings.typed(GuidanceSettings, {"name": "feddifrc", "allow_upload": True,
+    at_server = composition.typed(GuidanceSettings, {"name": "feddifrc", "allow_upload": True,
                                                   "feddifrc": {"location": "server"}}, AT)
     with pytest.raises(ClientError, match="features of 3 rows, this client has 7"):
         client_side.check(Half(), at_server, guide(rows=3))
@@ -219,13 +223,13 @@ def test_a_client_refuses_a_guide_that_does_not_fit():
 
 
 def test_guides_and_examples_cross_the_wire_checked():
-    header = wire.Header("method", 0, 1)
-    back = wire.unpack(wire.pack(guide(rows=2), header), Guide, bounds={"C": 4})
+    header = codec.Header("method", 0, 1)
+    back = codec.unpack(codec.pack(guide(rows=2), header), Guide, bounds={"C": 4})
     assert back.version == "v" and back.features.dtype == torch.float16 and back.visual.shape == (4, 0, 32)
     rows = Examples(torch.tensor([1, 2]), torch.tensor([0, 9]), (b"a", b"b"))
-    with pytest.raises(wire.WireError, match="Examples.labels has a value of 9, but there are 4 of C"):
-        wire.unpack(wire.pack(rows, header), Examples, bounds={"C": 4})
+    with pytest.raises(WireError, match="Examples.labels has a value of 9, but there are 4 of C"):
+        codec.unpack(codec.pack(rows, header), Examples, bounds={"C": 4})
     bad = guide()
     bad.tensors["pca.up1.mean"] = torch.full((4,), torch.nan)
-    with pytest.raises(wire.WireError, match="NaN or infinite"):
-        wire.unpack(wire.pack(bad, header), Guide)
+    with pytest.raises(WireError, match="NaN or infinite"):
+        codec.unpack(codec.pack(bad, header), Guide)

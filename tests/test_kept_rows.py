@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client_app import kept_rows
-from client_app.kept_rows import open_rows
+from client_app import opening
+from client_app.opening import open_rows
 from florilegium.data.private import open_private
 
 TRIO = "clients.mix=[{modality:image,model:resnet},{modality:text,model:bert},{modality:pair,model:resnet+bert}]"
@@ -22,7 +22,7 @@ def same(a, b) -> bool:
     """Whether two PrivateData hold the same, field by field."""
     if a.classes != b.classes:
         return False
-    for split in kept_rows.SPLITS:
+    for split in opening.SPLITS:
         for x, y in zip(astuple(getattr(a, split)), astuple(getattr(b, split)), strict=True):
             if not (torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, torch.Tensor) else x == y):
                 return False
@@ -35,7 +35,7 @@ def test_kept_rows_are_those_of_the_partition_and_are_opened_once(modality, toy_
     client = ("image", "text", "pair").index(modality)
     opened = open_private(conf, client, modality, node)
     assert same(open_rows(conf, client, modality, node), opened)
-    monkeypatch.setattr(kept_rows, "open_private", None)                  # whoever calls it fails
+    monkeypatch.setattr(opening, "open_private", None)                  # whoever calls it fails
     assert same(open_rows(conf, client, modality, node), opened)
     assert len(opened.train) and (not opened.train.texts if modality == "image" else opened.train.texts)
 
@@ -45,11 +45,11 @@ def test_other_settings_are_other_rows_and_a_torn_file_is_had_again(toy_conf, tm
     confs = [toy_conf(f"seed={seed}") for seed in range(4)]
     dealt = [open_rows(conf, 0, "image", node) for conf in confs]
     assert not same(dealt[0], dealt[1])
-    assert len(list(place.iterdir())) == kept_rows.KEPT == 3              # the oldest went
+    assert len(list(place.iterdir())) == opening.KEPT == 3              # the oldest went
     newest = max(place.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:100])
     assert same(open_rows(confs[3], 0, "image", node), dealt[3])
-    assert kept_rows.fingerprint(confs[0]) != kept_rows.fingerprint(toy_conf("clients.partition.alpha=9"))
+    assert opening.fingerprint(confs[0]) != opening.fingerprint(toy_conf("clients.partition.alpha=9"))
 
 
 def test_without_a_state_directory_and_of_a_sites_own_data_nothing_is_kept(toy_conf, tmp_path) -> None:
@@ -65,21 +65,21 @@ def test_a_changed_file_of_the_data_is_seen(toy_conf, tmp_path) -> None:
     conf = toy_conf()
     conf.data.name, conf.data.path = "own", str(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"a")
-    before = kept_rows.fingerprint(conf)
-    assert kept_rows.fingerprint(conf) == before
+    before = opening.fingerprint(conf)
+    assert opening.fingerprint(conf) == before
     (tmp_path / "train.parquet").write_bytes(b"ab")
-    assert kept_rows.fingerprint(conf) != before
+    assert opening.fingerprint(conf) != before
 
 
 def test_a_client_with_kept_rows_imports_neither_partitioners_nor_tables(toy_conf, tmp_path) -> None:
     """They cost more than torch itself, at every message."""
-    from florilegium import settings
+    from florilegium.config import composition
 
     conf = toy_conf()
     open_rows(conf, 0, "image", {"state-dir": str(tmp_path / "site")})
-    Path(tmp_path, "settings.json").write_text(json.dumps(settings.plain(conf)))
+    Path(tmp_path, "settings.json").write_text(json.dumps(composition.plain(conf)))
     program = ("import sys; from pathlib import Path; import client_app.app; from florilegium import settings; "
-               "from florilegium.wire import Header; from client_app.client import open_client; "
+               "from florilegium.protocol.payloads import Header; from client_app.client import open_client; "
                f"conf = settings.load({{'settings': Path({str(tmp_path)!r}, 'settings.json').read_text()}}); "
                f"open_client(conf, {{'partition-id': 0, 'state-dir': {str(tmp_path / 'site')!r}}}, "
                "Header('method', 1, 1)).data; "

@@ -9,11 +9,13 @@ import torch
 from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from florilegium import settings, wire
-from florilegium.federation import Federation, FederationError
-from florilegium.sections import Timeouts
-from florilegium.wire import Nothing, Profile, Weights
-from strategies.weights import shares, trained
+from florilegium.config import composition
+from florilegium.config.sections import Timeouts
+from florilegium.federation.federation import Federation, FederationError
+from florilegium.protocol import codec
+from florilegium.protocol.payloads import Nothing, Profile, Weights
+from florilegium.protocol.validation import WireError
+from strategies.blocks.weights import shares, trained
 from tests.local_grid import FIRST_NODE
 
 
@@ -48,7 +50,7 @@ class SlowGrid:
     def push_messages(self, messages):
         names = []
         for message in messages:
-            node, header = message.metadata.dst_node_id, wire.header(message.content)
+            node, header = message.metadata.dst_node_id, codec.header(message.content)
             phase = message.metadata.message_type
             assert node not in self.open.values(), f"node {node} has two messages"
             name = f"m{len(self.asked)}"
@@ -59,7 +61,7 @@ class SlowGrid:
                 Weights({"w": torch.tensor([node % 10 + header.round / 10])}, 10)
             pace = 0.0 if phase == "query.profile" else self.pace(node)
             if pace is not None:
-                self.replies[name] = self.clock.now + pace, Message(wire.pack(body, header), reply_to=message)
+                self.replies[name] = self.clock.now + pace, Message(codec.pack(body, header), reply_to=message)
             names.append(name)
         return names
 
@@ -146,7 +148,7 @@ def test_a_timely_reply_wins_over_a_late_one_and_a_late_one_is_checked_as_any_ot
 
 
 def refuse(client, body):
-    raise wire.WireError("not now")
+    raise WireError("not now")
 
 
 def test_methods_that_do_not_take_late_weights_never_see_them(slow):
@@ -227,8 +229,8 @@ def test_a_dead_node_is_told_by_an_error_and_free_at_once(slow):
     ({"give_up": 10.0}, "give_up must lie between 600"),
 ])
 def test_settings_are_checked(bad, line):
-    with pytest.raises(settings.SettingsError, match=f"timeouts: {line}"):
-        settings.typed(Timeouts, bad, "timeouts")
+    with pytest.raises(composition.SettingsError, match=f"timeouts: {line}"):
+        composition.typed(Timeouts, bad, "timeouts")
 
 
 ALIKE = "clients.mix=[" + ",".join(["{modality: image, model: resnet}"] * 3) + "]"
@@ -248,9 +250,9 @@ def test_real_apps_with_a_slow_client_that_leaves_and_another_that_comes(late, t
 
     def delay(message):
         slow = message.metadata.dst_node_id == FIRST_NODE + 2 and message.metadata.message_type == "train"
-        return math.inf if slow and wire.header(message.content).round == 1 else 0.0
+        return math.inf if slow and codec.header(message.content).round == 1 else 0.0
 
-    run_config = {"settings": json.dumps(settings.plain(conf)), "overrides": ""}
+    run_config = {"settings": json.dumps(composition.plain(conf)), "overrides": ""}
     grid = LocalGrid(client_app, 3, run_config, delay=delay)
     away, begin = [], Federation.begin
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from florilegium import launch, settings, superlink
-from florilegium.recorded import read_lines
+from florilegium.config import composition
+from florilegium.runs.reader import read_lines
+from florilegium.runtime import launch, superlink
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 180
@@ -25,7 +26,7 @@ LIMIT = 180
 def florilegium(*arguments: str, where: Path = ROOT) -> subprocess.Popen:
     """The command as a user's shell would start it, from any directory."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(where)}
-    return subprocess.Popen([sys.executable, "-m", "florilegium.cli", *arguments], cwd=where, env=environment,
+    return subprocess.Popen([sys.executable, "-m", "florilegium.cli.main", *arguments], cwd=where, env=environment,
                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -92,13 +93,13 @@ def test_a_bad_setting_ends_the_command_before_flower_starts(override: str, tmp_
 
 def test_an_unwritable_directory_and_one_that_holds_a_run_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    conf = settings.complete(settings.compose([f"out={tmp_path / 'file' / 'run'}"]))
-    with pytest.raises(settings.SettingsError, match="out: cannot write to .*: Not a directory"):
+    conf = composition.complete(composition.compose([f"out={tmp_path / 'file' / 'run'}"]))
+    with pytest.raises(composition.SettingsError, match="out: cannot write to .*: Not a directory"):
         launch.open_directory(conf)
     conf.out = str(tmp_path / "held")
     assert launch.open_directory(conf).is_dir()
     Path(conf.out, "rounds.jsonl").write_text("{}\n")
-    with pytest.raises(settings.SettingsError, match="already holds a run; resume=true goes on"):
+    with pytest.raises(composition.SettingsError, match="already holds a run; resume=true goes on"):
         launch.open_directory(conf)
     conf.resume = True
     launch.open_directory(conf)
@@ -115,14 +116,15 @@ def test_the_bundle_is_complete_whatever_the_checkout_is_called(tmp_path: Path) 
     assert len(built) < 1_000_000
     with zipfile.ZipFile(io.BytesIO(built)) as packed:
         sent = set(packed.namelist())
-    assert "florilegium/wire.py" in sent and not [name for name in sent if name.startswith("florilegium/deploy/")]
+    assert "florilegium/protocol/payloads.py" in sent
+    assert not [name for name in sent if name.startswith(("florilegium/cli/", "florilegium/runtime/"))]
 
 
 def test_no_more_actors_than_clients_or_cores() -> None:
-    conf = settings.compose(["runtime.cpus=8"])
+    conf = composition.compose(["runtime.cpus=8"])
     assert f"num-supernodes={len(conf.clients.mix)}" in launch.federation(conf)
     assert f"init-args-num-cpus={min(8, len(conf.clients.mix))}" in launch.federation(conf)
-    assert launch.federation(settings.compose(["runtime=deployment", "runtime.superlink=lab"])) is None
+    assert launch.federation(composition.compose(["runtime=deployment", "runtime.superlink=lab"])) is None
 
 
 def test_the_reason_is_the_servers_own_words(tmp_path: Path) -> None:

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from florilegium.metrics import ClipScore, Judge, Preprocessing, accuracy, confusion, mean_cosine, pairwise_distance
+from florilegium.learning.metrics import (
+    ClipScore,
+    Judge,
+    Preprocessing,
+    accuracy,
+    confusion,
+    mean_cosine,
+    pairwise_distance,
+)
 from tests.tiny_models import SIDE, tiny_models, write_judge
 
 

@@ -4,12 +4,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from florilegium import assets, models, seeds, settings
-from florilegium.metrics import ClipScore
-from florilegium.models.pair import build_pair, image_features, text_features
+from florilegium import assets, seeds
+from florilegium.config import composition
+from florilegium.learning.metrics import ClipScore
+from florilegium.models import bodies, build
+from florilegium.models.build import build_pair
+from florilegium.models.embeddings import image_features, text_features
 from florilegium.models.tokens import open_vocabulary
 
-KINDS = [(modality, name) for modality, names in models.ARCHITECTURES.items() for name in names]
+KINDS = [(modality, name) for modality, names in build.ARCHITECTURES.items() for name in names]
 
 
 def inputs(modality, vocabulary):
@@ -21,7 +24,7 @@ def inputs(modality, vocabulary):
 def built(conf, modality, name, *seed):
     vocabulary = open_vocabulary("toy", 12)
     with seeds.scoped("model", *seed):
-        return models.build(conf.clients, modality, name, 4, vocabulary).eval(), inputs(modality, vocabulary)
+        return build.build(conf.clients, modality, name, 4, vocabulary).eval(), inputs(modality, vocabulary)
 
 
 @pytest.mark.parametrize(("modality", "name"), KINDS)
@@ -46,24 +49,24 @@ def test_group_norm_takes_the_place_of_batch_norm(toy_conf):
     with torch.no_grad():  # a row is judged alone: no statistics of the batch, in training neither
         assert torch.allclose(model.train().encode(x)[:1], model.train().encode(x[:1]), atol=1e-5)
     OmegaConf.update(conf, "clients.architectures.resnet.norm", "layer")
-    with pytest.raises(models.ModelError, match="norm 'layer' is none of batch, group"):
+    with pytest.raises(bodies.ModelError, match="norm 'layer' is none of batch, group"):
         built(conf, "image", "resnet", 1)
 
 
 @pytest.mark.parametrize(("modality", "name"), KINDS)
 def test_small_and_full_sizes_have_every_architecture(modality, name):
-    from florilegium.settings import CONF
+    from florilegium.config.composition import CONF
 
     small, full = (OmegaConf.load(CONF / "architectures" / f"{size}.yaml") for size in ("small", "full"))
     assert full[name].pretrained
     with seeds.scoped("small"):
-        model = models.build(OmegaConf.create({"width": 128, "architectures": small}), modality, name, 24,
+        model = build.build(OmegaConf.create({"width": 128, "architectures": small}), modality, name, 24,
                              open_vocabulary("toy", 32))
     assert 2e4 < sum(p.numel() for p in model.parameters()) < 2e6
 
 
 def test_a_text_does_not_see_its_padding(toy_conf):
-    for name in models.ARCHITECTURES["text"]:
+    for name in build.ARCHITECTURES["text"]:
         model, _ = built(toy_conf(), "text", name, 1)
         vocabulary = open_vocabulary("toy", 12)
         with torch.no_grad():
@@ -87,14 +90,14 @@ def test_vocabulary_by_hand():
 ])
 def test_a_wrong_size_is_named(changes, message):
     clients = OmegaConf.create({"width": 32, "architectures": changes})
-    with pytest.raises(models.ModelError) as caught:
-        models.build(clients, "image", "vit", 4)
+    with pytest.raises(bodies.ModelError) as caught:
+        build.build(clients, "image", "vit", 4)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 def test_the_towers_of_a_clip_see_what_it_sees():
     """Features of a fresh "clip+clip" are open_clip's own, also of a cut text; its projections change nothing."""
-    clients = settings.compose(["data=emoji", "clients=mixed"]).clients
+    clients = composition.compose(["data=emoji", "clients=mixed"]).clients
     dual, clip = build_pair(clients, "clip+clip"), ClipScore(str(assets.path("models", "mini-clip")))
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     texts = ["grinning face", "a", "cat, " * 30]
@@ -110,16 +113,16 @@ def test_the_towers_of_a_clip_see_what_it_sees():
     (["clients.tokenizer=toy"], r"this CLIP knows 2943 tokens, clients.tokenizer \d+"),
     (["clients.architectures.clip=null"], "clients.architectures.clip is missing")])
 def test_a_clip_that_cannot_be_had_is_named(changes, message):
-    with pytest.raises((models.ModelError, ValueError), match=message) as caught:
-        build_pair(settings.compose(["data=emoji", "clients=mixed", *changes]).clients, "clip+clip")
+    with pytest.raises((bodies.ModelError, ValueError), match=message) as caught:
+        build_pair(composition.compose(["data=emoji", "clients=mixed", *changes]).clients, "clip+clip")
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_model_lists_the_choices():
-    with pytest.raises(models.ModelError, match="no image model 'bert'; there are resnet, vit, beit, clip"):
-        models.check("image", "bert")
-    with pytest.raises(models.ModelError, match="no modality 'sound'; there are image, text"):
-        models.check("sound", "bert")
+    with pytest.raises(bodies.ModelError, match="no image model 'bert'; there are resnet, vit, beit, clip"):
+        build.check("image", "bert")
+    with pytest.raises(bodies.ModelError, match="no modality 'sound'; there are image, text"):
+        build.check("sound", "bert")
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):

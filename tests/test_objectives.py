@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from florilegium.objectives import feature_kl, info_nce, ndcr, nearest, normalised, tdcl, unit_kl
+from florilegium.learning.losses import feature_kl, info_nce, ndcr, nearest, normalised, tdcl, unit_kl
 
 
 def test_feature_kl_of_two_known_distributions():

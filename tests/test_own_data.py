@@ -16,12 +16,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from client_app import app
-from florilegium import cli, settings, wire
+from florilegium.cli import main
+from florilegium.config import composition
 from florilegium.data.datasets import DataError
-from florilegium.data.examined import Matching, examine
-from florilegium.data.own import OwnSettings
+from florilegium.data.own.examination import Matching, examine
+from florilegium.data.own.sources import OwnSettings
 from florilegium.data.private import open_private
-from florilegium.wire import Header, Nothing
+from florilegium.protocol import codec
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Nothing
 
 CLASSES = ("disc", "square", "triangle", "cross")
 COLOURS = {"disc": (255, 0, 0), "cross": (0, 0, 255)}
@@ -226,9 +229,9 @@ def test_the_server_hears_of_refused_data_without_names_or_contents(toy_conf, tm
     conf = toy_conf("clients.mix=[{modality: image, model: resnet}]")
     node = {"partition-id": 0, "data-path": str(place), "state-dir": str(tmp_path / "state")}
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(),
-                      run_config={"settings": json.dumps(settings.plain(conf)), "overrides": ""})
+                      run_config={"settings": json.dumps(composition.plain(conf)), "overrides": ""})
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    question = Message(wire.pack(Nothing(), Header("method", 0, 1)), 1, "query.profile")
+    question = Message(codec.pack(Nothing(), Header("method", 0, 1)), 1, "query.profile")
     reason = app.answer("profile", question, context).error.reason
     assert "own data are refused (unreadable image: 1 in all)" in reason
     assert "jane" not in reason and str(tmp_path) not in reason
@@ -246,7 +249,7 @@ def test_a_bad_node_configuration_is_one_line(key, value, message, tmp_path, toy
 
 
 def command(capsys, *arguments):
-    options = cli.parser().parse_args(["data", "check", *map(str, arguments)])
+    options = main.parser().parse_args(["data", "check", *map(str, arguments)])
     return options.command(options), capsys.readouterr().out
 
 

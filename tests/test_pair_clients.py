@@ -6,20 +6,22 @@ import math
 import pytest
 import torch
 
-from client_app.client import Client, ClientError
+from client_app.batches import ClientError
+from client_app.blocks.training import task_terms
+from client_app.client import Client
 from client_app.memory import Memory
 from client_app.pairs import public_batches, seen
-from client_app.training import task_terms
-from florilegium import settings
+from florilegium import preflight
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
 from florilegium.data.partition import partition
 from florilegium.data.private import open_private
 from florilegium.data.public import as_pairs
-from florilegium.federation import Client as Known
-from florilegium.federation import Reply
-from florilegium.models.pair import build_pair
-from florilegium.objectives import pair_nce, soft_contrastive
-from florilegium.settings import SettingsError
-from florilegium.wire import Report, Samples
+from florilegium.federation.federation import Client as Known
+from florilegium.federation.federation import Reply
+from florilegium.learning.losses import pair_nce, soft_contrastive
+from florilegium.models.build import build_pair
+from florilegium.protocol.payloads import Report, Samples
 from server_app.evaluation import client_figures
 
 MIX = ("clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert},"
@@ -63,7 +65,7 @@ def test_without_pair_clients_nobody_s_rows_change(toy_conf):
 
 
 def test_emoji_s_ten_clients_all_have_rows():
-    conf = settings.complete(settings.compose(
+    conf = composition.complete(composition.compose(
         ["data=emoji", "clients=paper_mixed", "method=standalone", "references=none", "clients.partition.alpha=0.1"]))
     dealt = partition(conf)["clients"]
     assert [c["modality"] for c in dealt] == ["image"] * 3 + ["text"] * 3 + ["pair"] * 4
@@ -159,7 +161,7 @@ def test_a_wrong_architecture_is_one_line(architecture, said, toy_conf):
     conf = toy_conf("method=standalone", f"clients.mix=[{{modality: pair, model: {architecture}}}]",
                     "timeouts.quorum=1")
     with pytest.raises(SettingsError, match="clients.mix") as caught:
-        settings.validate(conf)
+        preflight.validate(conf)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -167,13 +169,13 @@ def test_a_wrong_architecture_is_one_line(architecture, said, toy_conf):
                                             ("temperature=0", "clients.pair: temperature must lie between")])
 def test_bad_settings_of_the_loss_are_one_line(override, said, paired):
     with pytest.raises(SettingsError, match=said):
-        settings.validate(paired(f"clients.pair.{override}"))
+        preflight.validate(paired(f"clients.pair.{override}"))
 
 
 def test_a_method_without_retrieval_refuses_pair_clients(toy_conf):
     with pytest.raises(SettingsError, match=r"method: fedmmkt has nothing for pair clients \(clients.mix\[2\]\); "
                                             "these have: .*standalone"):
-        settings.validate(toy_conf("method=fedmmkt", MIX))
+        preflight.validate(toy_conf("method=fedmmkt", MIX))
 
 
 def test_samples_of_one_side_are_refused(client):

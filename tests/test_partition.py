@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from client_app.client import open_client
-from florilegium import settings
+from client_app.opening import open_client
 from florilegium.catalogue import CATALOGUE, half
+from florilegium.config import composition
 from florilegium.data import shift, skew
 from florilegium.data.datasets import DataError, open_dataset
 from florilegium.data.partition import PartitionSettings, deal, partition
 from florilegium.data.private import open_private
-from florilegium.wire import Header
+from florilegium.protocol.codec import Header
 from tests.test_every_method import toy
 
 CIFAR10 = np.repeat(np.arange(10), 5000)
-PRESETS = sorted(path.stem for path in (settings.CONF / "partition").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (composition.CONF / "partition").glob("*.yaml"))
 
 
 def counts(parts, labels=CIFAR10, classes=10):
@@ -110,7 +110,7 @@ def test_nid2_has_equal_sizes_and_its_class_sets(classes, rows, biased, each, si
 @pytest.mark.filterwarnings("ignore:no .* client has a row")
 def test_nid2_of_emoji_leaves_no_class_to_the_unbiased_client_alone(clients, held):
     """A fifth of 24 classes is 5; of three biased clients each needs 8. The 24 classes have unequal rows."""
-    conf = settings.compose([f"clients={clients}", "data=emoji", "partition@clients.partition=nid2"])
+    conf = composition.compose([f"clients={clients}", "data=emoji", "partition@clients.partition=nid2"])
     found = np.array([list(client["classes"].values()) for client in partition(conf)["clients"]])
     assert ((found[:-1] > 0).sum(1) == held).all() and (found[:-1].sum(0) > 0).all() and len(set(found.sum(1))) == 1
 
@@ -143,7 +143,7 @@ def test_clients_of_one_domain_share_it_equally():
 @pytest.mark.filterwarnings("ignore:no .* client has a row")
 def test_every_preset_deals_to_ten_clients(preset):
     data = "emoji" if preset == "domain" else "fashion"
-    conf = settings.compose(["clients=ten", f"data={data}", f"partition@clients.partition={preset}"])
+    conf = composition.compose(["clients=ten", f"data={data}", f"partition@clients.partition={preset}"])
     dealt = partition(conf)
     rows = [client["rows"] for client in dealt["clients"]]
     assert conf.cohort.fraction == 0.5 and len(rows) == 10 and len({i for r in rows for i in r}) == sum(map(len, rows))
@@ -152,7 +152,7 @@ def test_every_preset_deals_to_ten_clients(preset):
 
 
 def test_a_long_tail_comes_before_the_split():
-    conf = settings.compose(["clients=ten", "data=fashion", "clients.partition.imbalance=0.1"])
+    conf = composition.compose(["clients=ten", "data=fashion", "clients.partition.imbalance=0.1"])
     total = np.array([list(client["classes"].values()) for client in partition(conf)["clients"]]).sum(0)
     assert total.tolist() == [math.floor(1200 * 0.1 ** (c / 9) + 1e-9) for c in range(10)]
 
@@ -166,7 +166,7 @@ def test_a_long_tail_comes_before_the_split():
     (["shift=blur"], "clients.partition: shift must be one of none, rotation, contrast"),
 ])
 def test_what_cannot_be_dealt_names_its_key(overrides, message):
-    conf = settings.compose(["clients=ten", "data=fashion", *(f"clients.partition.{o}" for o in overrides)])
+    conf = composition.compose(["clients=ten", "data=fashion", *(f"clients.partition.{o}" for o in overrides)])
     with pytest.raises(ValueError) as caught:
         partition(conf)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
@@ -178,13 +178,13 @@ def test_what_cannot_be_dealt_names_its_key(overrides, message):
 ])
 def test_domains_that_are_not_there_are_refused(domains, message):
     with pytest.raises(DataError, match=message):
-        partition(settings.compose(["clients=image", "partition@clients.partition=domain",
+        partition(composition.compose(["clients=image", "partition@clients.partition=domain",
                                     f"clients.partition.domains={domains}"]))
 
 
 def test_text_clients_have_no_domain_shift():
     with pytest.raises(DataError, match="domain shift is of images"):
-        partition(settings.compose(["clients=mixed", "partition@clients.partition=domain"]))
+        partition(composition.compose(["clients=mixed", "partition@clients.partition=domain"]))
 
 
 # -- domain shift ------------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_a_quarter_turn_and_half_the_contrast_by_hand():
 
 
 def test_each_client_draws_in_its_own_style_and_is_judged_on_it():
-    conf = settings.compose(["clients=image", "data=emoji", "partition@clients.partition=domain",
+    conf = composition.compose(["clients=image", "data=emoji", "partition@clients.partition=domain",
                              "clients.partition.domains=[openmoji,twemoji,openmoji,emojione]"])
     clients = partition(conf)["clients"]
     assert [client["domain"] for client in clients] == ["openmoji", "twemoji", "openmoji", "emojione"]

@@ -5,13 +5,17 @@ from dataclasses import fields
 
 import pytest
 
-from florilegium import cli, phases, privacy_listing, settings, wire
 from florilegium.catalogue import CATALOGUE, half
-from florilegium.wire import Answers, Examples, Logits, Nothing, Report, Samples, Weights
+from florilegium.cli import main, privacy
+from florilegium.config import composition
+from florilegium.privacy import listing
+from florilegium.protocol import codec, payloads
+from florilegium.protocol import phases as phases
+from florilegium.protocol.payloads import Answers, Examples, Logits, Nothing, Report, Samples, Weights
 from tests.test_every_method import ALIKE, faults, toy
 
 SPOKEN = [name for name in CATALOGUE if half(name, "client")]
-PHASE = {message_type: phase for phase, message_type in wire.PHASES.items()}
+PHASE = {message_type: phase for phase, message_type in phases.PHASES.items()}
 SERVER_LOOKS = ["guidance@method.client.guidance=feddifrc", "method.client.guidance.allow_upload=true",
                 "method.client.guidance.feddifrc.location=server"]
 
@@ -30,7 +34,7 @@ def travelled(message):
                                                ("fedmmkt", ["method.server.exchanges=joined"])])
 def test_everything_that_travels_is_listed(method, overrides, toy_conf, federated):
     conf = toy(toy_conf, method, "rounds=1", *overrides)
-    found = privacy_listing.listing(conf)
+    found = listing.listing(conf)
     listed = {(f.phase, f.way, f.payload, f.name): f for f in found.fields}
     seen = set()
 
@@ -55,21 +59,21 @@ def test_everything_that_travels_is_listed(method, overrides, toy_conf, federate
 
 @pytest.mark.parametrize("method", SPOKEN)
 def test_nothing_is_listed_that_the_wire_does_not_know(method, toy_conf):
-    for f in privacy_listing.listing(toy(toy_conf, method)).fields:
-        known = {**wire.PAYLOADS, "Header": wire.Header}[f.payload]
-        assert f.phase in {*wire.PHASES, "every"} and f.name in {"-", *(field.name for field in fields(known))}
+    for f in listing.listing(toy(toy_conf, method)).fields:
+        known = {**payloads.PAYLOADS, "Header": codec.Header}[f.payload]
+        assert f.phase in {*phases.PHASES, "every"} and f.name in {"-", *(field.name for field in fields(known))}
 
 
 def test_the_sizes_are_those_of_the_settings(toy_conf):
     conf = toy(toy_conf, "fedmmkt")  # N = 12 samples, D = 32 wide, C = 4 classes
-    found = {(f.way, f.payload, f.name): f.size for f in privacy_listing.listing(conf).fields}
+    found = {(f.way, f.payload, f.name): f.size for f in listing.listing(conf).fields}
     assert found["up", "Answers", "representations"] == 12 * 32 * 4 and found["up", "Logits", "logits"] == 12 * 4 * 4
     assert found["down", "Targets", "labels"] == 12 * 8 and found["down", "Samples", "images"] is None
 
 
 def test_the_weights_are_the_models(toy_conf, federated):
     conf = toy(toy_conf, "fedavg")
-    listed = {(f.phase, f.way, f.name): f for f in privacy_listing.listing(conf).fields}
+    listed = {(f.phase, f.way, f.name): f for f in listing.listing(conf).fields}
     sizes = []
 
     def watch(question, reply):
@@ -98,9 +102,9 @@ def test_a_signature_must_say_what_crosses():
 
 def test_what_settings_switch_off_is_not_listed(toy_conf):
     Half, plain = half("fedavg", "client"), toy(toy_conf, "fedavg")
-    off = settings.typed(Half.Settings, plain.method.client, "method.client")
+    off = composition.typed(Half.Settings, plain.method.client, "method.client")
     assert phases.declared(Half, "represent", off) == ((), ())
-    on = settings.typed(Half.Settings, toy(toy_conf, "fedavg", *SERVER_LOOKS).method.client, "method.client")
+    on = composition.typed(Half.Settings, toy(toy_conf, "fedavg", *SERVER_LOOKS).method.client, "method.client")
     assert Examples in phases.declared(Half, "represent", on)[1]
     assert Weights in phases.declared(Half, "evaluate", off)[0]
     assert phases.declared(half("fedmmkt", "client"), "evaluate") == ((Nothing,), (Report,))
@@ -120,10 +124,10 @@ def test_a_client_sends_nothing_that_its_half_does_not_declare(toy_conf, federat
         federated(toy(toy_conf, "fedavg", "timeouts.quorum=1"))
 
 
-@pytest.mark.parametrize("way", privacy_listing.FORMATS)
+@pytest.mark.parametrize("way", privacy.FORMATS)
 def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
     given = ["privacy", "fedavg", "data=toy", "clients=toy", *ALIKE, *tiny_overrides, "--format", way]
-    options = cli.parser().parse_args(given)
+    options = main.parser().parse_args(given)
     options.command(options)
     out = capsys.readouterr().out
     assert all(word in out for word in ("train", "tensors", "SecAgg+", "dict[str, float]"))
@@ -133,18 +137,18 @@ def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
 
 
 def test_a_method_that_asks_no_client_says_so():
-    assert "nothing is sent" in privacy_listing.listing(settings.compose(["method=selftuned"])).notes[0]
+    assert "nothing is sent" in listing.listing(composition.compose(["method=selftuned"])).notes[0]
     with pytest.raises(SystemExit, match="method 'fedx'"):
-        privacy_listing.run(cli.parser().parse_args(["privacy", "fedx"]))
+        privacy.run(main.parser().parse_args(["privacy", "fedx"]))
 
 
 def test_own_words_for_every_payload():
-    assert all(isinstance(cls.carries, str) and cls.carries for cls in wire.PAYLOADS.values())
+    assert all(isinstance(cls.carries, str) and cls.carries for cls in payloads.PAYLOADS.values())
 
 
 def test_the_privacy_that_clients_report_is_listed(toy_conf, federated):
     conf, seen = toy(toy_conf, "fedmmkt", "rounds=1", "privacy=gaussian"), set()
-    listed = {f.name for f in privacy_listing.listing(conf).fields if f.payload == "privacy"}
+    listed = {f.name for f in listing.listing(conf).fields if f.payload == "privacy"}
 
     def watch(question, reply):
         seen.update(reply.content.get("privacy", ()))

@@ -7,15 +7,20 @@ import torch
 
 from client_app.client import Client
 from client_app.memory import Memory
-from florilegium import changes, pixels, seeds, settings, wire
-from florilegium.changes import ChangesError, Sent, applied, changed, fingerprints, version_of
+from florilegium import seeds
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
 from florilegium.data.datasets import SPLITS, DataError, open_dataset
 from florilegium.data.private import open_private
 from florilegium.data.public import hashed, held_out_pairs, open_public, same_order
-from florilegium.models import pair
-from florilegium.models.pair import build_pair, public_features
-from florilegium.settings import SettingsError
-from florilegium.wire import Features, Header, Modules, PublicSet, WireError
+from florilegium.models import embeddings, pair
+from florilegium.models.build import build_pair
+from florilegium.models.embeddings import public_features
+from florilegium.protocol import codec, deltas, pixels
+from florilegium.protocol.codec import Header
+from florilegium.protocol.deltas import ChangesError, Sent, applied, changed, fingerprints, version_of
+from florilegium.protocol.payloads import Features, Modules, PublicSet
+from florilegium.protocol.validation import WireError
 
 HEADER = Header("method", 1, 1)
 
@@ -117,7 +122,7 @@ def test_data_without_public_rows_say_so(tmp_path, toy_conf):
 
 
 def test_emoji_s_public_pairs_share_no_concept_with_those_that_judge():
-    conf = settings.complete(settings.compose(["data=emoji"]))
+    conf = composition.complete(composition.compose(["data=emoji"]))
     train = open_public(conf)
     assert len(train) == 1200
     for split in ("validation", "test"):
@@ -142,7 +147,7 @@ def test_features_are_clean_and_cached_by_encoder_and_data(toy_conf, monkeypatch
     with seeds.scoped("features"):
         model = build_pair(conf.clients, "vit+bert").train()
     looks = []
-    real = pair.image_features
+    real = embeddings.image_features
     monkeypatch.setattr(pair, "image_features", lambda *given: looks.append(1) or real(*given))
     one, two = public_features(model, pairs, "image"), public_features(model, pairs, "image")
     assert torch.equal(one, two) and len(looks) == 1 and model.image.training
@@ -175,7 +180,7 @@ def features(**changed_):
 @pytest.mark.parametrize("payload", [
     PublicSet("f" * 64, torch.arange(4)), features(), Modules("v1", "", {"project.weight": torch.randn(2, 3)})])
 def test_round_trip(payload):
-    back = wire.unpack(wire.pack(payload, HEADER), type(payload))
+    back = codec.unpack(codec.pack(payload, HEADER), type(payload))
     for name, value in vars(payload).items():
         got = getattr(back, name)
         if isinstance(value, dict):
@@ -192,7 +197,7 @@ def test_round_trip(payload):
     ({"image": torch.zeros(3, 0)}, "image has 0 along I, expected 3")])  # a reply that misses its modality
 def test_bad_features_are_named(change, said):
     with pytest.raises(WireError, match="Features") as caught:
-        wire.unpack(wire.pack(features(**change), HEADER), Features, bounds={"I": 3})
+        codec.unpack(codec.pack(features(**change), HEADER), Features, bounds={"I": 3})
     assert said in str(caught.value)
 
 
@@ -215,7 +220,7 @@ def test_only_changed_tensors_travel_again():
     assert set(second.tensors) == {"project"} and second.base == first.version
     kept = applied(kept, second)
     assert all(torch.equal(kept[name], value) for name, value in now.items()) and version_of(kept) == second.version
-    small, large = (wire.size(wire.pack(m, HEADER)) for m in (second, first))
+    small, large = (codec.size(codec.pack(m, HEADER)) for m in (second, first))
     assert small < 0.15 * large and large > 4000
     assert not sent.to(0, now).tensors
 
@@ -251,8 +256,8 @@ def test_other_names_mean_everything():
 def test_a_fingerprint_tells_type_shape_and_bits():
     made = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.zeros(4).half(),
             -torch.zeros(4), torch.zeros(0), torch.tensor(0.0)]
-    assert len({changes.fingerprint(t) for t in made}) == len(made)
-    assert changes.fingerprint(torch.zeros(4, 2).T) == changes.fingerprint(torch.zeros(2, 4))
+    assert len({deltas.fingerprint(t) for t in made}) == len(made)
+    assert deltas.fingerprint(torch.zeros(4, 2).T) == deltas.fingerprint(torch.zeros(2, 4))
 
 
 def test_what_a_sender_knows_survives_a_checkpoint():

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florilegium import charts, comparison, recorded, report
 from florilegium.catalogue import CATALOGUE
-from florilegium.page import duration, size
-from florilegium.recorded import RunError
-from florilegium.runs import Run
+from florilegium.report import charts, comparison
+from florilegium.report import page as report
+from florilegium.report.markup import duration, size
+from florilegium.runs import reader
+from florilegium.runs.reader import RunError
+from florilegium.runs.writer import Run
 from tests.synthetic_run import build, conf
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -124,8 +126,8 @@ def test_second_half_is_the_mean_of_its_evaluated_rounds():
         return {"round": r, "row": "method", "metrics": {} if accuracy is None else {"client/accuracy/image": accuracy}}
 
     records = [record(0, 0.1), record(1, 0.2), record(2, 0.9), record(3, 0.3), record(4, None), record(5, 0.6)]
-    assert recorded.halved(records) == {"client/accuracy/image": pytest.approx(0.45)}  # rounds 3 and 5: 2 r > 5
-    assert recorded.halved(records[:1]) == {}
+    assert reader.halved(records) == {"client/accuracy/image": pytest.approx(0.45)}  # rounds 3 and 5: 2 r > 5
+    assert reader.halved(records[:1]) == {}
 
 
 def test_forms_of_the_table(tmp_path):
@@ -187,7 +189,7 @@ def test_reading_and_reporting_need_no_torch():
         imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not {m for m in imported if m and m.split(".")[0] in {"torch", "flwr", "hydra", "diffusers"}}, name
-    said = subprocess.run([sys.executable, "-c", "import sys, florilegium.report; print('torch' in sys.modules)"],
+    said = subprocess.run([sys.executable, "-c", "import sys, florilegium.report.page; print('torch' in sys.modules)"],
                           text=True, capture_output=True, cwd=Path(report.__file__).parents[1], check=True)
     assert said.stdout.strip() == "False"
 

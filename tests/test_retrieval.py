@@ -8,9 +8,9 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate
 from florilegium import seeds
 from florilegium.data.datasets import grouped
 from florilegium.data.public import PublicPairs, held_out_pairs
-from florilegium.models.pair import build_pair
+from florilegium.learning.retrieval import KS, different, headline, protocol, recall, retrieval
+from florilegium.models.build import build_pair
 from florilegium.resources import Resources
-from florilegium.retrieval import KS, different, headline, protocol, recall, retrieval
 from server_app.evaluation import Evaluation
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy.stats import trim_mean
 
-from florilegium import robust
-from florilegium.federation import Client, Reply
-from florilegium.guard import DefenceSettings, Guard
-from florilegium.privacy import PrivacySettings, Votes
-from florilegium.wire import Answers, Logits
+from florilegium.federation import robust
+from florilegium.federation.federation import Client, Reply
+from florilegium.federation.guard import DefenceSettings, Guard
+from florilegium.privacy.mechanisms import PrivacySettings, Votes
+from florilegium.protocol.payloads import Answers, Logits
 
 T = torch.tensor
 

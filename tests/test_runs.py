@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florilegium.pictures import read_raw
-from florilegium.recorded import best, read_lines, recorded, validation
-from florilegium.runs import Run, RunError
+from florilegium.runs.pictures import read_raw
+from florilegium.runs.reader import best, read_lines, recorded, validation
+from florilegium.runs.writer import Run, RunError
 from tests.synthetic_run import CLASSES, build, captions, conf, entry, figures, images
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from florilegium import atomic, pixels, seeds
-from florilegium.averaging import weighted_mean
+from florilegium import seeds
+from florilegium.learning.averaging import weighted_mean
+from florilegium.protocol import pixels
+from florilegium.runs import files
 
 
 def test_names_give_the_same_numbers_whatever_came_before():
@@ -34,15 +36,15 @@ def test_scoped_seeds_library_code_and_leaves_no_trace():
 
 def test_a_failed_write_leaves_the_previous_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
-    atomic.save(path, {"w": torch.ones(2)}, {"round": 1})
+    files.save(path, {"w": torch.ones(2)}, {"round": 1})
 
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        atomic.save(path, {"w": torch.zeros(2)}, {"round": 2})
-    tensors, meta = atomic.load(path)
+        files.save(path, {"w": torch.zeros(2)}, {"round": 2})
+    tensors, meta = files.load(path)
     assert meta == {"round": 1} and torch.equal(tensors["w"], torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from florilegium import assets, settings
+from florilegium import assets, preflight
 from florilegium.catalogue import CATALOGUE
-from florilegium.settings import SettingsError
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
 
-METHODS = sorted(path.stem for path in (settings.CONF / "method").glob("*.yaml"))
-EXPERIMENTS = sorted(path.stem for path in (settings.CONF / "experiment").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (composition.CONF / "method").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (composition.CONF / "experiment").glob("*.yaml"))
 
 
 def checked(*overrides: str) -> None:
-    settings.validate(settings.complete(settings.compose(overrides)))
+    preflight.validate(composition.complete(composition.compose(overrides)))
 
 
 def message(*overrides: str) -> str:
@@ -74,33 +75,33 @@ def test_a_bad_setting_gets_one_line_that_names_it(override: str, said: str) -> 
 
 
 def test_settings_win_over_overrides_and_arrive_as_they_were() -> None:
-    conf = settings.complete(settings.compose(["rounds=7", "seed=3"]))
-    run_config = {"settings": json.dumps(settings.plain(conf)), "overrides": "rounds=2"}
-    assert settings.load(run_config) == conf
-    assert settings.load({"settings": "", "overrides": "rounds=2 'label=two words'"}).label == "two words"
+    conf = composition.complete(composition.compose(["rounds=7", "seed=3"]))
+    run_config = {"settings": json.dumps(composition.plain(conf)), "overrides": "rounds=2"}
+    assert composition.load(run_config) == conf
+    assert composition.load({"settings": "", "overrides": "rounds=2 'label=two words'"}).label == "two words"
 
 
 def test_the_method_is_the_first_row_and_references_follow() -> None:
-    conf = settings.compose(["references=standalone"])
-    assert list(settings.rows(conf)) == [settings.MAIN, "standalone"]
-    assert list(settings.rows(settings.compose(["references=none"]))) == [settings.MAIN]
+    conf = composition.compose(["references=standalone"])
+    assert list(composition.rows(conf)) == [composition.MAIN, "standalone"]
+    assert list(composition.rows(composition.compose(["references=none"]))) == [composition.MAIN]
 
 
 def test_complete_settings_depend_on_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    conf = settings.complete(settings.compose(["out=mine"]))
+    conf = composition.complete(composition.compose(["out=mine"]))
     assert conf.out == str(tmp_path / "mine") and conf.clients.state_dir == str(tmp_path / "mine" / "state")
     assert Path(conf.assets).is_dir()
-    assert Path(settings.complete(settings.compose()).out).parent == tmp_path / "runs"
+    assert Path(composition.complete(composition.compose()).out).parent == tmp_path / "runs"
 
 
 def test_a_taken_directory_name_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings.time, "strftime", lambda _: "now")
+    monkeypatch.setattr(composition.time, "strftime", lambda _: "now")
     conf = OmegaConf.create({"method": {"name": "m"}, "data": {"name": "d"}, "seed": 1})
     names = []
     for _ in range(3):
-        names.append(settings.default_directory(conf))
+        names.append(composition.default_directory(conf))
         Path(names[-1]).mkdir(parents=True)
     assert names == ["runs/now-m-d-s1", "runs/now-m-d-s1-2", "runs/now-m-d-s1-3"]
 

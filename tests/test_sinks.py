@@ -9,11 +9,11 @@ import urllib.request
 import numpy as np
 import pytest
 
-from florilegium import settings
-from florilegium.logs import JsonLog, LoggedRounds
-from florilegium.observers import Observer, Observers
-from florilegium.runs import Run
-from florilegium.sinks import SinkSettings, open_sinks
+from florilegium.config import composition
+from florilegium.runs.logs import JsonLog, LoggedRounds
+from florilegium.runs.observers import Observer, Observers
+from florilegium.runs.sinks.opening import SinkSettings, open_sinks
+from florilegium.runs.writer import Run
 from tests.synthetic_run import captions, conf, entry, images
 
 FIGURES = {"client/accuracy/image": 0.5, "loss": float("nan")}
@@ -49,7 +49,7 @@ def settled(run):
 @pytest.fixture
 def prometheus(tmp_path):
     pytest.importorskip("prometheus_client")
-    given = settings.typed(SinkSettings, {"prometheus": {"enabled": True, "port": 0, "stalled": 50.0}}, "sinks")
+    given = composition.typed(SinkSettings, {"prometheus": {"enabled": True, "port": 0, "stalled": 50.0}}, "sinks")
     run = Run.open(tmp_path / "run", conf())
     (sink,) = open_sinks(given, run.out, run.settings)
     run.observe(sink)
@@ -96,7 +96,7 @@ def test_tensorboard_gets_scalars_and_the_grid(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Run.open(tmp_path / "run", conf())
-    run.observe(*open_sinks(settings.typed(SinkSettings, {"tensorboard": {"enabled": True}}, "sinks"), run.out, {}))
+    run.observe(*open_sinks(composition.typed(SinkSettings, {"tensorboard": {"enabled": True}}, "sinks"), run.out, {}))
     tell_all(run)
     run.silence()
     held = EventAccumulator(str(run.out / "tensorboard" / "method"))
@@ -111,7 +111,7 @@ def test_mlflow_has_a_run_for_each_row_and_goes_on_with_it(tmp_path):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
-    given = settings.typed(SinkSettings, {"mlflow": {"enabled": True}}, "sinks")
+    given = composition.typed(SinkSettings, {"mlflow": {"enabled": True}}, "sinks")
     for figures in ({0: 0.5, 1: 0.75}, {2: 0.8}):
         run = Run.open(tmp_path / "run", conf(), resume=True)
         run.observe(*open_sinks(given, run.out, {"seed": 3, "data": {"name": "emoji"}}))
@@ -169,7 +169,7 @@ def test_a_slow_sink_holds_up_nothing():
 
 def test_a_sink_that_cannot_start_is_left_out(tmp_path, caplog, prometheus):
     taken = prometheus[1].port
-    given = settings.typed(SinkSettings, {"prometheus": {"enabled": True, "port": taken}}, "sinks")
+    given = composition.typed(SinkSettings, {"prometheus": {"enabled": True, "port": taken}}, "sinks")
     with caplog.at_level(logging.WARNING, "flwr"):
         assert open_sinks(given, tmp_path, {}) == []
     assert caplog.records[-1].getMessage().startswith("the sink prometheus is left out: OSError: ")
@@ -179,15 +179,15 @@ def test_a_sink_that_cannot_start_is_left_out(tmp_path, caplog, prometheus):
     ({"prometheus": {"port": 70000}}, "port must lie between 0 and 65535, got 70000"),
     ({"prometheus": {"prot": 1}}, "sinks.prometheus.prot"), ({"grafana": {}}, "sinks.grafana")])
 def test_settings_are_checked(bad, line):
-    with pytest.raises(settings.SettingsError, match=line):
-        settings.typed(SinkSettings, bad, "sinks")
+    with pytest.raises(composition.SettingsError, match=line):
+        composition.typed(SinkSettings, bad, "sinks")
 
 
 @pytest.mark.parametrize("choice, enabled", [("none", []), ("prometheus", ["prometheus"]), ("mlflow", ["mlflow"]),
                                              ("tensorboard", ["tensorboard"]),
                                              ("all", ["prometheus", "tensorboard", "mlflow"])])
 def test_the_group_turns_sinks_on(choice, enabled):
-    given = settings.typed(SinkSettings, settings.compose([f"sinks={choice}"]).sinks, "sinks")
+    given = composition.typed(SinkSettings, composition.compose([f"sinks={choice}"]).sinks, "sinks")
     assert [name for name, one in vars(given).items() if one.enabled] == enabled
 
 

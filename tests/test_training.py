@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from client_app.training import fit, gradient_shares
+from florilegium.learning.fit import fit, gradient_shares
 
 
 class Point(nn.Module):

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from florilegium import superlink
-from florilegium.deploy.warm import COMMAND, Warm
+from florilegium.runtime import superlink
+from florilegium.runtime.warm import COMMAND, Warm
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone has process descriptors")
 
@@ -123,7 +123,7 @@ def test_flowers_own_command_runs_when_the_warm_process_is_gone(environment: dic
 def test_a_warm_process_ends_with_the_one_that_started_it_and_nobody_else_reaches_it(
     environment: dict[str, str], tmp_path: Path,
 ) -> None:
-    code = ("import sys, time; from pathlib import Path; from florilegium.deploy.warm import Warm; import os\n"
+    code = ("import sys, time; from pathlib import Path; from florilegium.runtime.warm import Warm; import os\n"
             f"one = Warm(Path({str(tmp_path)!r}), dict(os.environ), '/bin/echo', 'entry_of_tests:main', [])\n"
             "one.__enter__(); print(one.process.pid, flush=True); time.sleep(60)")
     root = str(Path(superlink.__file__).parents[1])

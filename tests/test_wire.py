@@ -5,8 +5,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
-from florilegium import pixels, wire
-from florilegium.wire import Answers, Header, Logits, Nothing, Profile, Report, Samples, Targets, Weights, WireError
+from florilegium.protocol import codec, pixels
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Answers, Logits, Nothing, Profile, Report, Samples, Targets, Weights
+from florilegium.protocol.validation import WireError
 
 HEADER = Header("method", 3, 2)
 PNG = pixels.encode(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
@@ -26,9 +28,9 @@ def answers(**changes):
     Targets(torch.arange(2), torch.tensor([1, 0]), torch.zeros(2, 0)), Logits(torch.arange(3), torch.randn(3, 5)),
 ])
 def test_round_trip(payload):
-    record = wire.pack(payload, HEADER)
-    back = wire.unpack(record, type(payload))
-    assert wire.header(record) == HEADER and type(back) is type(payload)
+    record = codec.pack(payload, HEADER)
+    back = codec.unpack(record, type(payload))
+    assert codec.header(record) == HEADER and type(back) is type(payload)
     for name, value in vars(payload).items():
         got = getattr(back, name)
         if isinstance(value, torch.Tensor):
@@ -55,62 +57,62 @@ def test_round_trip(payload):
 ])
 def test_a_bad_answer_is_named_by_field(changes, complaint):
     with pytest.raises(WireError, match="Answers") as caught:
-        wire.unpack(wire.pack(answers(**changes), HEADER), Answers, bounds=BOUNDS)
+        codec.unpack(codec.pack(answers(**changes), HEADER), Answers, bounds=BOUNDS)
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_wrong_payload_is_refused():
     with pytest.raises(WireError, match="expected Answers, got Nothing"):
-        wire.unpack(wire.pack(Nothing(), HEADER), Answers)
+        codec.unpack(codec.pack(Nothing(), HEADER), Answers)
 
 
 def test_an_unknown_kind_and_an_extra_field_are_refused():
-    record = wire.pack(Nothing(), HEADER)
+    record = codec.pack(Nothing(), HEADER)
     record["header"]["kind"] = "Pickle"
     with pytest.raises(WireError, match="got Pickle"):
-        wire.unpack(record)
-    record = wire.pack(Nothing(), HEADER)
+        codec.unpack(record)
+    record = codec.pack(Nothing(), HEADER)
     record["scalars"]["backdoor"] = 1
     with pytest.raises(WireError, match="backdoor is not a field"):
-        wire.unpack(record)
+        codec.unpack(record)
 
 
 def test_a_missing_field_is_named():
-    record = wire.pack(answers(), HEADER)
+    record = codec.pack(answers(), HEADER)
     del record["arrays"]["confidence"]
     with pytest.raises(WireError, match="confidence is missing"):
-        wire.unpack(record, Answers)
+        codec.unpack(record, Answers)
 
 
 def test_a_lying_array_header_is_refused_before_it_allocates():
-    record = wire.pack(answers(), HEADER)
+    record = codec.pack(answers(), HEADER)
     good = record["arrays"]["representations"]
     lie = good.data.replace(b"(4, 6)", b"(4, 9)")
     record["arrays"]["representations"] = Array(dtype="float32", shape=(4, 9), stype="numpy.ndarray", data=lie)
     with pytest.raises(WireError, match="declares float32"):
-        wire.unpack(record, Answers)
+        codec.unpack(record, Answers)
 
 
 @pytest.mark.parametrize("lengths", [[2, 3], [-1, 5], [4, 4, 0]])
 def test_blob_lengths_must_add_up(lengths):
-    record = wire.pack(Samples(torch.arange(2), images=PNG), HEADER)
+    record = codec.pack(Samples(torch.arange(2), images=PNG), HEADER)
     record["arrays"]["images.lengths"] = Array(np.array(lengths, np.int64))
     with pytest.raises(WireError, match="images"):
-        wire.unpack(record, Samples)
+        codec.unpack(record, Samples)
 
 
 def test_figures_must_be_finite():
-    record = wire.pack(Report({"accuracy": 1.0}, 1), HEADER)
+    record = codec.pack(Report({"accuracy": 1.0}, 1), HEADER)
     record["metrics"] = MetricRecord({"accuracy": float("nan")})
     with pytest.raises(WireError, match="accuracy"):
-        wire.unpack(record, Report)
+        codec.unpack(record, Report)
 
 
 def test_garbage_never_raises_anything_but_a_wire_error():
     """1,000 seeded mutations of good records: each comes back whole or as a WireError."""
     random = np.random.default_rng(0)
     for _ in range(1000):
-        record = wire.pack(answers(), HEADER)
+        record = codec.pack(answers(), HEADER)
         name = random.choice(["ids", "labels", "confidence", "representations"])
         data = bytearray(record["arrays"][name].data)
         for place in random.integers(0, len(data), size=random.integers(1, 20)):
@@ -120,20 +122,20 @@ def test_garbage_never_raises_anything_but_a_wire_error():
             k: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=cut if k == name else a.data)
             for k, a in record["arrays"].items()})
         try:
-            back = wire.unpack(record, Answers, bounds=BOUNDS)
+            back = codec.unpack(record, Answers, bounds=BOUNDS)
         except WireError:
             continue
         assert torch.isfinite(back.representations).all() and back.labels.max() < 5
 
 
 def test_size_counts_the_arrays():
-    record = wire.pack(answers(), HEADER)
+    record = codec.pack(answers(), HEADER)
     payload = 4 * 8 + 4 * 8 + 4 * 4 + 4 * 6 * 4
-    assert payload < wire.size(record) < payload + 5 * 128 + 400  # numpy headers and names
+    assert payload < codec.size(record) < payload + 5 * 128 + 400  # numpy headers and names
 
 
 def test_header_must_be_there():
-    record = wire.pack(Nothing(), HEADER)
+    record = codec.pack(Nothing(), HEADER)
     record["header"] = ConfigRecord({"kind": "Nothing"})
     with pytest.raises(WireError, match="header"):
-        wire.header(record)
+        codec.header(record)

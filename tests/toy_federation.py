@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from client_app.client import Batch, shuffled
+from client_app.batches import Batch, shuffled
 from client_app.memory import Memory
 from florilegium import seeds
-from florilegium.federation import Client as Known
-from florilegium.federation import Reply
-from florilegium.models import Classifier
-from florilegium.privacy import PrivacySettings
-from florilegium.wire import Nothing, WireError
+from florilegium.federation.federation import Client as Known
+from florilegium.federation.federation import Reply
+from florilegium.models.bodies import Classifier
+from florilegium.privacy.mechanisms import PrivacySettings
+from florilegium.protocol.payloads import Nothing
+from florilegium.protocol.validation import WireError
 
 WIDTH, CLASSES = 4, 2
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from client_app.client import Client
 from client_app.memory import Memory
+from florilegium.config.composition import MAIN
 from florilegium.data.private import open_private
-from florilegium.settings import MAIN
 
 LATEST = 10**9  # a round after all of the run's: memory gives the last version
 

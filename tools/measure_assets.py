@@ -21,7 +21,7 @@ from train_judges import accuracy, split_of
 from training_loop import device_of
 from transformers import BlipForConditionalGeneration, BlipProcessor, ResNetForImageClassification
 
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 STEPS = 20
 PICK_SEED, FIGURE_SEED = 1_000, 2_000

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from florilegium import settings
+from florilegium.config import composition
 from florilegium.data.datasets import DataError
 from florilegium.data.partition import partition
 from florilegium.data.skew import effective_classes
@@ -30,7 +30,7 @@ def dealt(preset: str, overrides: list[str]) -> tuple[str, dict]:
         return Path(preset).name, json.loads(recorded.read_text())
     given = [] if any(o.startswith("data=") for o in overrides) else ["data=fashion"]
     given += [] if any(o.startswith("clients=") for o in overrides) else ["clients=ten"]
-    return preset, partition(settings.compose([*given, f"partition@clients.partition={preset}", *overrides]))
+    return preset, partition(composition.compose([*given, f"partition@clients.partition={preset}", *overrides]))
 
 
 def panel(axes, title: str, found: dict) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
     (target, *presets), overrides = given[:cut], given[cut + 1:]
-    presets = presets or sorted(path.stem for path in (settings.CONF / "partition").glob("*.yaml"))
+    presets = presets or sorted(path.stem for path in (composition.CONF / "partition").glob("*.yaml"))
     warnings.simplefilter("ignore")  # a class that nobody has is seen in the picture
     found = []
     for preset in presets:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from florilegium import pictures
+from florilegium.runs import pictures
 
 SCALE, LINE, COLUMNS = 3, 20, 12
 

@@ -28,7 +28,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 CONTEXT = 24
 PAD, UNKNOWN, START, END, MASK = range(5)

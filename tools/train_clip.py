@@ -20,7 +20,7 @@ from text_tower import text_model
 from text_vocabulary import CONTEXT, kept_tokenizer, save_tokenizer
 from training_loop import arguments, device_of, halved, record, train
 
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 MODEL = {
     "embed_dim": 128,

@@ -15,7 +15,7 @@ from pretraining import DATA, Examples, class_names, examples, read
 from training_loop import arguments, device_of, record, train
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 STEPS = {"emoji-private": 1500, "emoji-public": 1500, "fashion": 1200}
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from training_loop import arguments, device_of, record, train
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 EMPTY_SHARE = 0.1  # prompts left empty, for classifier-free guidance
 SHIFTS = ((0, 0), (1, 0), (-1, 1), (0, -1))  # pixels; each is cached with and without a flip

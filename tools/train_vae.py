@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from pretraining import pretraining_examples
 from training_loop import arguments, device_of, halved, record, train
 
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 KL_WEIGHT = 1e-6
 

@@ -1,1 +1,4 @@
-"""Client halves, one file per method; each has its server half of the same name in strategies/."""
+"""The client side of each method: one file, or one folder where one file is not enough.
+
+Loaded by name through florilegium/catalogue.py.
+"""

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from client_app.client import Client, ClientError
-from client_app.representing import Codes, answer, learn, recalled, seen
-from client_app.training import LearningRate, fit_private
-from florilegium.checks import between
-from florilegium.objectives import info_nce, model_contrast
-from florilegium.wire import Answers, Features, Nothing, PublicSet, Report, Samples
+from client_app.batches import ClientError
+from client_app.blocks.representing import Codes, answer, learn, recalled, seen
+from client_app.blocks.training import fit_private
+from client_app.client import Client
+from florilegium.config.bounds import between
+from florilegium.learning.fit import LearningRate
+from florilegium.learning.losses import info_nce, model_contrast
+from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
 
 BEFORE = "before"  # the part of the memory that holds the model as the last round left it
 OTHER = {"image": "text", "text": "image"}

@@ -5,10 +5,10 @@ Down and up: weights.
 
 from __future__ import annotations
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
+from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from florilegium.wire import Weights
+from client_app.guidance import phases
+from florilegium.protocol.payloads import Weights
 
 
 class FedAvgClient:
@@ -16,7 +16,7 @@ class FedAvgClient:
 
     Settings = LocalSettings
     dpsgd = True
-    represent = guidance.represent
+    represent = phases.represent
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings

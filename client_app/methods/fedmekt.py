@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from client_app.client import Client, ClientError
-from client_app.representing import Codes, answer, learn, recalled
-from client_app.training import LearningRate, fit_private
-from florilegium.checks import between
-from florilegium.objectives import feature_kl
-from florilegium.wire import Answers, Features, Nothing, PublicSet, Report, Samples
+from client_app.batches import ClientError
+from client_app.blocks.representing import Codes, answer, learn, recalled
+from client_app.blocks.training import fit_private
+from client_app.client import Client
+from florilegium.config.bounds import between
+from florilegium.learning.fit import LearningRate
+from florilegium.learning.losses import feature_kl
+from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
 
 
 @dataclass

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from client_app.client import Batch, Client
-from client_app.lessons import joined
-from client_app.training import LearningRate, fit, fit_private, private_without_end
-from florilegium.checks import between, one_of
-from florilegium.consensus import CONFIDENCES, confidence
-from florilegium.objectives import feature_kl, normalised
-from florilegium.wire import Answers, Logits, Nothing, Report, Samples, Targets
+from client_app.batches import Batch
+from client_app.blocks.training import fit_private, private_without_end
+from client_app.client import Client
+from client_app.distillation_set import joined
+from florilegium.config.bounds import between, one_of
+from florilegium.learning.fit import LearningRate, fit
+from florilegium.learning.losses import feature_kl, normalised
+from florilegium.methods.fedmmkt.consensus import CONFIDENCES, confidence
+from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samples, Targets
 
 
 @dataclass

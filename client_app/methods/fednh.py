@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
-from client_app.client import Client, ClientError
-from florilegium.averaging import prototype_head, without
-from florilegium.checks import between
-from florilegium.wire import Weights
+from client_app.batches import ClientError
+from client_app.blocks.averaging import LocalSettings, local
+from client_app.client import Client
+from client_app.guidance import phases
+from florilegium.config.bounds import between
+from florilegium.learning.averaging import prototype_head, without
+from florilegium.protocol.payloads import Weights
 
 SCALE, PROTOTYPES, SUMS, COUNTS = "fednh.scale", "fednh.prototypes", "fednh.sums", "fednh.counts"
 MEASURED = 256  # rows encoded at once
@@ -38,7 +39,7 @@ class FedNHClient:
     """Learns an encoder for a fixed head of class prototypes, then says where its classes lie."""
 
     Settings = FedNHClientSettings
-    represent = guidance.represent
+    represent = phases.represent
 
     def __init__(self, settings: FedNHClientSettings) -> None:
         self.settings = settings

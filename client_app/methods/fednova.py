@@ -5,11 +5,11 @@ Down: weights. Up: weights, and how many plain gradients went into them (a_k, "e
 
 from __future__ import annotations
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
+from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from florilegium.averaging import effective_steps
-from florilegium.wire import Weights
+from client_app.guidance import phases
+from florilegium.learning.averaging import effective_steps
+from florilegium.protocol.payloads import Weights
 
 
 class FedNovaClient:
@@ -17,7 +17,7 @@ class FedNovaClient:
 
     Settings = LocalSettings
     dpsgd = True
-    represent = guidance.represent
+    represent = phases.represent
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings

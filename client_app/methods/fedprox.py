@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
-from client_app.client import Batch, Client
-from florilegium.checks import between
-from florilegium.wire import Weights
+from client_app.batches import Batch
+from client_app.blocks.averaging import LocalSettings, local
+from client_app.client import Client
+from client_app.guidance import phases
+from florilegium.config.bounds import between
+from florilegium.protocol.payloads import Weights
 
 
 @dataclass
@@ -32,7 +33,7 @@ class FedProxClient:
     """Local epochs that must not leave the server's weights too far behind."""
 
     Settings = FedProxClientSettings
-    represent = guidance.represent
+    represent = phases.represent
 
     def __init__(self, settings: FedProxClientSettings) -> None:
         self.settings = settings

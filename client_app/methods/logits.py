@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from client_app.client import Batch, Client
-from client_app.lessons import Lesson, joined
-from client_app.training import LearningRate, fit, fit_private, private_without_end
-from florilegium.checks import between, one_of
-from florilegium.objectives import logit_kl, logit_l1
-from florilegium.wire import Logits, Nothing, Report, Samples, SoftTargets, Targets
+from client_app.batches import Batch
+from client_app.blocks.training import fit_private, private_without_end
+from client_app.client import Client
+from client_app.distillation_set import Lesson, joined
+from florilegium.config.bounds import between, one_of
+from florilegium.learning.fit import LearningRate, fit
+from florilegium.learning.losses import logit_kl, logit_l1
+from florilegium.protocol.payloads import Logits, Nothing, Report, Samples, SoftTargets, Targets
 
 
 @dataclass

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
-from client_app.client import Batch, Client
+from client_app.batches import Batch
+from client_app.blocks.averaging import LocalSettings, local
+from client_app.client import Client
+from client_app.guidance import phases
 from florilegium import seeds
-from florilegium.averaging import model_part, named, part
-from florilegium.checks import between
-from florilegium.objectives import model_contrast
-from florilegium.wire import Weights
+from florilegium.config.bounds import between
+from florilegium.learning.averaging import model_part, named, part
+from florilegium.learning.losses import model_contrast
+from florilegium.protocol.payloads import Weights
 
 MOON = "moon"  # the part of the memory, and the first name on the wire
 
@@ -43,7 +44,7 @@ class MoonClient:
     """Pulls representations towards the global model's and away from the client's own last ones."""
 
     Settings = MoonClientSettings
-    represent = guidance.represent
+    represent = phases.represent
 
     def __init__(self, settings: MoonClientSettings) -> None:
         self.settings = settings

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client_app import guidance
-from client_app.averaged import LocalSettings, local
+from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from florilegium.averaging import effective_steps, named, part, without
-from florilegium.wire import Weights
+from client_app.guidance import phases
+from florilegium.learning.averaging import effective_steps, named, part, without
+from florilegium.protocol.payloads import Weights
 
 CONTROL = "control"  # the part of the memory, and the first name on the wire
 
@@ -35,7 +35,7 @@ class ScaffoldClient:
     """Each step is corrected by how this client's gradients differ from everyone's."""
 
     Settings = ScaffoldClientSettings
-    represent = guidance.represent
+    represent = phases.represent
 
     def __init__(self, settings: ScaffoldClientSettings) -> None:
         self.settings = settings

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from client_app.blocks.training import fit_private
 from client_app.client import Client
-from client_app.training import LearningRate, fit_private
-from florilegium.checks import between
-from florilegium.wire import Nothing
+from florilegium.config.bounds import between
+from florilegium.learning.fit import LearningRate
+from florilegium.protocol.payloads import Nothing
 
 
 @dataclass

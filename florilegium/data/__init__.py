@@ -1,1 +1,4 @@
-"""Data sets, their partitions, and the one door to a client's personal rows."""
+"""Data sets: readers, partitions, shifts, the public set, the door to private data.
+
+Imported by both sides; `private` and `own` by client_app and `florilegium data check` alone.
+"""

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from florilegium import models, seeds
-from florilegium.checks import between, one_of
+from florilegium import seeds
+from florilegium.config.bounds import between, one_of
+from florilegium.config.composition import typed
+from florilegium.config.sections import MODALITIES
 from florilegium.data import shift, skew
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset
-from florilegium.sections import MODALITIES
-from florilegium.settings import typed
+from florilegium.models import build
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,7 +98,7 @@ def _partition(text: str, seed: int) -> dict[str, Any]:
     conf = OmegaConf.create(json.loads(text))
     s = typed(PartitionSettings, conf.partition, "clients.partition")
     for k, member in enumerate(conf.mix):
-        models.check(str(member.modality), str(member.model), f"clients.mix[{k}]")
+        build.check(str(member.modality), str(member.model), f"clients.mix[{k}]")
     splits = open_dataset(conf.data)
     private = _long_tail(splits.private("train"), len(splits.classes), s.imbalance, seed)
     members = {m: [k for k, member in enumerate(conf.mix) if member.modality == m] for m in MODALITIES}

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from florilegium.data import shift
 from florilegium.data.datasets import DataError, Rows, held_out, modality_rows, open_dataset, read_rows
-from florilegium.data.examined import examine
-from florilegium.data.own import OwnSettings
+from florilegium.data.own.examination import examine
+from florilegium.data.own.sources import OwnSettings
 from florilegium.data.partition import partition
 
 

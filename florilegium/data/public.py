@@ -16,11 +16,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from florilegium import pixels, seeds
-from florilegium.checks import between
+from florilegium import seeds
+from florilegium.config.bounds import between
+from florilegium.config.composition import typed
 from florilegium.data.datasets import DataError, Rows, held_out, open_dataset, read_rows
-from florilegium.settings import typed
-from florilegium.wire import Samples
+from florilegium.protocol import pixels
+from florilegium.protocol.payloads import Samples
 
 SHOWN = 16  # digits of a hash in a message
 

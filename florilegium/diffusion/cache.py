@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from florilegium import atomic
 from florilegium.diffusion.projection import Projection
+from florilegium.runs import files
 
 if TYPE_CHECKING:
-    from florilegium.diffusion import Progress
     from florilegium.diffusion.features import FeatureExtractor
+    from florilegium.diffusion.generator import Progress
 
 BLOCK = 512  # images computed before they are written: what a dying process may lose
 NAME = "S16"  # a row's name: 16 bytes
@@ -105,7 +105,7 @@ class FeatureCache:
         path = self.folder / f"{extractor.name}-{request.version[:12]}" / f"{key}.safetensors"
         kept = self._read(path, extractor.version)
         if kept is None:
-            atomic.save(path, *self._made(request, path, progress))
+            files.save(path, *self._made(request, path, progress))
             for part in path.parent.glob(f"part-{key}-*.safetensors"):
                 part.unlink(missing_ok=True)
             kept = _mapped(path)[0]["features"]
@@ -159,7 +159,7 @@ class FeatureCache:
             values[todo] = _computed(request, rows_R2[todo], done, int(missing.sum()), progress)
             done += len(todo)
             if request.shared and done < missing.sum():
-                atomic.save(path.with_name(f"part-{path.stem}-{number}.safetensors"),
+                files.save(path.with_name(f"part-{path.stem}-{number}.safetensors"),
                             *_content(values[todo], names_R[todo.numpy()], request.meta))
         return _content(values[torch.from_numpy(place_NQ.ravel())], all_R, request.meta)
 

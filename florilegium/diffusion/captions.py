@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from florilegium.checks import between
+from florilegium.config.bounds import between
 
 
 @dataclass

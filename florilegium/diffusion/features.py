@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
-from florilegium.diffusion import DiffusionSettings, Progress, device_of
+from florilegium.diffusion.generator import DiffusionSettings, Progress, device_of
 from florilegium.diffusion.origin import directory, weights_hash
 from florilegium.diffusion.projection import Projection
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 FORMAT = 1                              # raised whenever the same settings would give other features
 FEWEST_IMAGES = 256                     # that a PCA is fitted on, even where fewer have tokens enough

@@ -19,9 +19,9 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from florilegium.diffusion import DiffusionSettings, device_of
+from florilegium.diffusion.generator import DiffusionSettings, device_of
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts
-from florilegium.pixels import scaled
+from florilegium.protocol.pixels import scaled
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from florilegium import seeds
-from florilegium.checks import between, one_of
+from florilegium.config.bounds import between, one_of
 from florilegium.diffusion.merging import predict
 
 

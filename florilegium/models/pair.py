@@ -5,25 +5,17 @@ Axes: B batch, N pairs, D width (clients.width), S image side, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from florilegium import models, pixels
-from florilegium.changes import version_of
-from florilegium.checks import between, one_of
-from florilegium.data.public import PublicPairs
+from florilegium.config.bounds import between, one_of
+from florilegium.learning.losses import pair_nce, soft_contrastive
 from florilegium.models.tokens import Vocabulary
-from florilegium.objectives import pair_nce, soft_contrastive
-from florilegium.settings import typed
 
 LOSSES = ("info_nce", "soft_contrastive")
-BATCH = 128  # of an evaluation
-KEPT = 8     # features a process keeps
 
 
 @dataclass
@@ -89,61 +81,3 @@ class DualEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.image.project.weight.device
 
-
-def build_pair(clients: DictConfig, architecture: str, vocabulary: Vocabulary | None = None) -> DualEncoder:
-    """A fresh dual encoder, e.g. "resnet+bert", of `clients.architectures`' sizes, for a client or the server.
-
-    Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
-    """
-    models.check("pair", architecture)
-    settings = typed(PairSettings, clients.get("pair"), "clients.pair")
-    image, text = architecture.split("+")
-    vocabulary = vocabulary or models.vocabulary(clients, text)
-    width = int(clients.width)
-    encoders = []
-    for modality, name in (("image", image), ("text", text)):
-        body = models.body(clients, modality, name, vocabulary)
-        encoders.append(Encoder(body, body.hidden, width))
-    return DualEncoder(encoders[0], encoders[1], vocabulary, settings)
-
-
-@torch.no_grad()
-def image_features(encoder: nn.Module, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """[N, D] of uint8 [N, 3, S, S]: evaluation mode, no augmentation, on the CPU; the encoder's mode is put back."""
-    return _seen(encoder, (pixels.scaled(images[n:n + BATCH]) for n in range(0, len(images), BATCH)), device)
-
-
-@torch.no_grad()
-def text_features(
-    encoder: nn.Module, texts: Sequence[str], vocabulary: Vocabulary, device: torch.device | str = "cpu"
-) -> Tensor:
-    """[N, D] of N texts, as `image_features`; a repeated text is encoded once."""
-    distinct = list(dict.fromkeys(texts))
-    row = {text: n for n, text in enumerate(distinct)}
-    parts = (vocabulary(distinct[n:n + BATCH]) for n in range(0, len(distinct), BATCH))
-    return _seen(encoder, parts, device)[[row[text] for text in texts]]
-
-
-def _seen(encoder: nn.Module, parts, device: torch.device | str) -> Tensor:
-    training = encoder.training
-    encoder.eval()
-    try:
-        found = [encoder(part.to(device)).float().cpu() for part in parts]
-    finally:
-        encoder.train(training)
-    return torch.cat(found) if found else torch.zeros(0, 0)
-
-
-_FEATURES: dict[tuple[str, str, str], Tensor] = {}
-
-
-def public_features(model: DualEncoder, pairs: PublicPairs, side: str) -> Tensor:
-    """[P, D] of one `side` (image | text) of public pairs; kept by (encoder hash, data hash)."""
-    encoder = getattr(model, side)
-    key = (side, version_of(encoder.state_dict()), pairs.order)
-    if key not in _FEATURES:
-        while len(_FEATURES) >= KEPT:
-            _FEATURES.pop(next(iter(_FEATURES)))
-        _FEATURES[key] = image_features(encoder, pairs.images, model.device) if side == "image" else \
-            text_features(encoder, pairs.texts, model.vocabulary, model.device)
-    return _FEATURES[key].clone()

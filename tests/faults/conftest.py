@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from florilegium import assets, superlink
-from florilegium.deploy.local import LocalFederation
+from florilegium import assets
+from florilegium.runtime import superlink
+from florilegium.runtime.local import LocalFederation
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 240.0  # seconds that a test waits for any one thing; a busy machine is slow
@@ -34,7 +35,7 @@ class Deployment(LocalFederation):
         """`florilegium run` on this federation, as its operator would."""
         given = [*self.toy, "runtime=deployment", "runtime.superlink=local", "references=none",
                  f"out={self.folder / 'run'}", *overrides]
-        return subprocess.Popen([sys.executable, "-m", "florilegium.cli", "run", *given], env=self.environment,
+        return subprocess.Popen([sys.executable, "-m", "florilegium.cli.main", "run", *given], env=self.environment,
                                 cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def working(self, name: str, run: subprocess.Popen, what: str) -> list[psutil.Process]:

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from client_app.memory import Memory
-from florilegium import atomic
-from florilegium.recorded import read_lines
-from florilegium.runs import Run, RunError
+from florilegium.runs import files
+from florilegium.runs.reader import read_lines
+from florilegium.runs.writer import Run, RunError
 from tests.synthetic_run import conf
 
 
@@ -29,7 +29,7 @@ def limited(path: str, size: int, limit: int, answer) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        atomic.save(path, {"w": torch.full((size,), 2.0)})
+        files.save(path, {"w": torch.full((size,), 2.0)})
         answer.put("written")
     except OSError as error:
         answer.put(str(error))
@@ -38,7 +38,7 @@ def limited(path: str, size: int, limit: int, answer) -> None:
 @pytest.mark.parametrize("limit", [0, 1, 100, 4096, 40_000])
 def test_the_checkpoint_before_stays_whole_wherever_the_disk_ends(limit: int, tmp_path: Path) -> None:
     path = tmp_path / "round-0003.safetensors"
-    atomic.save(path, {"w": torch.ones(3)}, {"round": 2})
+    files.save(path, {"w": torch.ones(3)}, {"round": 2})
     context = multiprocessing.get_context("forkserver")
     answer = context.Queue()
     process = context.Process(target=limited, args=(str(path), 20_000, limit, answer))   # 80 kB and a header
@@ -46,7 +46,7 @@ def test_the_checkpoint_before_stays_whole_wherever_the_disk_ends(limit: int, tm
     said = answer.get(timeout=120)
     process.join(60)
     assert said == f"cannot write {path} (File too large); what was there before is whole"
-    tensors, meta = atomic.load(path)
+    tensors, meta = files.load(path)
     assert tensors["w"].tolist() == [1, 1, 1] and meta == {"round": 2}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]                            # nothing half written is left
 
@@ -60,15 +60,15 @@ def full(*_: object, **__: object) -> None:
 def test_a_disk_that_is_full_at_the_flush_or_the_rename(where, before, tmp_path, monkeypatch) -> None:
     path = tmp_path / "model.safetensors"
     if before:
-        atomic.save(path, {"w": torch.ones(1)})
+        files.save(path, {"w": torch.ones(1)})
     monkeypatch.setattr(os, where, full)
-    with pytest.raises(atomic.WriteError) as caught:
-        atomic.save(path, {"w": torch.zeros(1)})
+    with pytest.raises(files.WriteError) as caught:
+        files.save(path, {"w": torch.zeros(1)})
     kept = "; what was there before is whole" if before else ""
     assert str(caught.value) == f"cannot write {path} (No space left on device){kept}"
     assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == ([path] if before else [])
     if before:
-        assert atomic.load(path)[0]["w"].tolist() == [1]
+        assert files.load(path)[0]["w"].tolist() == [1]
 
 
 def test_a_line_that_does_not_fit_is_taken_back_whole(tmp_path, monkeypatch) -> None:
@@ -88,7 +88,7 @@ def test_a_client_whose_disk_is_full_keeps_the_model_it_had(tmp_path, monkeypatc
     Memory(tmp_path, 1, 1).write("model", {"w": torch.ones(1)})
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(atomic.WriteError, match="No space left on device"):
+        with pytest.raises(files.WriteError, match="No space left on device"):
             Memory(tmp_path, 2, 1).write("model", {"w": torch.zeros(1)})
     assert Memory(tmp_path, 2, 1).read("model")[0]["w"].tolist() == [1]
 
@@ -107,12 +107,12 @@ def test_the_run_ends_with_one_line_and_resumes_when_there_is_room(toy_conf, fed
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling)
-        with pytest.raises(atomic.WriteError) as caught:
+        with pytest.raises(files.WriteError) as caught:
             federated(narrow)
     place = tmp_path / "narrow/checkpoints/method"
     assert str(caught.value) == f"cannot write {place / 'round-0001.safetensors'} (No space left on device)"
     assert [p.name for p in place.iterdir()] == ["round-0000.safetensors"]
-    assert atomic.load(place / "round-0000.safetensors")
+    assert files.load(place / "round-0000.safetensors")
     narrow.resume = True
     federated(narrow)
     told = [[(x["round"], x["metrics"]) for x in read_lines(tmp_path / run / "rounds.jsonl")]
@@ -130,10 +130,10 @@ def test_a_real_full_disk(tmp_path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     try:
-        atomic.save(place / "round-0001.safetensors", {"w": torch.ones(30_000)})            # 120 kB
-        with pytest.raises(atomic.WriteError, match="round-0002.safetensors .No space left on device"):
-            atomic.save(place / "round-0002.safetensors", {"w": torch.ones(60_000)})        # 240 kB more
+        files.save(place / "round-0001.safetensors", {"w": torch.ones(30_000)})            # 120 kB
+        with pytest.raises(files.WriteError, match="round-0002.safetensors .No space left on device"):
+            files.save(place / "round-0002.safetensors", {"w": torch.ones(60_000)})        # 240 kB more
         assert [p.name for p in place.iterdir()] == ["round-0001.safetensors"]
-        assert atomic.load(place / "round-0001.safetensors")[0]["w"].sum() == 30_000
+        assert files.load(place / "round-0001.safetensors")[0]["w"].sum() == 30_000
     finally:
         subprocess.run(["umount", str(place)], check=True)

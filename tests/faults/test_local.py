@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from florilegium.recorded import read_lines
+from florilegium.runs.reader import read_lines
 from tests.faults.conftest import LIMIT, TWO
 from tests.test_launch import florilegium, nothing_left
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from florilegium import atomic
-from florilegium.recorded import read_lines
+from florilegium.runs import files
+from florilegium.runs.reader import read_lines
 from tests.faults.conftest import Deployment, alive, ended, until
 
 pytestmark = pytest.mark.faults
@@ -19,7 +19,7 @@ DEADLINE = 90  # seconds; more than two toy clients need on a busy machine
 def trained_times(state: Path, client: int) -> int:
     """How often the newest private model of a client says it was trained."""
     versions = sorted(state.rglob(f"client-{client}/model-*.safetensors"), key=lambda path: path.name)
-    return int(atomic.load(versions[-1])[1]["trained"])
+    return int(files.load(versions[-1])[1]["trained"])
 
 
 def test_a_node_killed_in_a_phase_costs_its_round_and_comes_back_with_its_model(

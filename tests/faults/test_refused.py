@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from florilegium import superlink
-from florilegium.deploy import commands, keys
-from florilegium.recorded import read_lines
+from florilegium.runs.reader import read_lines
+from florilegium.runtime import commands, keys, superlink
 from tests.faults.conftest import LIMIT, Deployment, ended
 
 pytestmark = pytest.mark.faults
 
 
 def ours(federation: Deployment, site: Path, name: str) -> list[str]:
-    return [sys.executable, "-m", "florilegium.cli", "deploy", "supernode", "--keys", str(site), "--superlink",
+    return [sys.executable, "-m", "florilegium.cli.main", "deploy", "supernode", "--keys", str(site), "--superlink",
             federation.fleet, "--client", "0", "--clients", "1", "--state", str(federation.folder / name / "state"),
             "--home", str(federation.folder / name / "flower")]
 
@@ -60,7 +59,7 @@ def test_three_nodes_that_do_not_belong_are_refused_while_a_run_goes_on(
         assert started[name].wait(timeout=LIMIT) != 0, name
         out, err = ((tmp_path / f"{name}.{stream}").read_text() for stream in ("out", "err"))
         assert sign in out + err, (name, out + err)
-        if "florilegium.cli" in command:
+        if "florilegium.cli.main" in command:
             told = [line for line in err.splitlines() if line.startswith("florilegium: ")]
             assert len(told) == 1 and sign in told[0] and "Traceback" not in err, (name, err)
         assert not (tmp_path / name / "flower" / "apps").exists(), f"{name} was given the app"

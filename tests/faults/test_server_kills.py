@@ -14,7 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 
-from florilegium import atomic, settings
+from florilegium.config import composition
+from florilegium.runs import files
 from tests.faults.killed_server import serve
 
 KILLS = 20
@@ -46,11 +47,11 @@ def conf(toy_conf, tmp_path) -> DictConfig:
 
 def run(processes, conf: DictConfig, out: Path, last: int | None, resume: bool) -> dict | None:
     """One process of the run; what it told of its changes, or None when it was killed at number `last`."""
-    conf = OmegaConf.create(settings.plain(conf))
+    conf = OmegaConf.create(composition.plain(conf))
     conf.out, conf.clients.state_dir, conf.resume = str(out), str(out / "state"), resume
     told = out.with_name(out.name + ".told")
     told.unlink(missing_ok=True)
-    process = processes.Process(target=serve, args=(json.dumps(settings.plain(conf)), last, str(told)))
+    process = processes.Process(target=serve, args=(json.dumps(composition.plain(conf)), last, str(told)))
     process.start()
     process.join(300)
     assert process.exitcode == (0 if told.exists() else -signal.SIGKILL), process.exitcode
@@ -71,7 +72,7 @@ def whole(out: Path) -> None:
         if path.name.startswith(".") or path.is_dir() or ".model.partial" in path.parts:
             continue
         if path.suffix == ".safetensors" and path.parent.parent.name != "model":
-            atomic.load(path)
+            files.load(path)
         elif path.suffix == ".jsonl":
             text = path.read_text()
             assert not text or text.endswith("\n"), path
@@ -107,7 +108,7 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
     last = {path.parent: path for path in sorted(out.glob("checkpoints/*/round-*.safetensors"))}
     last |= {path.parent: path for path in sorted(out.glob("state/**/model-*.safetensors"))}
     return {f"{folder.parent.name}/{folder.name}/{name}": value for folder, path in last.items()
-            for name, value in atomic.load(path)[0].items()}
+            for name, value in files.load(path)[0].items()}
 
 
 @pytest.mark.faults
@@ -115,7 +116,7 @@ def test_twenty_kills_over_a_run_change_no_number_and_tear_no_file(processes, co
     calm = tmp_path / "calm"
     known = run(processes, conf, calm, None, resume=False)
     begun = {(row, r): count for row, r, count in known["rounds"]}
-    rows = list(settings.rows(conf))
+    rows = list(composition.rows(conf))
     # a random moment of each twentieth of the run
     draw = random.Random(20)
     moments = [int((k + draw.random()) / KILLS * known["count"]) + 1 for k in range(KILLS)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from florilegium.recorded import read_lines
+from florilegium.runs.reader import read_lines
 from tests.faults.conftest import Deployment, ended, until
 
 pytestmark = pytest.mark.faults

@@ -9,17 +9,20 @@ import pytest
 import torch
 from flwr.app import Message
 
-from client_app.client import open_client
-from client_app.fused import Fused, own
-from client_app.methods.fedafd import FedAFDClient, FedAFDClientSettings
-from florilegium import settings, wire
-from florilegium.changes import Sent
+from client_app.methods.fedafd.client import FedAFDClient, FedAFDClientSettings
+from client_app.methods.fedafd.fused import Fused, own
+from client_app.opening import open_client
+from florilegium import preflight
+from florilegium.config import composition
 from florilegium.data.public import open_public
-from florilegium.federation import Client, FederationError, Reply
-from florilegium.fidelity import Divergences, other_view
-from florilegium.models.fusion import GranularityFusion
+from florilegium.federation.federation import Client, FederationError, Reply
+from florilegium.methods.fedafd.fidelity import Divergences, other_view
+from florilegium.methods.fedafd.fusion import GranularityFusion
+from florilegium.protocol import codec
+from florilegium.protocol.codec import Header
+from florilegium.protocol.deltas import Sent
+from florilegium.protocol.payloads import Features, Nothing, PublicSet, Report
 from florilegium.resources import Resources
-from florilegium.wire import Features, Header, Nothing, PublicSet, Report
 from strategies.fedafd import FedAFD, FedAFDSettings, apart, told
 from tests.test_every_method import faults, lines
 
@@ -33,7 +36,7 @@ IMAGE, TEXT, PAIR = Client(1, 0, "image"), Client(2, 1, "text"), Client(3, 2, "p
 
 def server(toy_conf, *overrides):
     conf = toy_conf(*SMALL, MIX, *overrides)
-    return FedAFD(settings.typed(FedAFDSettings, conf.method.server, "method.server"), Resources(conf))
+    return FedAFD(composition.typed(FedAFDSettings, conf.method.server, "method.server"), Resources(conf))
 
 
 def client(conf, id_, round_=1, step=1):
@@ -41,7 +44,7 @@ def client(conf, id_, round_=1, step=1):
 
 
 def half(conf, **changes):
-    s = settings.typed(FedAFDClientSettings, conf.method.client, "method.client")
+    s = composition.typed(FedAFDClientSettings, conf.method.client, "method.client")
     for key, value in changes.items():
         setattr(s.divergences if hasattr(s.divergences, key) else s, key, value)
     return FedAFDClient(s)
@@ -197,7 +200,7 @@ def test_even_gates_start_at_one_half_and_then_learn():
 
 def with_encoders(conf, id_, fusion="gff", round_=1):
     """Client `id_` after the server's encoders came to it, at round 1 or 0."""
-    strategy = FedAFD(settings.typed(FedAFDSettings, conf.method.server, "method.server"), Resources(conf))
+    strategy = FedAFD(composition.typed(FedAFDSettings, conf.method.server, "method.server"), Resources(conf))
     sides = ("image", "text") if id_ == 2 else (("image", "text")[id_],)
     whole = {n: t for n, t in strategy.retriever.state().items() if n.startswith(sides)}
     half(conf).represent(client(conf, id_, round_), Sent().to(id_, whole))
@@ -237,7 +240,7 @@ def same(a, b):
 def test_the_linear_control_never_looks_with_the_clients_own_encoder(toy_conf, monkeypatch):
     conf = toy_conf(*SMALL, MIX)
     one, fused, strategy = with_encoders(conf, 0, "global")
-    monkeypatch.setattr("client_app.fused.own", None)
+    monkeypatch.setattr("client_app.methods.fedafd.fused.own", None)
     x = one.rows_as_inputs(one.data.test, torch.arange(4))
     seen = strategy.server_model.eval().encode_image(x)
     assert torch.allclose(fused.logits(x), one.model.head(seen * 32 ** 0.5), atol=1e-5) and fused.mix is None
@@ -305,10 +308,10 @@ def test_a_reply_that_misses_one_side_is_left_out(toy_conf, federated):
         kind = str(reply.content["header"]["kind"]) if reply.has_content() else ""
         if kind != "Features" or question.metadata.dst_node_id != 102:
             return reply
-        body = wire.unpack(reply.content, Features)
+        body = codec.unpack(reply.content, Features)
         if not len(body.ids):
             return reply
-        return Message(wire.pack(Features(body.ids, body.image, body.text[:, :0]), wire.header(reply.content)),
+        return Message(codec.pack(Features(body.ids, body.image, body.text[:, :0]), codec.header(reply.content)),
                        reply_to=question)
 
     run = federated(toy_conf(*SMALL, MIX), tamper)
@@ -328,7 +331,7 @@ def test_each_preset_runs(preset, toy_conf, federated):
     run = federated(toy_conf(f"experiment=fedafd_{preset}", *SMALL[1:], MIX))
     last = lines(run)[-1]["metrics"]
     assert not faults(run)
-    conf = json.loads(json.dumps(settings.plain(settings.compose([f"experiment=fedafd_{preset}"]))))["method"]
+    conf = json.loads(json.dumps(composition.plain(composition.compose([f"experiment=fedafd_{preset}"]))))["method"]
     assert ("bytes/encoders_whole" in last) == (preset != "no_gff")
     assert ("train/adversarial" in last) == (preset not in ("no_baa", "frozen_linear"))
     assert ("server/kd_image" in last) == (preset not in ("no_sed", "frozen_linear"))
@@ -345,5 +348,5 @@ def test_each_preset_runs(preset, toy_conf, federated):
     ("method.client.public_batches=0", "public_batches must lie between 1"),
     ("method.client.hidden=[0]", "hidden must be widths above 0")])
 def test_bad_settings_name_the_key(override, line, toy_conf):
-    with pytest.raises(settings.SettingsError, match=line):
-        settings.validate(toy_conf(*SMALL, MIX, override))
+    with pytest.raises(composition.SettingsError, match=line):
+        preflight.validate(toy_conf(*SMALL, MIX, override))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from florilegium.models.discriminator import Discriminator, fooled, judged, told_apart, verdict
-from florilegium.models.fusion import GranularityFusion
-from florilegium.similarity import match_scores, similarity_weights, weighted
+from florilegium.learning.similarity import match_scores, similarity_weights, weighted
+from florilegium.methods.fedafd.discriminator import Discriminator, fooled, judged, told_apart, verdict
+from florilegium.methods.fedafd.fusion import GranularityFusion
 
 LOG2 = math.log(2)
 

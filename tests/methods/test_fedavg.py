@@ -5,15 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from client_app.averaged import LocalSettings, local
+from client_app.blocks.averaging import LocalSettings, local
 from client_app.methods.fedavg import FedAvgClient
-from client_app.training import LearningRate
-from florilegium.averaging import model_part, named, part, weighted_mean, without
-from florilegium.federation import Client as Known
-from florilegium.federation import FederationError
-from florilegium.wire import Weights
+from florilegium.federation.federation import Client as Known
+from florilegium.federation.federation import FederationError
+from florilegium.learning.averaging import model_part, named, part, weighted_mean, without
+from florilegium.learning.fit import LearningRate
+from florilegium.protocol.payloads import Weights
+from strategies.blocks.weights import figures, same_tensors, shared_start
 from strategies.fedavg import FedAvg, FedAvgSettings
-from strategies.weights import figures, same_tensors, shared_start
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same
 
 ONE = {"local_epochs": 1, "batch": 8}
@@ -104,17 +104,17 @@ def test_a_bad_upload_is_left_out_and_named(kind, line, tmp_path):
 def test_a_bad_upload_is_named_in_the_ledger_of_a_real_run(kind, line, toy_conf, federated):
     import json
 
-    from florilegium import wire
+    from florilegium.protocol import codec
 
     def tamper(question, reply):
         if question.metadata.message_type != "train" or question.metadata.dst_node_id != 101:
             return reply
-        body, header = wire.unpack(reply.content, Weights), wire.header(reply.content)
+        body, header = codec.unpack(reply.content, Weights), codec.header(reply.content)
         value = body.tensors["classifier.weight"]
         body.tensors["classifier.weight"] = torch.full_like(value, torch.nan) if kind == "nan" else value[:1]
         from flwr.app import Message
 
-        return Message(wire.pack(body, header), reply_to=question)
+        return Message(codec.pack(body, header), reply_to=question)
 
     pair = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
     run = federated(toy_conf("method=fedavg", pair, "timeouts.quorum=1", "evaluation.images_per_class=2"), tamper)
@@ -150,7 +150,7 @@ def test_other_architectures_are_refused_by_name(tmp_path):
 
 
 def test_figures_are_means_by_examples_and_counts_are_sums():
-    from florilegium.federation import Reply
+    from florilegium.federation.federation import Reply
 
     def reply(k, n, **metrics):
         return Reply(Known(k, k), Weights({}, n, metrics))
@@ -184,9 +184,9 @@ class Pull:
 
 
 def test_guidance_adds_its_terms_and_its_parameters_travel(tmp_path, monkeypatch):
-    from client_app import averaged
+    from client_app.blocks import averaging
 
-    monkeypatch.setattr(averaged.guidance, "of", lambda client, node: Pull())
+    monkeypatch.setattr(averaging.guidance, "of", lambda client, node: Pull())
     fresh = local(ToyClient(0, tmp_path), LocalSettings(**ONE), Weights({}))
     assert fresh.tensors["guidance.target"].tolist() == [0.0] * 4
     down = Weights(fresh.tensors | {"guidance.target": torch.ones(4)})
@@ -199,13 +199,13 @@ def test_guidance_adds_its_terms_and_its_parameters_travel(tmp_path, monkeypatch
 
 
 def test_without_labels_only_a_probe_learns_from_them(tmp_path, monkeypatch):
-    from client_app import averaged
+    from client_app.blocks import averaging
 
     class Blind(Pull):
         def terms(self, z_BD, batch):
             return {}
 
-    monkeypatch.setattr(averaged.guidance, "of", lambda client, node: Blind(supervised=False))
+    monkeypatch.setattr(averaging.guidance, "of", lambda client, node: Blind(supervised=False))
     fresh = local(ToyClient(0, tmp_path), LocalSettings(weight_decay=0), Weights({}))
     up = local(ToyClient(0, tmp_path), LocalSettings(weight_decay=0), Weights(fresh.tensors))
     moved = {name for name in fresh.tensors if not torch.equal(fresh.tensors[name], up.tensors[name])}

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from client_app.client import Batch
-from client_app.methods.feddifrc import FedDifRCGuide, orthogonal
-from florilegium.guidance import FedDifRCSettings, questions
+from client_app.batches import Batch
+from client_app.guidance.feddifrc import FedDifRCGuide
+from client_app.guidance.frozen_features import orthogonal
+from florilegium.methods.guidance.prompts import questions
+from florilegium.methods.guidance.settings import FedDifRCSettings
 
 PROMPTS = ["a coat", "a bag", "a boot", "a dress"]
 

@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from client_app.client import open_client
 from client_app.methods.fedmekt import FedMEKTClient, FedMEKTClientSettings
-from client_app.training import LearningRate
+from client_app.opening import open_client
 from florilegium.data.public import open_public
-from florilegium.federation import Client
-from florilegium.objectives import feature_kl
+from florilegium.federation.federation import Client
+from florilegium.learning.fit import LearningRate
+from florilegium.learning.losses import feature_kl
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Features, Nothing, PublicSet
 from florilegium.resources import Resources
-from florilegium.wire import Features, Header, Nothing, PublicSet
+from strategies.blocks.public_set import PublicSetSettings
 from strategies.fedmekt import FedMEKT, FedMEKTSettings, grown
-from strategies.public_set import PublicSetSettings
 
 MIX = ["clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert},"
        " {modality: pair, model: vit+bert}]"]

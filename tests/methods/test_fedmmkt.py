@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from florilegium.federation import Client, Reply
-from florilegium.metrics import confusion
-from florilegium.wire import Answers, Logits, Nothing, Report
+from florilegium.federation.federation import Client, Reply
+from florilegium.learning.metrics import confusion
+from florilegium.protocol.payloads import Answers, Logits, Nothing, Report
+from strategies.blocks.replay import Reservoir
+from strategies.blocks.synthesis import draw_classes
 from strategies.fedmmkt import FedMMKT, FedMMKTSettings
-from strategies.replay import Reservoir
-from strategies.synthesis import draw_classes
 from tests.fakes import Classes, FakeResources
 
 FLOWERS = Classes(["rose", "tulip", "lily"])

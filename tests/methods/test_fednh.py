@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from client_app.client import ClientError
+from client_app.batches import ClientError
 from client_app.methods.fednh import FedNHClient, FedNHClientSettings
-from client_app.training import LearningRate
 from florilegium import seeds
-from florilegium.averaging import prototype_head
-from florilegium.wire import Weights
+from florilegium.learning.averaging import prototype_head
+from florilegium.learning.fit import LearningRate
+from florilegium.protocol.payloads import Weights
 from strategies.fednh import FedNH, FedNHSettings, uniform_prototypes, updated
 from tests.toy_federation import ToyClient, ToyFederation, classifier, rounds
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from client_app.averaged import LocalSettings
+from client_app.blocks.averaging import LocalSettings
 from client_app.methods.fedavg import FedAvgClient
 from client_app.methods.fednova import FedNovaClient
-from florilegium.averaging import effective_steps
-from florilegium.wire import Weights
+from florilegium.learning.averaging import effective_steps
+from florilegium.protocol.payloads import Weights
 from strategies.fedavg import FedAvg, FedAvgSettings
 from strategies.fednova import FedNova, FedNovaSettings, normalised_average
 from tests.toy_federation import ToyFederation, rounds, same

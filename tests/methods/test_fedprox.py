@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from client_app.averaged import LocalSettings
+from client_app.blocks.averaging import LocalSettings
 from client_app.methods.fedavg import FedAvgClient
 from client_app.methods.fedprox import FedProxClient, FedProxClientSettings
-from client_app.training import LearningRate
-from florilegium.wire import Weights
+from florilegium.learning.fit import LearningRate
+from florilegium.protocol.payloads import Weights
 from strategies.fedavg import FedAvg, FedAvgSettings
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
 
-from client_app.averaged import LocalSettings
+from client_app.blocks.averaging import LocalSettings
 from client_app.methods.fedavg import FedAvgClient
 from client_app.methods.flower import FlowerClient
-from florilegium import settings
-from florilegium.settings import SettingsError
-from florilegium.wire import Weights
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
+from florilegium.protocol.payloads import Weights
 from strategies.fedavg import FedAvg, FedAvgSettings
 from strategies.flower import STRATEGIES, WRAPPERS, Flower, FlowerSettings
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same
@@ -187,11 +187,11 @@ def test_settings_are_checked(wrong, line):
 
 def test_options_come_from_the_command_line(toy_conf):
     conf = toy_conf("method=flower", "method.server.strategy=Krum", "+method.server.options.num_malicious_nodes=1")
-    given = settings.typed(FlowerSettings, conf.method.server, "method.server")
+    given = composition.typed(FlowerSettings, conf.method.server, "method.server")
     assert given.options == {"num_malicious_nodes": 1}
     wrong = toy_conf("method=flower", "+method.server.options.beta=1")
     with pytest.raises(SettingsError, match="method.server: options.beta is not for FedAdam"):
-        settings.typed(FlowerSettings, wrong.method.server, "method.server")
+        composition.typed(FlowerSettings, wrong.method.server, "method.server")
 
 
 @pytest.mark.parametrize("given", [["Krum"], ["FedYogi"], ["FedMedian"], ["FedAvg", WRAPPERS[-1]]])

@@ -5,15 +5,16 @@ import json
 import pytest
 import torch
 
-from client_app.averaged import LocalSettings
+from client_app.blocks.averaging import LocalSettings
 from client_app.methods.fedavg import FedAvgClient
-from florilegium import settings
-from florilegium.averaging import named, part
-from florilegium.federation import Client as Known
-from florilegium.federation import FederationError
-from florilegium.wire import Weights
+from florilegium import preflight
+from florilegium.config import composition
+from florilegium.federation.federation import Client as Known
+from florilegium.federation.federation import FederationError
+from florilegium.learning.averaging import named, part
+from florilegium.protocol.payloads import Weights
+from strategies.blocks.weights import group_of, grouped
 from strategies.fedavg import FedAvg, FedAvgSettings
-from strategies.weights import group_of, grouped
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same
 
 APART = FedAvgSettings(groups="architecture")
@@ -91,7 +92,7 @@ def test_a_group_without_a_start_is_named(tmp_path):
 def test_it_runs_with_several_architectures_and_modalities(toy_conf, federated):
     run = federated(toy_conf("method=fedavg", "method.server.groups=architecture", "rounds=1", "timeouts.quorum=1"))
     *_, last = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    mix = settings.plain(toy_conf())["clients"]["mix"]
+    mix = composition.plain(toy_conf())["clients"]["mix"]
     assert {f"client/accuracy/{k}" for k in range(len(mix))} | {"client/accuracy/text"} <= last["metrics"].keys()
     assert not [x for x in map(json.loads, (run / "ledger.jsonl").read_text().splitlines()) if x["fault"]]
 
@@ -109,16 +110,16 @@ def test_retrieval_clients_average_among_themselves(toy_conf, federated):
 @pytest.mark.parametrize("method", ["fedprox", "moon"])
 def test_methods_with_terms_of_their_own_have_nothing_for_retrieval(method, toy_conf):
     mix = "clients.mix=[{modality: image, model: vit}, {modality: pair, model: vit+bert}]"
-    with pytest.raises(settings.SettingsError, match=f"{method} has nothing for pair clients"):
-        settings.validate(toy_conf(f"method={method}", "method.server.groups=architecture", mix))
+    with pytest.raises(composition.SettingsError, match=f"{method} has nothing for pair clients"):
+        preflight.validate(toy_conf(f"method={method}", "method.server.groups=architecture", mix))
 
 
 @pytest.mark.parametrize(("override", "line"), [
     ("method.server.groups=none", "averages weights and needs one architecture"),
     ("method.server.groups=arch", "groups must be one of none, architecture, got 'arch'")])
 def test_a_bad_setting_is_one_line(override, line, toy_conf):
-    with pytest.raises(settings.SettingsError, match=line):
-        settings.validate(toy_conf("method=fedavg", override))
+    with pytest.raises(composition.SettingsError, match=line):
+        preflight.validate(toy_conf("method=fedavg", override))
 
 
 def test_uploads_are_held_to_their_groups_shapes(tmp_path):

@@ -10,18 +10,23 @@ import torch
 from flwr.app import Error, Message
 from torch.nn.functional import cross_entropy
 
-from client_app.client import ClientError, open_client
-from client_app.lessons import LessonError
+from client_app.batches import ClientError
+from client_app.distillation_set import LessonError
 from client_app.methods.logits import LogitsClient, LogitsClientSettings, recalled
-from florilegium import atomic, settings, wire
+from client_app.opening import open_client
+from florilegium.config import composition
 from florilegium.data.public import PublicPairs
-from florilegium.federation import Client, FederationError, Reply
-from florilegium.objectives import logit_kl, logit_l1
-from florilegium.wire import Header, Logits, Nothing, Report, Samples, SoftTargets, Targets, WireError
+from florilegium.federation.federation import Client, FederationError, Reply
+from florilegium.learning.losses import logit_kl, logit_l1
+from florilegium.protocol import codec
+from florilegium.protocol.codec import Header
+from florilegium.protocol.payloads import Logits, Nothing, Report, Samples, SoftTargets, Targets
+from florilegium.protocol.validation import WireError
+from florilegium.runs import files
+from strategies.blocks.public_set import PublicSet, PublicSetSettings
 from strategies.fedet import FedET, FedETSettings, diversity, variance_weights
 from strategies.fedgems import FedGEMS, FedGEMSSettings, selective_weights, sure_weights
 from strategies.fedmd import FedMD, FedMDSettings
-from strategies.public_set import PublicSet, PublicSetSettings
 from tests.fakes import FakeResources
 
 METHODS = ("fedmd", "fedgems", "fedet")
@@ -277,14 +282,15 @@ def vit(toy_conf):
     def opened(method, *overrides, r=1, step=2):
         conf = toy_conf(f"method={method}", "clients.augment={crop: 0, flip: false, tags: false}",
                         "method.client.learning_rate={image: 0.0, text: 0.0}", *overrides)
-        half = LogitsClient(settings.typed(LogitsClientSettings, conf.method.client, "method.client"))
+        half = LogitsClient(composition.typed(LogitsClientSettings, conf.method.client, "method.client"))
         return half, lambda step_=step, r_=r: open_client(conf, {"partition-id": 1}, Header("method", r_, step_))
 
     return opened
 
 
 def eight():
-    from florilegium import pixels, seeds
+    from florilegium import seeds
+    from florilegium.protocol import pixels
     images = torch.randint(0, 256, (8, 3, 16, 16), generator=seeds.generator("eight"), dtype=torch.uint8)
     return Samples(torch.arange(8), images=pixels.encode(images))
 
@@ -385,7 +391,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, res
     whole, part = resumed(partial(toy, toy_conf, method, "rounds=2", f"method.public_set={source}"), "train.distill", 3)
     for a, b in zip(lines(whole), lines(part), strict=True):
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
-    ends = [atomic.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, part)]
+    ends = [files.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, part)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
     assert ("t2i/accuracy" in lines(whole)[-1]["metrics"]) == (source == "synthetic") and not faults(whole)
 
@@ -403,11 +409,11 @@ def test_a_bad_upload_is_named_and_left_out(kind, line, toy_conf, federated):
     def tamper(question, reply):
         if question.metadata.message_type != "query.represent" or question.metadata.dst_node_id != 101:
             return reply
-        body, header = wire.unpack(reply.content, Logits), wire.header(reply.content)
+        body, header = codec.unpack(reply.content, Logits), codec.header(reply.content)
         bad = {"nan": Logits(body.ids, torch.full_like(body.logits, torch.nan)),
                "shape": Logits(body.ids, body.logits[:, :3]), "ids": Logits(body.ids.flip(0), body.logits),
                "huge": Logits(body.ids, body.logits + 1e30), "kind": Nothing()}[kind]
-        return Message(wire.pack(bad, header), reply_to=question)
+        return Message(codec.pack(bad, header), reply_to=question)
 
     run = federated(toy(toy_conf, "fedmd"), tamper)
     (fault,) = faults(run)
@@ -440,13 +446,13 @@ def test_beside_retrieval_clients_the_classifiers_exchange_alone(method, toy_con
 
 def test_soft_targets_are_checked_on_the_wire():
     good = SoftTargets(torch.arange(2), torch.tensor([0, 1]), torch.zeros(2, 2), torch.ones(2))
-    wire.unpack(wire.pack(good, Header("method", 1, 1)), bounds={"C": 2})
+    codec.unpack(codec.pack(good, Header("method", 1, 1)), bounds={"C": 2})
     for name, value, line in (("weight", torch.tensor([1.0, 2.0]), "weight has a value of 2.0, above 1.0"),
                               ("labels", torch.tensor([0, 2]), "but there are 2 of C"),
                               ("logits", torch.full((2, 2), 2e4), "logits has a value of 20000.0")):
         bad = SoftTargets(**{**vars(good), name: value})
         with pytest.raises(WireError, match=line):
-            wire.unpack(wire.pack(bad, Header("method", 1, 1)), bounds={"C": 2})
+            codec.unpack(codec.pack(bad, Header("method", 1, 1)), bounds={"C": 2})
 
 
 @pytest.mark.parametrize("make, line", [

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from client_app.averaged import LocalSettings
+from client_app.blocks.averaging import LocalSettings
 from client_app.methods.fedavg import FedAvgClient
 from client_app.methods.moon import MoonClient, MoonClientSettings
-from client_app.training import LearningRate
-from florilegium.averaging import model_part
-from florilegium.wire import Weights
+from florilegium.learning.averaging import model_part
+from florilegium.learning.fit import LearningRate
+from florilegium.protocol.payloads import Weights
 from strategies.fedavg import FedAvg, FedAvgSettings
 from tests.toy_federation import ToyClient, ToyFederation, classifier, rounds, same
 

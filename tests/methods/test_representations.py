@@ -7,12 +7,13 @@ import pytest
 import torch
 from flwr.app import Message
 
-from florilegium import wire
-from florilegium.federation import Client, Reply
-from florilegium.guard import Guard
-from florilegium.settings import SettingsError, validate
-from florilegium.wire import Answers, Features
-from strategies.representations import formula_bytes, joint, majority, sides_of, stacked, text_groups
+from florilegium.config.composition import SettingsError
+from florilegium.federation.federation import Client, Reply
+from florilegium.federation.guard import Guard
+from florilegium.preflight import validate
+from florilegium.protocol import codec
+from florilegium.protocol.payloads import Answers, Features
+from strategies.blocks.representations import formula_bytes, joint, majority, sides_of, stacked, text_groups
 
 SMALL = ["method.server.public.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1",
          "evaluation.images_per_class=2", "timeouts.quorum=1"]
@@ -99,13 +100,13 @@ def test_a_bad_reply_is_named_and_left_out(kind, line, toy_conf, federated):
     def tamper(question, reply):
         if question.metadata.message_type != "query.represent" or question.metadata.dst_node_id != 102:
             return reply
-        body, header = wire.unpack(reply.content, Features), wire.header(reply.content)
+        body, header = codec.unpack(reply.content, Features), codec.header(reply.content)
         if not len(body.ids):
             return reply
         fields = vars(body) | {"misses a side": {"image": body.image[:, :0]},
                                "too long": {"image": torch.full_like(body.image, 0.9)},
                                "ids": {"ids": body.ids.flip(0)}}[kind]
-        return Message(wire.pack(Features(**fields), header), reply_to=question)
+        return Message(codec.pack(Features(**fields), header), reply_to=question)
 
     run = federated(toy_conf("method=creamfl", MIX, *SMALL), tamper)
     (fault,) = [e for e in entries(run) if e["fault"]]

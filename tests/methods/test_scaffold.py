@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from client_app.averaged import LocalSettings
+from client_app.blocks.averaging import LocalSettings
 from client_app.methods.fedavg import FedAvgClient
 from client_app.methods.scaffold import ScaffoldClient, ScaffoldClientSettings
-from client_app.training import LearningRate
-from florilegium.averaging import model_part, named, part
-from florilegium.wire import Weights
+from florilegium.learning.averaging import model_part, named, part
+from florilegium.learning.fit import LearningRate
+from florilegium.protocol.payloads import Weights
 from strategies.fedavg import FedAvg, FedAvgSettings
 from strategies.scaffold import Scaffold, ScaffoldSettings, moved
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from client_app.client import Batch, ClientError
-from client_app.methods.semanticfl import SemanticFLGuide
-from florilegium.guidance import SemanticFLSettings
+from client_app.batches import Batch, ClientError
+from client_app.guidance.semanticfl import SemanticFLGuide
+from florilegium.methods.guidance.settings import SemanticFLSettings
 
 X, Y = [1.0, 0.0], [0.0, 1.0]
 

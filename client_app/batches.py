@@ -1,0 +1,44 @@
+"""Batches of private rows, and the error of a client that is asked for what it cannot do.
+
+Axes: N samples, B batch, D representation width, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EVALUATION_BATCH = 128
+
+
+class ClientError(ValueError):
+    """A client was asked for something it cannot do; one line."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs, labels [B] and ids [B]; `fused` [B, D] (or [B, 0]) in lessons."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+    fused: Tensor | None = None
+
+
+def resized(images_N3SS: Tensor, side: int) -> Tensor:
+    """uint8 images of another size than the data's, resized to side x side."""
+    if not len(images_N3SS) or images_N3SS.shape[-2:] == (side, side):
+        return images_N3SS
+    resize = torch.nn.functional.interpolate
+    return resize(images_N3SS.float(), size=(side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
+
+
+def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
+    """A random order of `count` rows in pieces of `size`; a last piece of one, which batch norm refuses, is not."""
+    for piece in torch.randperm(count, generator=random).split(size):
+        if len(piece) > 1 or count == 1:
+            yield piece
+

@@ -1,0 +1,151 @@
+"""What clients that exchange representations share (CreamFL, FedMEKT): looking at public samples, learning from what
+others saw in them.
+
+An image or text client has one side of a pair, a retrieval client both. Public samples are the client's own copy of the
+public set (asked by `PublicSet`) or came with the question (`Samples`).
+Axes: N samples, B batch, D representation width, H width of a body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from client_app import distillation_set
+from client_app.batches import ClientError, resized, shuffled
+from client_app.blocks.training import private_without_end, task_terms
+from client_app.client import Client
+from florilegium.learning.fit import fit
+from florilegium.learning.losses import normalised
+from florilegium.models.bodies import Classifier
+from florilegium.protocol import pixels
+from florilegium.protocol.payloads import Answers, Features, PublicSet, Samples
+
+Codes = dict[str, tuple[Tensor, Tensor]]  # side -> (unit representation [B, D], unit output of the body [B, H])
+LOOK = 128  # samples encoded at once
+
+
+# -- what this client sees ---------------------------------------------------------------------------------------------
+
+
+def towers(client: Client) -> dict[str, nn.Module]:
+    """This client's encoders by side, each with a body and its projection."""
+    if client.modality == "pair":
+        return {"image": client.model.image, "text": client.model.text}
+    return {client.modality: client.model}
+
+
+def code(tower: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The unit representation [B, D] of an encoder, and its body's output as a unit vector [B, H]."""
+    h_BH = tower.body(x)
+    z_BD = tower.project(h_BH)
+    return normalize(normalised(z_BD) if isinstance(tower, Classifier) else z_BD, dim=-1), \
+        normalize(normalised(h_BH), dim=-1)
+
+
+@torch.no_grad()
+def seen(client: Client, inputs: dict[str, Tensor]) -> Codes:
+    """Both layers of all inputs, in evaluation mode, on the CPU."""
+    client.model.eval()
+    found = {}
+    for side, tower in towers(client).items():
+        parts = [code(tower, x) for x in inputs[side].split(LOOK)]
+        found[side] = tuple(torch.cat([p[n].cpu() for p in parts]) for n in (0, 1))
+    return found
+
+
+def told(client: Client, found: Codes, second: bool) -> dict[str, Tensor]:
+    """What is sent of each side: the representation, and beside it the body's output where that is as wide."""
+    return {side: torch.cat([z, h], 1) if second and h.shape[1] == client.width else z
+            for side, (z, h) in found.items()}
+
+
+def answer(client: Client, question: Samples | PublicSet, second: bool = False) -> Answers | Features:
+    """Representations of the samples asked for; of samples that came, a classifier says the labels as well."""
+    if isinstance(question, Samples):
+        keep(client, question)  # what to learn from them comes later
+    if not len(question.ids):
+        nothing = torch.zeros(0, client.width)
+        inputs_of(client, question)  # refuses what it has not
+        return Features(question.ids, *(nothing if side in towers(client) else nothing[:, :0]
+                                        for side in ("image", "text")))
+    inputs = inputs_of(client, question)
+    sides = told(client, seen(client, inputs), second)
+    if isinstance(question, PublicSet) or client.modality == "pair":
+        none = torch.zeros(len(question.ids), 0)
+        return Features(question.ids, sides.get("image", none), sides.get("text", none))
+    p_NC = client.logits(client.encoded(inputs[client.modality])).softmax(-1)
+    sure_N, label_N = p_NC.max(-1)
+    return Answers(question.ids, label_N, sure_N, sides[client.modality], torch.zeros(len(label_N), 0))
+
+
+# -- public samples as inputs ------------------------------------------------------------------------------------------
+
+
+def inputs_of(client: Client, question: Samples | PublicSet) -> dict[str, Tensor]:
+    """Model inputs by side. ClientError for samples that lack a side, DataError for another public set."""
+    if isinstance(question, PublicSet):
+        pairs = client.public(question)
+        return read(client, pairs.images, pairs.texts)
+    for side, there in (("image", question.images), ("text", question.texts)):
+        if side in towers(client) and len(there) != len(question.ids):
+            raise ClientError(f"this client reads {side}s; it was sent {len(there)} for {len(question.ids)} ids")
+    images = resized(pixels.decode(question.images), int(client.conf.data.image_size)) if question.images else None
+    return read(client, images, question.texts)
+
+
+def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[str, Tensor]:
+    """uint8 [N, 3, S, S] and texts as this client's model takes them."""
+    given = {"image": lambda: pixels.scaled(images), "text": lambda: client.vocabulary(texts)}
+    return {side: given[side]().to(client.device) for side in towers(client)}
+
+
+def keep(client: Client, samples: Samples) -> None:
+    """Hold on to each side of the samples that this client reads."""
+    for side in towers(client):
+        client.memory.write(f"public{side}", distillation_set.to_tensors(Samples(samples.ids, **{f"{side}s": getattr(
+            samples, f"{side}s")})))
+
+
+def recalled(client: Client, down: Features) -> dict[str, Tensor]:
+    """The samples that `down` is about: those kept of the question, else those of the client's public set."""
+    found = {side: client.memory.read(f"public{side}") for side in towers(client)}
+    if any(kept is None for kept in found.values()):
+        return inputs_of(client, PublicSet(client.public_pairs.order, down.ids))
+    sides = {f"{side}s": getattr(distillation_set.from_tensors(kept[0]), f"{side}s") for side, kept in found.items()}
+    if any(not torch.equal(kept[0]["ids"], down.ids) for kept in found.values()):
+        raise ClientError("features came for other samples than were kept")
+    return inputs_of(client, Samples(down.ids, **sides))
+
+
+# -- learning from others ----------------------------------------------------------------------------------------------
+
+
+def learn(
+    client: Client, settings: Any, inputs: dict[str, Tensor], terms: Callable[[Tensor, Codes], dict[str, Tensor]],
+    epochs: int,
+) -> dict[str, float]:
+    """Passes over public samples, a private batch beside each where `settings.mix_private`; the mean of each term.
+
+    `terms(rows [B], codes of these rows)` are the method's; `settings` has public_batch, batch, learning_rate and
+    weight_decay.
+    """
+    s, model = settings, client.model
+    count = len(next(iter(inputs.values())))
+
+    def objective(pair: tuple[Tensor, Any]) -> dict[str, Tensor]:
+        rows, private = pair
+        found = terms(rows, {side: code(tower, inputs[side][rows]) for side, tower in towers(client).items()})
+        return found if private is None else found | {"private": task_terms(client, private)["task"]}
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Any]]:
+        random = torch.Generator().manual_seed(client.seed("public", epoch))
+        beside = private_without_end(client, s.batch, epoch, s.mix_private)
+        return zip(shuffled(count, s.public_batch, random), beside, strict=False)
+
+    return fit(model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay,
+               epochs=epochs)

@@ -1,0 +1,47 @@
+"""The only local training loop: a method supplies its objective, everything else is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from client_app import pairs
+from client_app.privacy.dpsgd import fit_dpsgd
+from florilegium.learning.fit import fit, optimizer_of
+
+
+def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str, float]:
+    """The client's own task on its own rows with AdamW (eq 1 of FedMMKT).
+
+    `settings` has learning_rate, weight_decay and batch; `name` tells this pass's shuffling from another's. With
+    `privacy.training` by DP-SGD.
+    """
+    if client.protection.settings.training:
+        stepper = optimizer_of(list(client.model.parameters()), "adamw", settings.learning_rate.of(client.modality),
+                             settings.weight_decay, 0.0)
+        return fit_dpsgd(client, stepper, settings.batch, epochs, name)
+    return fit(client.model, lambda epoch: client.private_batches(settings.batch, epoch, name),
+               lambda batch: task_terms(client, batch),
+               lr=settings.learning_rate.of(client.modality), weight_decay=settings.weight_decay, epochs=epochs)
+
+
+def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
+    """The client's own task on a private batch: cross-entropy of classes, or the retrieval loss of pairs."""
+    if client.modality == "pair":
+        return {"task": pairs.task_loss(client, batch)}
+    return {"task": cross_entropy(client.model(batch.inputs), batch.labels)}
+
+
+def private_without_end(client: Any, size: int, epoch: int, mixed: bool = True) -> Iterator[Any]:
+    """Private batches beside the batches of a lesson, pass after pass; or None after None when none is `mixed` in,
+    and with `privacy.training`, under which a lesson is learnt from public samples alone."""
+    for turn in count():
+        if not mixed or client.protection.settings.training:
+            yield None
+        else:
+            yield from client.private_batches(size, turn, f"mixed-{epoch}")
+

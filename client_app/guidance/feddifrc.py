@@ -1,0 +1,71 @@
+"""FedDifRC's guide (arXiv 2507.06482): terms TDCL and NDCR of features of the client's own images.
+
+Axes: B batch, N rows, K negatives, Q = 2 + K features of a row, D width, W token width.
+Forms, sources and every free choice: docs/methods/feddifrc.md.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from client_app.batches import Batch
+from client_app.client import Client
+from client_app.guidance.frozen_features import orthogonal
+from florilegium.learning.losses import ndcr, tdcl
+from florilegium.methods.guidance.settings import FedDifRCSettings
+
+CONDITION = "condition"  # the part of the memory that keeps conditioned features
+
+
+class FedDifRCGuide:
+    """Features of the client's own images under the class's prompt, other classes' prompts and none."""
+
+    parameters: dict[str, nn.Parameter] = {}
+
+    def __init__(self, settings: FedDifRCSettings, client: Client, sight: Any) -> None:
+        self.settings, self.client, self.sight = settings, client, sight
+        self.supervised = settings.supervised
+
+    def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        s = self.settings
+        seen_BQD = self.sight.standard(self.features_NQD[self.sight.at(batch.ids)]).to(z_BD.device)
+        h_BD, plus_BD, minus_BKD = seen_BQD[:, 0], seen_BQD[:, 1], seen_BQD[:, 2:]
+        terms = {}
+        if s.tdcl:
+            terms["tdcl"] = s.tdcl * tdcl(z_BD, plus_BD, minus_BKD, s.temperature, s.tdcl_form, s.u_norm)   # (d)
+        if s.ndcr:
+            terms["ndcr"] = s.ndcr * ndcr(z_BD, h_BD, s.ndcr_form, s.ndcr_temperature)                      # (e)
+        if not s.supervised:  # the linear probe: labels train the head, never the encoder
+            terms["probe"] = cross_entropy(self.client.model.head(z_BD.detach()), batch.labels)             # (g)
+        return terms
+
+    @cached_property
+    def features_NQD(self) -> Tensor:
+        """Taken when the first batch asks, so that the condition is that of the server's weights."""
+        return self.sight.features() if self.settings.condition == "none" else self.conditioned()
+
+    def conditioned(self) -> Tensor:
+        """Features under prompts with c_i = h(x_i) of the model at the period's first round."""
+        period, memory = self.client.round // self.settings.refresh, self.client.memory
+        found = memory.read(CONDITION)
+        if found is not None and found[1] == {"period": period, "guide": self.sight.version}:
+            return found[0]["features"]
+        features = self.sight.features(self.condition())
+        memory.write(CONDITION, {"features": features}, {"period": period, "guide": self.sight.version})
+        return features
+
+    def condition(self) -> Tensor:
+        """A c_i [N, W]: A a fixed random orthogonal map, scaled to a share of the tokens' mean norm."""
+        client, extractor = self.client, self.sight.extractor
+        training = client.model.training
+        c_ND = client.encoded(client.rows_as_inputs(client.data.train, self.sight.order))
+        client.model.train(training)
+        tokens_UTW = extractor.text(self.sight.questions.prompts, pooled=False)
+        mapped_NW = c_ND @ orthogonal(c_ND.shape[-1], tokens_UTW.shape[-1])
+        norm = self.settings.condition_scale * tokens_UTW.norm(dim=-1).mean()
+        return mapped_NW * (norm / mapped_NW.norm(dim=-1).mean().clamp_min(1e-9))
+

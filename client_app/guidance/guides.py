@@ -1,0 +1,63 @@
+"""The guides of a client's training, spoken to as one.
+
+Axes: B batch, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from client_app.batches import Batch, ClientError
+from client_app.client import Client
+from client_app.guidance.frozen_features import GUIDE, Sight
+from florilegium.methods.guidance.settings import GuidanceSettings
+
+
+@dataclass
+class Guides:
+    """The guides of a client's training, spoken to as one."""
+
+    each: Sequence[Any] = ()
+    own: Sight | None = None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether labels may reach the encoder."""
+        return all(guide.supervised for guide in self.each)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trained beside the model's; they travel as "guidance.<name>"."""
+        return {name: p for guide in self.each for name, p in guide.parameters.items()}
+
+    def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar terms of the objective."""
+        return {name: term for guide in self.each for name, term in guide.terms(z_BD, batch).items()}
+
+    def metrics(self) -> dict[str, float]:
+        """What the cache had to do for this training."""
+        return self.own.counted() if self.own is not None else {}
+
+
+def of(client: Client, s: GuidanceSettings) -> Guides:
+    """The guides of this client's training. ClientError when guidance is on but no guide was ever kept."""
+    if s.name == "none":
+        return Guides()
+    from client_app.guidance.feddifrc import FedDifRCGuide
+    from client_app.guidance.semanticfl import SemanticFLGuide
+
+    kept = client.memory.kept(GUIDE)
+    if kept is None:
+        raise ClientError(f"guidance is {s.name}, but no guide was kept; the server sends it again")
+    sight = Sight(client, s, kept[0], str(kept[1]["version"]))
+    each: list[Any] = []
+    if s.feddifrc_on:
+        each.append(FedDifRCGuide(s.feddifrc, client, sight))
+    if s.semanticfl_on:
+        each.append(SemanticFLGuide(s.semanticfl, client, sight))
+    return Guides(each, sight)
+

@@ -1,0 +1,70 @@
+"""Guidance at the client: the terms a frozen diffusion model adds to any local objective (server: strategies/blocks).
+
+The server's guide (shared projection, anchors) comes once and is kept by version; what the frozen model sees in the
+client's own rows is taken once, through a cache on disk. Nothing of it is sent but, where `allow_upload` says so, the
+client's labelled images. Axes: B batch, N rows, Q features of a row, D width, W text width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from client_app.batches import ClientError
+from client_app.client import Client
+from client_app.guidance.frozen_features import GUIDE, Sight, under
+from florilegium.diffusion.projection import Projection
+from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.protocol import pixels
+from florilegium.protocol.payloads import Examples, Guide, Nothing, Report
+
+# -- the server's words ------------------------------------------------------------------------------------------------
+
+
+def represent(half: Any, client: Client, down: Guide | Nothing) -> Report | Examples:
+    """The `represent` phase of every half that takes guidance: keep a guide and look once, or give the own rows away.
+
+    ClientError where nothing allows an upload, or the guide does not fit this client.
+    """
+    s: GuidanceSettings = half.settings.guidance
+    if isinstance(down, Nothing):
+        if not s.uploads:
+            raise ClientError("no image leaves this client: guidance neither extracts nor makes anchors at the server")
+        rows = client.data.train
+        order = rows.ids.argsort()
+        return Examples(rows.ids[order], rows.labels[order], tuple(pixels.encode(rows.images[order], "png")))
+    check(client, s, down)
+    tensors = {**down.tensors, "visual": down.visual, "text": down.text, "ids": down.ids, "features": down.features}
+    client.memory.keep(GUIDE, tensors, {"version": down.version})
+    sight = Sight(client, s, tensors, down.version)
+    if s.feddifrc_on and s.feddifrc.condition == "none":
+        sight.features()
+    if s.semanticfl_on and s.semanticfl.source == "private_local":
+        sight.levels()
+    return Report(sight.counted(), client.examples)
+
+
+def crossing(settings: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """What these settings of a half let come down and go up in `represent` (florilegium/protocol/phases.py)."""
+    s: GuidanceSettings = settings.guidance
+    if s.name == "none":
+        return (), ()
+    return ((Guide, Nothing), (Report, Examples)) if s.uploads else ((Guide,), (Report,))
+
+
+represent.crossing = crossing  # type: ignore[attr-defined]
+
+
+def check(client: Client, s: GuidanceSettings, guide: Guide) -> None:
+    """ClientError for a guide that this client's rows and model cannot use."""
+    if s.feddifrc_on:
+        try:
+            width = Projection.of(under("pca", guide.tensors)).width
+        except ValueError as error:
+            raise ClientError(f"the guide's projection: {error}") from error
+        if width != client.width:
+            raise ClientError(f"the guide projects to {width}, this client's representations are {client.width} wide")
+        if s.feddifrc.location == "server" and len(guide.ids) != client.examples:
+            raise ClientError(f"the guide has features of {len(guide.ids)} rows, this client has {client.examples}")
+    if s.semanticfl_on and guide.visual.numel() and guide.visual.shape[-1] != client.width:
+        raise ClientError(f"anchors are {guide.visual.shape[-1]} wide, representations {client.width}")
+

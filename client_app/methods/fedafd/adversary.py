@@ -1,0 +1,92 @@
+"""FedAFD's two discriminators at a client and the game they play with its encoder (arXiv 2603.04890, section 3).
+
+Both tell the server's features of public pairs from the client's: one compares with the server's features of the same
+side, one with those of the other side. Axes: B batch, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from florilegium import seeds
+from florilegium.learning import optimizers
+from florilegium.learning.averaging import named, part
+from florilegium.methods.fedafd.discriminator import Discriminator, fooled, judged, told_apart, verdict
+from florilegium.methods.fedafd.fidelity import Divergences
+
+PART = "adversary"  # of the memory
+OTHER = {"image": "text", "text": "image"}
+BLIND, WON = 0.01, 0.98  # gaps below and above which a discriminator counts as collapsed
+
+
+class Adversary:
+    """D_in and D_cr, as the client's last training left them."""
+
+    def __init__(self, client: Any, hidden: Sequence[int], slope: float, lr: float, ways: Divergences) -> None:
+        self.ways, self.found, self.looks = ways, {}, 0
+        with seeds.scoped(client.conf.seed, "model", PART, client.id):
+            self.nets = nn.ModuleDict({name: Discriminator(client.width, hidden, slope) for name in ("in", "cross")})
+        self.adams = {name: torch.optim.Adam(net.parameters(), lr) for name, net in self.nets.items()}
+        left = client.memory.read(PART)
+        if left is not None:
+            self.nets.load_state_dict(part(left[0], "nets"))
+            for name, adam in self.adams.items():
+                optimizers.from_tensors(adam, part(left[0], f"{name}_adam"))
+        self.nets.to(client.device)
+
+    def games(
+        self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]
+    ) -> list[tuple[str, Tensor, Tensor]]:
+        """(discriminator, real, fake) of every side the client has; a pair client's sides share both discriminators."""
+        return [(name, real[against], z) for side, z in fake.items()
+                for name, against in (("in", side), ("cross", OTHER[side]))]
+
+    def play(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor], beta: float, look: bool = False) -> Tensor:
+        """A step of the discriminators, then what the encoder minimises: beta times the sum over games.
+
+        With `grl` both move by one backward pass of what is returned; then `after_backward` steps.
+        """
+        games, double = self.games(real, fake), self.ways.double_sigmoid
+        for adam in self.adams.values():
+            adam.zero_grad(set_to_none=True)
+        if self.ways.generator_loss != "grl":
+            (beta * sum(told_apart(self.nets[name], r, f, double) for name, r, f in games)).backward()
+            for adam in self.adams.values():
+                adam.step()
+        if look:
+            self.look(games)
+        loss = sum(fooled(self.nets[name], f, self.ways.generator_loss, double) for name, _, f in games)
+        if self.ways.generator_loss == "grl":
+            loss = loss + sum(judged(self.nets[name](r), True, double) for name, r, _ in games)
+        return beta * loss
+
+    def after_backward(self) -> None:
+        """With `grl`, the discriminators' own step."""
+        if self.ways.generator_loss == "grl":
+            for adam in self.adams.values():
+                adam.step()
+                adam.zero_grad(set_to_none=True)
+
+    def look(self, games: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+        """Remember how sure each is, for the records."""
+        self.looks += 1
+        for name, real, fake in games:
+            for what, value in verdict(self.nets[name], real, fake).items():
+                key = f"baa/{what}_{name}"
+                self.found[key] = self.found.get(key, 0.0) + value / (len(games) // 2)
+
+    def figures(self) -> dict[str, float]:
+        """Means of accuracy and gap; `baa/collapsed` counts those that see no difference, or see nothing else."""
+        means = {key: value / max(self.looks, 1) for key, value in self.found.items()}
+        gaps = [abs(value) for key, value in means.items() if key.startswith("baa/gap")]
+        return means | ({"baa/collapsed": float(sum(g < BLIND or g > WON for g in gaps))} if gaps else {})
+
+    def keep(self, client: Any) -> None:
+        tensors = named("nets", self.nets.state_dict())
+        for name, adam in self.adams.items():
+            tensors |= named(f"{name}_adam", optimizers.to_tensors(adam))
+        client.memory.write(PART, tensors)

@@ -1,0 +1,175 @@
+"""What a FedAFD client sees: its own encoder fused with the server's frozen one (arXiv 2603.04890, section 4).
+
+The global encoders come once whole and then as changes (protocol/deltas.py). Axes: B batch, N rows, C classes,
+D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from client_app import pairs
+from client_app.batches import ClientError
+from client_app.blocks.representing import towers
+from client_app.client import Client
+from florilegium import seeds
+from florilegium.data.public import PublicPairs
+from florilegium.learning import optimizers
+from florilegium.learning.averaging import named, part
+from florilegium.methods.fedafd.fusion import GranularityFusion
+from florilegium.models import build
+from florilegium.models.build import build_pair
+from florilegium.protocol import pixels
+from florilegium.protocol.deltas import applied
+from florilegium.protocol.payloads import Modules, Report
+
+ENCODERS, FUSION = "encoders", "fusion"  # parts of the memory
+LOOK = 128  # rows seen at once
+
+
+def keep_encoders(client: Client, sent: Modules) -> Report:
+    """Take over the server's encoders, or their changes. ChangesError when they do not fit what is kept."""
+    kept = client.memory.read(ENCODERS)
+    client.memory.write(ENCODERS, applied(kept[0] if kept else None, sent))
+    return Report({}, 0)
+
+
+def own(client: Client, side: str, x: Tensor) -> Tensor:
+    """The client's own unit feature [B, D] of one side."""
+    return client.model.encode_image(x) if client.modality == "pair" and side == "image" else \
+        client.model.encode_text(x) if client.modality == "pair" else normalize(client.model.encode(x), dim=-1)
+
+
+class LinearOnGlobal(nn.Module):
+    """`fusion: global` for pairs: a linear layer on the frozen feature, the identity at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        nn.init.eye_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, _: Tensor, g_BD: Tensor) -> Tensor:
+        return self.linear(g_BD)
+
+
+class Fused:
+    """The fused path of one client, trained and judged alike. Without global encoders (round 0) it is its own model."""
+
+    def __init__(self, client: Client, settings: Any) -> None:
+        self.client, self.settings = client, settings
+        kept = client.memory.read(ENCODERS) if settings.fusion != "none" else None
+        self.frozen = self.encoders(kept[0]) if kept else {}
+        self.mix: nn.Module | None = self.mixing() if self.frozen else None
+        self.adam: torch.optim.Adam | None = None
+        if self.mix is not None:
+            self.restore()
+
+    def encoders(self, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
+        """The server's encoders of this client's sides, frozen. ClientError when they are another architecture's."""
+        conf, frozen = self.client.conf, {}
+        with seeds.scoped(conf.seed, "model", "global"):
+            dual = build_pair(conf.clients, self.settings.architecture)
+        for side in towers(self.client):
+            try:
+                getattr(dual, side).load_state_dict(part(tensors, side))
+            except RuntimeError as error:
+                why = " ".join(str(error).split())[:160]
+                raise ClientError(f"the server's {side} encoder is no {self.settings.architecture}: {why}") from error
+            frozen[side] = getattr(dual, side).eval().requires_grad_(False).to(self.client.device)
+        if "text" in frozen and self.client.vocabulary != build.vocabulary(
+                conf.clients, self.settings.architecture.split("+")[1]):
+            raise ClientError(f"{self.client.architecture} and the server's {self.settings.architecture} read other "
+                              "tokens: fusion needs one tokenizer for both")
+        return frozen
+
+    def mixing(self) -> nn.Module | None:
+        """The module between local and global feature; classifiers with `global` have their head for it."""
+        s, client = self.settings, self.client
+        with seeds.scoped(client.conf.seed, "model", FUSION, client.id):
+            if s.fusion == "gff":
+                return GranularityFusion(client.width, s.reduction, s.divergences.share_pool_branch,
+                                         s.fusion_start == "even").to(client.device)
+            return LinearOnGlobal(client.width).to(client.device) if client.modality == "pair" else None
+
+    def restore(self) -> None:
+        """Fusion and its Adam as the last training left them, or (D5) as new at each round's training."""
+        s, left = self.settings, self.client.memory.read(FUSION)
+        decay = s.fusion_weight_decay_pair if self.client.modality == "pair" else s.fusion_weight_decay
+        self.adam = torch.optim.Adam(self.mix.parameters(), s.fusion_rate.of(self.client.modality),
+                                     weight_decay=decay)
+        stale = s.divergences.reset_each_round and left is not None and left[1]["round"] != self.client.round
+        if left is not None and not stale:
+            self.mix.load_state_dict(part(left[0], "mix"))
+            optimizers.from_tensors(self.adam, part(left[0], "adam"))
+
+    def keep(self) -> None:
+        if self.mix is not None:
+            self.client.memory.write(FUSION, named("mix", self.mix.state_dict())
+                                     | named("adam", optimizers.to_tensors(self.adam)), {"round": self.client.round})
+
+    def train(self, mode: bool = True) -> None:
+        if self.mix is not None:
+            self.mix.train(mode)
+
+    def step(self) -> None:
+        """Fusion's own optimiser, after a backward pass that reached it."""
+        if self.adam is not None:
+            self.adam.step()
+            self.adam.zero_grad(set_to_none=True)
+
+    # -- seeing --------------------------------------------------------------------------------------------------------
+
+    def see(self, side: str, x: Tensor) -> Tensor:
+        """x~ [B, D] of inputs of one side; the local feature itself where nothing is fused."""
+        if side not in self.frozen:
+            return own(self.client, side, x)
+        with torch.no_grad():
+            g_BD = self.frozen[side](x)
+        if self.settings.fusion == "global":
+            return g_BD if self.mix is None else self.mix(g_BD, g_BD)
+        return self.mix(own(self.client, side, x), g_BD)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Class scores [B, C] by the client's head, which knows representations of norm sqrt(D)."""
+        return self.client.model.head(self.see(self.client.modality, x) * self.client.width ** 0.5)
+
+    def task(self, batch: Any) -> Tensor:
+        """The client's own loss on the fused path: cross-entropy, or the retrieval loss of unit vectors."""
+        if self.client.modality != "pair":
+            return cross_entropy(self.logits(batch.inputs), batch.labels)
+        image, text = (normalize(self.see(side, x), dim=-1)
+                       for side, x in (("image", batch.images), ("text", batch.texts)))
+        return self.client.model.loss(image, text, batch.groups)
+
+    @torch.no_grad()
+    def evaluate(self) -> Report:
+        """As `Client.evaluate`, through the fused path."""
+        client = self.client
+        client.model.eval()
+        self.train(False)
+        if client.modality == "pair":
+            return pairs.evaluate(client, self.look)
+        figures = {}
+        for name, rows in (("accuracy", client.data.test), ("validation", client.data.validation)):
+            parts = [self.logits(client.rows_as_inputs(rows, chosen)).cpu()
+                     for chosen in torch.arange(len(rows)).split(LOOK)]
+            logits_NC = torch.cat(parts)
+            figures[name] = (logits_NC.argmax(-1) == rows.labels).float().mean().item()
+            if name == "accuracy":
+                figures["loss"] = cross_entropy(logits_NC, rows.labels).item()
+        return Report(figures, len(client.data.test))
+
+    def look(self, shown: PublicPairs) -> tuple[Tensor, Tensor]:
+        """Unit vectors [N, D] of both sides of pairs."""
+        found: dict[str, list[Tensor]] = {"image": [], "text": []}
+        for rows in torch.arange(len(shown)).split(LOOK):
+            x = {"image": pixels.scaled(shown.images[rows]),
+                 "text": self.client.vocabulary([shown.texts[n] for n in rows.tolist()])}
+            for side, parts in found.items():
+                parts.append(normalize(self.see(side, x[side].to(self.client.device)), dim=-1).cpu())
+        return torch.cat(found["image"]), torch.cat(found["text"])

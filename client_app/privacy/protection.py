@@ -1,0 +1,110 @@
+"""Differential privacy at the client: what a phase made is protected before it is sent, whatever the method.
+
+The noise is named by a secret that never leaves the client's memory: a message that is asked again, or a round that is
+resumed, is answered with the same noise and spends nothing more. Axes: N samples, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from florilegium import seeds
+from florilegium.config.composition import typed
+from florilegium.privacy import mechanisms
+from florilegium.privacy.accountants import Accountant
+from florilegium.privacy.mechanisms import PrivacyError, PrivacySettings
+from florilegium.protocol.payloads import Answers, Examples, Features, Logits, Modules, Weights
+from florilegium.protocol.validation import LARGEST
+
+if TYPE_CHECKING:
+    from client_app.client import Client
+
+PART, SECRET = "privacy", "secret"  # of the memory
+VECTORS = {Answers: ("representations", "augmented"), Logits: ("logits",), Features: ("image", "text")}
+HIGHEST = 1e4  # of a class score on the wire
+
+
+class Protection:
+    """The mechanisms of one client's message, and the accountants it keeps over the rounds."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.settings = typed(PrivacySettings, client.conf.get("privacy"), "privacy")
+        self.touched = False
+
+    @cached_property
+    def spent(self) -> dict[str, Accountant]:
+        """By mechanism: all that this client has released in this row, up to this message."""
+        found = self.client.memory.read(PART)
+        return {name: Accountant(history) for name, history in (found[1] if found else {}).items()}
+
+    def noise(self, *names: object) -> torch.Generator:
+        """Where this message's noise comes from."""
+        source = self.client.seed("privacy") if self.settings.seeded else self.secret
+        return seeds.generator(source, *self.client.memory.now, *names)
+
+    @property
+    def secret(self) -> str:
+        """This client's own, drawn once from the machine's randomness."""
+        if (kept := self.client.memory.kept(SECRET)) is None:
+            self.client.memory.keep(SECRET, {"of": torch.tensor([self.client.id])}, {"secret": mechanisms.secret()})
+            kept = self.client.memory.kept(SECRET)
+        if kept is None:
+            raise PrivacyError("the memory does not keep the secret that noise is drawn from")
+        return str(kept[1]["secret"])
+
+    def spend(self, mechanism: str, noise: float, times: int, rate: float = 1.0) -> None:
+        """Enter a mechanism's releases: noise over sensitivity, how often, on which sampled share of the rows."""
+        self.spent.setdefault(mechanism, Accountant()).add(noise, times, rate)
+        self.touched = True
+
+    def upload(self, up: Any) -> Any:
+        """`up` as it may leave. PrivacyError for a payload that the mechanism asked for does not cover."""
+        s = self.settings.representations
+        if s is not None:
+            if isinstance(up, (Weights, Modules, Examples)):
+                raise PrivacyError(f"privacy.representations does not cover {type(up).__name__.lower()}: "
+                                   "privacy.training does, or one of Flower's DP strategies (method=flower)")
+            up = self.noised(up)
+        self.save()
+        return up
+
+    def noised(self, up: Any) -> Any:
+        """Every row of vectors in `up` through the Gaussian mechanism, then back to what the wire allows."""
+        s, made = self.settings.representations, {}
+        assert s is not None
+        for name in VECTORS.get(type(up), ()):
+            x_ND = getattr(up, name)
+            if x_ND.numel():
+                noisy_ND = mechanisms.gaussian(x_ND, s, self.noise("gaussian", name))
+                made[name] = allowed(noisy_ND, type(up), self.client.width)
+                self.spend("gaussian", s.multiplier, len(x_ND))
+        return replace(up, **made) if made else up
+
+    def save(self) -> None:
+        """Remember what was spent, if this message spent anything."""
+        if self.touched:
+            self.client.memory.write(PART, {"round": torch.tensor([self.client.round])},
+                                     {name: kept.history for name, kept in self.spent.items()})
+
+    def figures(self) -> dict[str, float]:
+        """Epsilon of each mechanism over everything so far; for the Gaussian also of a single row."""
+        delta, s = self.settings.delta, self.settings.representations
+        out = {name: kept.epsilon(delta) for name, kept in self.spent.items()}
+        if s is not None and "gaussian" in out:
+            out["gaussian_row"] = Accountant().add(s.multiplier).epsilon(delta)
+        return out
+
+
+def allowed(x_ND: Tensor, kind: type, width: int) -> Tensor:
+    """Noisy rows as the wire wants them: unit vectors of features, class scores in their range. Costs no privacy."""
+    if kind is Features:
+        return torch.cat([normalize(piece, dim=-1) for piece in x_ND.split(width, dim=1)], dim=1)
+    highest = HIGHEST if kind is Logits else LARGEST
+    return x_ND.clamp(-highest, highest)

@@ -1,0 +1,85 @@
+"""`florilegium privacy METHOD`: print what crosses the wire between a site and the server, field by field."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from florilegium.privacy.listing import AT_MOST, Field, Listing, listing
+
+FORMATS = ("table", "markdown", "json")
+
+
+# -- printing ----------------------------------------------------------------------------------------------------------
+
+
+def add_command(commands: Any) -> None:
+    """Add `privacy` to the command line's sub-commands."""
+    command = commands.add_parser("privacy", help="list what a method sends: florilegium privacy METHOD [overrides]")
+    command.add_argument("method", metavar="METHOD")
+    command.add_argument("overrides", nargs="*", help="Hydra overrides, as of `florilegium run`")
+    command.add_argument("--format", choices=FORMATS, default="table")
+    command.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the listing of a method under the settings."""
+    from florilegium.assets import AssetError
+    from florilegium.config import composition
+
+    try:
+        found = listing(composition.compose([f"method={options.method}", *options.overrides]))
+    except (ValueError, AssetError) as error:
+        raise SystemExit(f"florilegium: {composition.first_line(error)}") from error
+    if options.format == "json":
+        print(json.dumps(asdict(found), indent=1))
+    elif options.format == "markdown":
+        print(markdown(found))
+    else:
+        _print(found)
+
+
+def shown(found: Listing) -> Iterator[tuple[str, ...]]:
+    """The cells of each field; what all fields of a payload share stands beside the first."""
+    before: tuple[str, ...] = ()
+    for f in found.fields:
+        shared = (f.phase, f.way, f.payload)
+        sees, carries = ("", "") if shared == before else (f.sees, f.carries)
+        yield (*shared, f.name, f.kind, f.axes, _size(f), sees, carries)
+        before = shared
+
+
+def _size(f: Field) -> str:
+    if f.size is None:
+        return ""
+    most = "at most " if f.kind != "state dict" and AT_MOST & set(f.axes.split(" x ")) else ""
+    return f"{most}{f.size:,} B"
+
+
+COLUMNS = ("phase", "way", "payload", "field", "type", "axes", "size", "seen by", "carries")
+
+
+def markdown(found: Listing) -> str:
+    """The listing as a Markdown table and its notes as a list."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *shown(found)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n" if found.fields else ""
+    return f"{table}{chr(10).join(f'- {note}' for note in found.notes)}"
+
+
+def _print(found: Listing) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from florilegium.cli.console import console
+
+    table = Table(*COLUMNS, box=None, header_style="bold", title=f"{found.method}: {found.exchanges}")
+    for row in shown(found):
+        table.add_row(*map(escape, row))
+    if found.fields:
+        console().print(table, highlight=False)
+    for note in found.notes:
+        console().print(f"- {note}", markup=False, highlight=False)
+

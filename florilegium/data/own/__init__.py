@@ -1,0 +1,4 @@
+"""A site's own data: folders, tables and pairs, read and examined.
+
+Imported by data.private and `florilegium data check` alone.
+"""

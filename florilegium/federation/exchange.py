@@ -1,0 +1,104 @@
+"""One exchange with clients: who is asked, what a good reply looks like, and its lines of the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from florilegium.protocol.codec import Header
+
+Check = Callable[[Any, Any], None]  # (client, body): raises WireError, naming what is wrong with the body
+OVERHEAD = frozenset({"profile", "evaluate"})  # phases that the papers' byte counts leave out
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client as the server knows it; `node` is Flower's, everything else its own profile."""
+
+    node: int
+    id: int = -1
+    modality: str = "?"
+    architecture: str = "?"
+    examples: int = 0
+    classes: tuple[int, ...] = ()
+    guide: str = ""  # the version it keeps
+
+    def __str__(self) -> str:
+        return f"client {self.id} ({self.modality}, {self.architecture})" if self.id >= 0 else f"node {self.node}"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A checked payload, who sent it, and what it counts beside the others: 1, or less for a late one."""
+
+    client: Client
+    body: Any
+    weight: float = 1.0
+
+
+@dataclass
+class Exchange:
+    """Messages under way, and what a good reply looks like."""
+
+    phase: str
+    header: Header
+    clients: dict[str, Client]  # message id -> client
+    expect: tuple[type, ...]
+    bounds: dict[str, int]
+    ids: Tensor | None
+    check: Check | None
+    down: dict[int, int]  # node -> bytes
+    needed: int
+    patient: bool
+    late: bool
+    started: float = field(default_factory=lambda: time.monotonic())
+
+
+def entry(exchange: Exchange, client: Client, up: int, fault: str | None) -> dict[str, Any]:
+    """A reply, or its absence, as the ledger has it."""
+    header = exchange.header
+    return {"row": header.row, "round": header.round, "step": header.step, "phase": exchange.phase,
+            "client": client.id, "modality": client.modality, "down": exchange.down[client.node], "up": up,
+            "seconds": round(time.monotonic() - exchange.started, 3), "fault": fault}
+
+
+def late_entry(exchange: Exchange, client: Client, up: int, now: Header, fate: str) -> dict[str, Any]:
+    """A late reply, under the round in which it came; that it was missing then is entered already."""
+    return entry(exchange, client, up, None) | {
+        "round": now.round, "step": now.step, "down": 0, "late": f"asked in round {exchange.header.round}; {fate}"}
+
+
+def traffic(ledger: list[dict[str, Any]], r: int) -> dict[str, float]:
+    """Measured bytes of round `r`, the mean over its clients, without profile and evaluation; faults, late replies."""
+    entries = [e for e in ledger if e["round"] == r and e["phase"] not in OVERHEAD]
+    clients = {e["client"] for e in entries}
+    if not clients:
+        return {}
+    total = {way: sum(e[way] for e in entries) for way in ("up", "down")}
+    faults = sum(e["fault"] is not None for e in ledger if e["round"] == r)
+    late = sum("late" in e for e in ledger if e["round"] == r)
+    return {
+        "bytes/up_per_client": total["up"] / len(clients),
+        "bytes/down_per_client": total["down"] / len(clients),
+        "clients/faults": float(faults),
+        **({"clients/late": float(late)} if late else {}),
+    }
+
+
+def attended(ledger: list[dict[str, Any]], r: int) -> tuple[list[str], dict[str, list[str]]]:
+    """The modalities that went through round `r`, and the phases to which each of the others gave no good answer.
+
+    A late reply is a good answer where it stands in for a missing one.
+    """
+    entries = [e for e in ledger if e["round"] == r and e["phase"] not in OVERHEAD]
+    asked = {(e["modality"], e["step"]): e["phase"] for e in entries if "late" not in e}
+    good = {(e["modality"], e["step"]) for e in entries if not e["fault"] and "; dropped" not in e.get("late", "")}
+    gone: dict[str, list[str]] = {}
+    for (modality, step), phase in asked.items():
+        if (modality, step) not in good:
+            gone.setdefault(modality, []).append(phase)
+    return sorted({modality for modality, _ in asked} - gone.keys()), gone

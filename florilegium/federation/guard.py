@@ -1,0 +1,219 @@
+"""What stands between the replies of clients and a method: defences against bad clients, privacy of their votes.
+
+One guard a row. The federation passes every answer through `cleaned`, so no method can forget it; a method that counts
+votes adds `votes` and `released`. What it remembers (reputations, what was spent) is in the row's checkpoint.
+Axes: K clients, N samples, C classes, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from florilegium import seeds
+from florilegium.config.bounds import between, one_of
+from florilegium.config.composition import typed
+from florilegium.federation import robust
+from florilegium.privacy import accountants, mechanisms
+from florilegium.privacy.accountants import Accountant
+from florilegium.privacy.mechanisms import PrivacySettings
+from florilegium.protocol.payloads import Answers, Features, Logits
+
+CENTRES = ("mean", "trimmed", "median")
+VECTORS = {Answers: ("representations", "augmented"), Logits: ("logits",), Features: ("image", "text")}
+
+
+@dataclass
+class DefenceSettings:
+    """conf/defence."""
+
+    bound: float | None = None  # largest share of one client in a sample's votes, or in the vectors' lengths
+    centre: str = "mean"        # of representations and class scores: mean | trimmed | median (geometric)
+    among: str = "all"          # who is compared with whom: all | modality (half of its clients then are its centre)
+    trim: float = 0.25          # trimmed: share of the clients cut at each end of each coordinate
+    reputation: bool = False    # clients weigh as they agreed with the consensus of earlier rounds
+    momentum: float = 0.5       # reputation: how much of it stays each round
+    sharpness: float = 2.0      # reputation: weights go with this power of it
+
+    def __post_init__(self) -> None:
+        one_of("centre", self.centre, CENTRES)
+        one_of("among", self.among, ("all", "modality"))
+        between("trim", self.trim, 0, 0.49)
+        between("momentum", self.momentum, 0, 1)
+        between("sharpness", self.sharpness, 0, 100)
+        if self.bound is not None:
+            between("bound", self.bound, 1e-3, 1)
+
+    @property
+    def active(self) -> bool:
+        return self.bound is not None or self.centre != "mean" or self.reputation
+
+
+class Guard:
+    """Defences and vote privacy of one row, and what its clients say they have spent."""
+
+    def __init__(self, defence: DefenceSettings | None = None, privacy_: PrivacySettings | None = None,
+                 classes: int = 0, seed: int = 0) -> None:
+        self.defence, self.privacy = defence or DefenceSettings(), privacy_ or PrivacySettings()
+        self.classes = classes
+        self.reputation: dict[int, float] = {}       # of clients, by id; unknown: 1
+        self.spent_by: dict[int, dict[str, float]] = {}
+        self.counted = Accountant()
+        self.releases = 0
+        self.secret = str(seed) if self.privacy.seeded else mechanisms.secret()
+        self.cut = 0.0                               # share of the votes that were bounded, of the last count
+
+    @classmethod
+    def of(cls, resources: Any) -> Guard:
+        """The guard that a run's settings ask for. SettingsError."""
+        conf = getattr(resources, "conf", None)
+        if conf is None:
+            return cls()
+        return cls(typed(DefenceSettings, conf.get("defence"), "defence"),
+                   typed(PrivacySettings, conf.get("privacy"), "privacy"), len(resources.classes), int(conf.seed))
+
+    # -- defences ----------------------------------------------------------------------------------------------------
+
+    def cleaned(self, replies: list[Any]) -> list[Any]:
+        """Replies with the vectors of `VECTORS` made robust by `defence`; others as they are."""
+        if not self.defence.active or not replies:
+            return replies
+        share = self.shares(replies)
+        if self.defence.reputation:
+            self.learn(replies, share)
+        changed: list[dict[str, Tensor]] = [{} for _ in replies]
+        for name, members in vectors(replies, self.defence.among).items():
+            x_KND = torch.stack([getattr(replies[k].body, name[0]) for k in members])
+            spec = next(f.metadata for f in fields(replies[members[0]].body) if f.name == name[0])
+            for k, x in zip(members, within(self.robust(x_KND, share[members]), spec), strict=True):
+                changed[k][name[0]] = x
+        return [replace(x, body=replace(x.body, **new)) for x, new in zip(replies, changed, strict=True)]
+
+    def robust(self, x_KND: Tensor, share_K: Tensor) -> Tensor:
+        """Vectors [K, N, D] of comparable clients, made robust as set."""
+        s = self.defence
+        if s.bound is not None:
+            x_KND = robust.shortened(x_KND, s.bound)
+        if s.centre == "trimmed":
+            x_KND = robust.trimmed(x_KND, s.trim)
+        elif s.centre == "median":
+            x_KND = robust.recentred(x_KND, robust.median_weights(x_KND))
+        if s.reputation:
+            x_KND = robust.recentred(x_KND, (share_K / share_K.sum())[:, None].expand(x_KND.shape[:2]))
+        return x_KND
+
+    def votes(self, weight_KN: Tensor, replies: Sequence[Any]) -> Tensor:
+        """The clients' weights in a vote, by reputation and bounded; their sum of a round stays about the same."""
+        s = self.defence
+        if s.reputation:
+            weight_KN = weight_KN * (len(replies) * self.shares(replies))[:, None]
+        if s.bound is not None:
+            before, weight_KN = weight_KN, robust.capped(weight_KN, s.bound)
+            self.cut = (weight_KN < before * (1 - 1e-6)).float().mean().item()
+        return weight_KN
+
+    def shares(self, replies: Sequence[Any]) -> Tensor:
+        """Shares [K] of one by reputation; equal without."""
+        known = torch.tensor([self.reputation.get(x.client.id, 1.0) for x in replies])
+        return robust.shares(known, self.defence.sharpness if self.defence.reputation else 0.0)
+
+    def learn(self, replies: Sequence[Any], share_K: Tensor) -> None:
+        """Reputations for later rounds: how each client agrees with the consensus of all, by moving average."""
+        for members, agreed in agreements(replies, share_K, self.classes):
+            for k, value in zip(members, agreed.tolist(), strict=True):
+                id_, keep = replies[k].client.id, self.defence.momentum
+                self.reputation[id_] = keep * self.reputation.get(id_, 1.0) + (1 - keep) * value
+
+    # -- privacy -----------------------------------------------------------------------------------------------------
+
+    def released(
+        self, label_KN: Tensor, label_N: Tensor, keep_N: Tensor, drawn_N: Tensor | None = None, drawn_votes: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """With `privacy.votes` labels [N] and keep [N] by Confident-GNMax instead; otherwise as they are."""
+        s = self.privacy.votes
+        if s is None:
+            return label_N, keep_N
+        prior_NC = None if drawn_N is None or not drawn_votes else drawn_votes * one_hot(drawn_N, self.classes).float()
+        random = seeds.generator(self.secret, "votes", self.releases)
+        label_N, keep_N = mechanisms.confident_gnmax(label_KN, self.classes, s, random, prior_NC)
+        self.releases += 1
+        accountants.votes_spent(s, len(keep_N), int(keep_N.sum()), self.counted)
+        return label_N, keep_N
+
+    def spent(self, client: int, figures: Mapping[str, float]) -> None:
+        """What a client says it has spent so far; a late reply may say less than is known."""
+        if figures:
+            known = self.spent_by.get(client, {})
+            self.spent_by[client] = known | {k: max(value, known.get(k, 0.0)) for k, value in figures.items()}
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        """privacy/epsilon/<mechanism>, the largest over the clients and each client's own; reputations."""
+        out = {f"defence/reputation_{k}": value for k, value in sorted(self.reputation.items())}
+        if self.defence.bound is not None:
+            out["defence/votes_bounded"] = self.cut
+        if self.privacy.votes is not None:
+            delta = self.privacy.delta
+            out["privacy/epsilon/gnmax"] = self.counted.epsilon(delta)
+            out["privacy/epsilon/gnmax_sample"] = accountants.votes_spent(
+                self.privacy.votes, 1, 1, Accountant()).epsilon(delta)
+        for name in sorted({name for told in self.spent_by.values() for name in told}):
+            each = {k: told[name] for k, told in sorted(self.spent_by.items()) if name in told}
+            out[f"privacy/epsilon/{name}"] = max(each.values())
+            out |= {f"privacy/epsilon/{name}/{k}": value for k, value in each.items()}
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able; `restore` goes on exactly."""
+        return {"reputation": {str(k): v for k, v in self.reputation.items()}, "releases": self.releases,
+                "spent": {str(k): v for k, v in self.spent_by.items()}, "counted": self.counted.history,
+                "secret": self.secret if self.privacy.votes is not None else ""}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave; nothing of a checkpoint from before there were guards."""
+        self.reputation = {int(k): float(v) for k, v in state.get("reputation", {}).items()}
+        self.spent_by = {int(k): dict(v) for k, v in state.get("spent", {}).items()}
+        self.counted, self.releases = Accountant(state.get("counted", ())), int(state.get("releases", 0))
+        self.secret = state.get("secret") or self.secret
+
+
+def within(x: Tensor, spec: Mapping[str, Any]) -> Tensor:
+    """Values back in the range that the wire contract allows the field, so that they may travel on."""
+    return x if spec["low"] is None and spec["high"] is None else x.clamp(spec["low"], spec["high"])
+
+
+def vectors(replies: Sequence[Any], among: str = "all") -> dict[tuple[str, str, int], list[int]]:
+    """(field, modality, width) -> positions of the replies that have such vectors; only where there are two or more.
+
+    The modality is empty where all clients are compared; the sides of pairs are fields of their own.
+    """
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for k, reply in enumerate(replies):
+        for name in VECTORS.get(type(reply.body), ()):
+            x = getattr(reply.body, name)
+            if x.numel():
+                side = reply.client.modality if among == "modality" else ""
+                groups.setdefault((name, side, x.shape[1]), []).append(k)
+    return {key: members for key, members in groups.items() if len(members) > 1}
+
+
+def agreements(replies: Sequence[Any], share_K: Tensor, classes: int) -> list[tuple[list[int], Tensor]]:
+    """(positions, agreement in [0, 1] of each): by labels where replies say them, else by the likeness of vectors."""
+    labels = {k: x.body.labels if isinstance(x.body, Answers) else x.body.logits.argmax(-1)
+              for k, x in enumerate(replies) if isinstance(x.body, (Answers, Logits)) and len(x.body.ids)}
+    found = []
+    if len(labels) > 1:
+        members = list(labels)
+        found.append((members, robust.agreement(torch.stack(list(labels.values())), share_K[members], classes)))
+    for (name, _, _), members in vectors(replies).items():
+        if not labels.keys() & set(members):
+            x_KND = torch.stack([getattr(replies[k].body, name) for k in members])
+            found.append((members, robust.likeness(x_KND, share_K[members] / share_K[members].sum())))
+    return found
+

@@ -1,0 +1,4 @@
+"""What FedMEKT's two sides share.
+
+Imported by strategies/fedmekt.py.
+"""

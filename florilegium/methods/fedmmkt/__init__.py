@@ -1,0 +1,4 @@
+"""What FedMMKT's two sides share.
+
+Imported by strategies/fedmmkt.py and client_app/methods/fedmmkt.py.
+"""

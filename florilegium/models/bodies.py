@@ -1,0 +1,45 @@
+"""A classifier around any body, and the error of a model that cannot be built.
+
+Axes: B batch, C classes, D representation width (clients.width), H width of a body, S image side, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from florilegium.learning.losses import normalised
+
+if TYPE_CHECKING:
+    pass
+
+
+
+class ModelError(ValueError):
+    """A model cannot be built; the one-line message names the setting."""
+
+
+class Classifier(nn.Module):
+    """A body [B, ...] -> [B, H], its projection to the common width D, and a linear classifier.
+
+    Inputs: image float [B, 3, S, S] in [-1, 1], or text int64 token ids [B, T].
+    """
+
+    def __init__(self, body: nn.Module, hidden: int, width: int, classes: int, project: bool = False) -> None:
+        super().__init__()
+        self.body = body
+        self.project = nn.Linear(hidden, width) if project or hidden != width else nn.Identity()
+        self.classifier = nn.Linear(width, classes)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[B, ...] -> z [B, D]."""
+        return normalised(self.project(self.body(x)))
+
+    def head(self, z_BD: Tensor) -> Tensor:
+        """z [B, D] -> logits [B, C]."""
+        return self.classifier(z_BD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encode(x))
+

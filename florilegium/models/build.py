@@ -1,0 +1,113 @@
+"""Client models. A classifier speaks encode(x) -> z [B, D] and head(z) -> logits [B, C], a dual encoder (pair.py)
+encode_image and encode_text.
+
+Bodies are transformers classes: small configurations trained from scratch, or pre-trained ones of full size, by
+setting; or the towers of a CLIP (clip.py). z has an affine-free LayerNorm over D, which puts all clients on one scale.
+Axes: B batch, C classes, D representation width (clients.width), S image side, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from florilegium.models.clip import ClipImage, ClipText
+    from florilegium.models.image import ImageBody
+    from florilegium.models.text import TextBody
+
+
+
+from florilegium.config.composition import typed
+from florilegium.models.bodies import Classifier, ModelError
+from florilegium.models.pair import DualEncoder, Encoder, PairSettings
+from florilegium.models.tokens import Vocabulary
+
+ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
+TOWERS = ("clip",)  # trained before on pairs, one for each modality (clip.py)
+
+
+def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
+    """ModelError, listing the choices, unless the modality has that architecture (a pair: two, image+text)."""
+    if modality == "pair":
+        image, plus, text = architecture.partition("+")
+        if not plus:
+            raise ModelError(f"{where}: a pair model is named image+text, such as resnet+bert, got {architecture!r}")
+        check("image", image, where)
+        return check("text", text, where)
+    if modality not in ARCHITECTURES:
+        raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}, pair")
+    if architecture not in (*ARCHITECTURES[modality], *TOWERS):
+        there = ", ".join((*ARCHITECTURES[modality], *TOWERS))
+        raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {there}")
+
+
+def sizes(clients: DictConfig, architecture: str) -> dict[str, Any]:
+    """The settings of one architecture, `clients.architectures.<name>`, as a plain dict."""
+    node = (clients.get("architectures") or {}).get(architecture)
+    if node is None:
+        raise ModelError(f"clients.architectures.{architecture} is missing")
+    given: Any = OmegaConf.to_container(node, resolve=True)
+    return dict(given)
+
+
+def vocabulary(clients: DictConfig, architecture: str) -> Any:
+    """How a text architecture of `conf.clients` reads (tokens.py)."""
+    from florilegium.models.tokens import open_vocabulary
+
+    pretrained = sizes(clients, architecture).get("pretrained")
+    return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
+
+
+def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None
+         ) -> ImageBody | TextBody | ClipImage | ClipText:
+    """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
+    check(modality, architecture)
+    given = sizes(clients, architecture)
+    try:
+        if architecture in TOWERS:
+            from florilegium.models.clip import ClipImage, ClipText
+
+            return ClipImage(given) if modality == "image" else ClipText(given, reads)
+        if modality == "image":
+            from florilegium.models.image import ImageBody
+
+            return ImageBody(architecture, given)
+        from florilegium.models.text import TextBody
+
+        return TextBody(architecture, given, reads)
+    except (TypeError, ValueError, OSError, AttributeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"clients.architectures.{architecture}: {text}") from error
+
+
+def build(clients: DictConfig, modality: str, architecture: str, classes: int, vocabulary: Any = None) -> Any:
+    """A fresh model for a client of `conf.clients`: a Classifier, or for pairs a DualEncoder. `vocabulary` is that of
+    a model that reads texts.
+
+    Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
+    """
+    if modality == "pair":
+        return build_pair(clients, architecture, vocabulary)
+    made = body(clients, modality, architecture, vocabulary)
+    return Classifier(made, made.hidden, int(clients.width), classes, project=architecture == "resnet")
+
+
+
+
+def build_pair(clients: DictConfig, architecture: str, reads: Vocabulary | None = None) -> DualEncoder:
+    """A fresh dual encoder, e.g. "resnet+bert", of `clients.architectures`' sizes, for a client or the server.
+
+    Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
+    """
+    check("pair", architecture)
+    settings = typed(PairSettings, clients.get("pair"), "clients.pair")
+    image, text = architecture.split("+")
+    reads = reads or vocabulary(clients, text)
+    width = int(clients.width)
+    encoders = []
+    for modality, name in (("image", image), ("text", text)):
+        made = body(clients, modality, name, reads)
+        encoders.append(Encoder(made, made.hidden, width))
+    return DualEncoder(encoders[0], encoders[1], reads, settings)

@@ -1,0 +1,169 @@
+"""Every check that is made before a run starts: settings of both sides of every row, clients, data, privacy.
+
+Nothing imports this module but what starts a run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from florilegium import assets
+from florilegium.catalogue import CATALOGUE, half
+from florilegium.config import sections
+from florilegium.config.composition import SettingsError, first_line, plain, rows, typed
+from florilegium.data.datasets import open_dataset
+from florilegium.data.partition import PartitionSettings, partition
+from florilegium.diffusion.generator import DiffusionSettings
+from florilegium.federation.guard import DefenceSettings
+from florilegium.methods.guidance.prompts import class_prompts
+from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.models import bodies, build
+from florilegium.models.pair import PairSettings
+from florilegium.privacy import accountants
+from florilegium.privacy.mechanisms import PrivacySettings
+from florilegium.runs.sinks import opening
+
+
+def check_guard(conf: Any) -> None:
+    """Settings of defence and privacy, and whether the main method can have them. SettingsError."""
+    typed(DefenceSettings, conf.get("defence"), "defence")
+    given = typed(PrivacySettings, conf.get("privacy"), "privacy")
+    try:
+        counts = getattr(half(conf.method.name, "server"), "counts_votes", False)
+        if given.representations or given.votes or given.training:
+            accountants.opacus_accountant()
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if given.votes and not counts:
+        raise SettingsError(f"privacy.votes: {conf.method.name} counts no votes of clients; fedmmkt, fedmekt and "
+                            "creamfl do")
+    for row, node in rows(conf).items():
+        client_half, exchanged = half(node.name, "client"), CATALOGUE[node.name].exchanges
+        if given.representations and any(word in exchanged for word in ("weights", "encoders")):
+            raise SettingsError(f"privacy.representations: {node.name} ({row}) exchanges {exchanged}, which "
+                                "it does not cover; privacy.training does, or method=flower with a DP strategy")
+        if given.training and client_half is not None and not getattr(client_half, "dpsgd", False):
+            covered = [name for name in CATALOGUE if getattr(half(name, "client"), "dpsgd", False)]
+            raise SettingsError(f"privacy.training: {node.name} ({row}) reads private rows in ways of its own; DP-SGD "
+                                f"covers {', '.join(covered)}")
+
+
+
+
+
+
+def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
+    """ValueError for guidance that these clients, data and features cannot have; one line that names the key."""
+    if s.name == "none":
+        return
+    if other := [m.modality for m in conf.clients.mix if m.modality != "image"]:
+        raise ValueError(f"{where}.name: {s.name} guides image clients, clients.mix has {other[0]} clients")
+    if (width := sum(conf.diffusion.features.dims)) != conf.clients.width:
+        raise ValueError(f"diffusion.features.dims sum to {width}, clients.width is {conf.clients.width}; "
+                         f"{where}.name={s.name} compares the two")
+    try:
+        class_prompts(open_dataset(conf.data).classes, s)
+    except (ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+
+def validate(conf: DictConfig) -> None:
+    """Check everything that can be wrong before anything starts: both halves of every row, the clients, the data."""
+    top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
+    typed(sections.Plan, top, "")
+    named = {"cohort": sections.Cohort, "timeouts": sections.Timeouts, "runtime": sections.Runtime,
+             "evaluation": sections.EvaluationSettings, "attack": sections.Attack}
+    for key, section in named.items():
+        typed(section, conf.get(key), key)
+    typed(opening.SinkSettings, conf.get("sinks"), "sinks")
+    _validate_clients(conf)
+    _validate_data(conf)
+    _validate_diffusion(conf)
+    check_guard(conf)
+    if conf.runtime.name != "deployment":  # there the clients' data are their own
+        partition(conf)
+    for row, node in rows(conf).items():
+        for side in ("server", "client"):
+            try:
+                Half: Any = half(node.name, side)
+            except ValueError as error:
+                raise SettingsError(f"{row}: {error}") from error
+            if Half is not None:
+                given = typed(Half.Settings, node.get(side), f"{row}.{side}")
+                _validate_guidance(conf, getattr(given, "guidance", None), f"{row}.client.guidance")
+
+
+def _validate_clients(conf: DictConfig) -> None:
+    typed(PartitionSettings, conf.clients.partition, "clients.partition")
+    mix = conf.clients.get("mix") or []
+    if not mix:
+        raise SettingsError("clients.mix is empty: list at least one {modality, model}")
+    for k, member in enumerate(mix):
+        if member.get("modality") not in sections.MODALITIES or not member.get("model"):
+            raise SettingsError(f"clients.mix[{k}]: a client has a modality ({', '.join(sections.MODALITIES)}) "
+                                f"and a model, got {dict(member)}")
+        try:
+            build.check(member.modality, member.model, f"clients.mix[{k}]")
+        except bodies.ModelError as error:
+            raise SettingsError(str(error)) from error
+    if conf.timeouts.quorum > len(mix):
+        raise SettingsError(f"timeouts.quorum is {conf.timeouts.quorum}, but there are {len(mix)} clients")
+    _validate_pairs(conf)
+    architectures = sorted({f"{member.modality} {member.model}" for member in mix})
+    for row, node in rows(conf).items():
+        entry = CATALOGUE.get(node.name)
+        apart = (node.get("server") or {}).get("groups", "none") != "none"
+        if entry is not None and entry.modality == "one" and len(architectures) > 1 and not apart:
+            raise SettingsError(f"{row}: {node.name} averages weights and needs one architecture; "
+                                f"clients.mix has {', '.join(architectures)}")
+
+
+def _validate_pairs(conf: DictConfig) -> None:
+    """Clients that retrieve, and methods that have something for them to do. SettingsError."""
+    typed(PairSettings, conf.clients.get("pair"), "clients.pair")
+    those = [k for k, member in enumerate(conf.clients.mix) if member.modality == "pair"]
+    for row, node in rows(conf).items():
+        entry = CATALOGUE.get(node.name)
+        apart = node.name == "fedavg" and (node.get("server") or {}).get("groups") == "architecture"
+        if those and entry is not None and entry.client and "pair" not in entry.modality and not apart:
+            ways = ", ".join(name for name, other in CATALOGUE.items() if "pair" in other.modality)
+            raise SettingsError(f"{row}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); "
+                                f"these have: {ways}")
+
+
+def _validate_data(conf: DictConfig) -> None:
+    """The data directory is there and its files look like what they claim to be. AssetError, SettingsError."""
+    given = conf.data.get("path")
+    place = Path(given) if given else assets.path("data", conf.data.name)
+    if not given and not (place / "classes.json").exists():
+        raise assets.AssetError(f"{place / 'classes.json'} is missing (`make assets` rebuilds the data)")
+    for file in sorted(place.glob("*.parquet")):
+        with open(file, "rb") as stream:
+            head = stream.read(4)
+            stream.seek(-4, os.SEEK_END) if file.stat().st_size >= 8 else None
+            if head != b"PAR1" or stream.read(4) != b"PAR1":
+                raise assets.AssetError(f"{file} is not a whole Parquet file (`make assets` rebuilds it)")
+
+
+def _validate_diffusion(conf: DictConfig) -> None:
+    """The settings of the generator, and that each of its embedded models is there. SettingsError, AssetError."""
+
+    given = typed(DiffusionSettings, conf.diffusion, "diffusion")
+    for model in (given.model, given.captioner, given.clip):
+        if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
+            assets.path("models", model)
+
+
+def _validate_guidance(conf: DictConfig, given: Any, where: str) -> None:
+    """That the clients, data and features suit a half's guidance, where it has one. SettingsError."""
+    if given is None:
+        return
+    try:
+        check_guidance(conf, given, where)
+    except ValueError as error:
+        raise SettingsError(first_line(error)) from error

@@ -1,0 +1,169 @@
+"""`florilegium privacy METHOD`: what crosses the wire between a site and the server, field by field.
+
+Nothing here is written down by hand: the phases and payloads are those the client half's signatures declare
+(florilegium/protocol/phases.py), the fields those of the wire contract, the sizes those of the settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+AT_MOST = frozenset("NLARIT")  # axes that may also be shorter: fewer samples, a side that is not sent
+MAKES_NOTHING = ("Nothing", "PublicSet")  # payloads in which no client could see another
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of one payload in one phase; `size` is in bytes (None: open), `axes` say what it counts."""
+
+    phase: str
+    way: str
+    payload: str
+    name: str
+    kind: str
+    axes: str
+    size: int | None
+    sees: str
+    carries: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All fields of a method, and what no table says."""
+
+    method: str
+    exchanges: str
+    fields: list[Field]
+    notes: list[str]
+
+
+def listing(conf: DictConfig) -> Listing:
+    """What crosses when `conf.method` runs. SettingsError for settings that the method refuses."""
+    from florilegium.catalogue import CATALOGUE, half
+    from florilegium.config import composition
+    from florilegium.privacy.mechanisms import PrivacySettings
+    from florilegium.protocol import codec, phases
+
+    conf = OmegaConf.create(composition.plain(conf))
+    name = str(conf.method.name)
+    Half: Any = half(name, "client")
+    if Half is None:
+        return Listing(name, CATALOGUE[name].exchanges, [], ["This method asks nothing of clients: nothing is sent."])
+    given = composition.typed(Half.Settings, conf.method.get("client"), "method.client")
+    spoken = phases.phases_of(Half, phases.exchanges_of(conf.method))
+    kinds = {phase: phases.declared(Half, phase, given) for phase in spoken}
+    sizes = Sizes(conf, given)
+    found = [line for phase, both in kinds.items() for way, those in zip(("down", "up"), both, strict=True)
+             for payload in those for line in _fields(phase, way, payload, sizes)]
+    found += [Field("every", "both", "Header", f.name, str(f.type), "", None, _sees("up"), "which message this is")
+              for f in fields(codec.Header)]
+    found += [Field("every", "up", "privacy", spent, "float", "", None, _sees("up"), "the privacy a client has spent")
+              for spent in composition.typed(PrivacySettings, conf.get("privacy"), "privacy").told]
+    return Listing(name, CATALOGUE[name].exchanges, found, list(_notes(kinds, sizes)))
+
+
+def _sees(way: str) -> str:
+    return "the server, by client" if way == "up" else "every client it is sent to"
+
+
+def _fields(phase: str, way: str, payload: Any, sizes: Sizes) -> Iterator[Field]:
+    """The fields of a payload; one without any is listed as itself."""
+    told = fields(payload)
+    if not told:
+        yield Field(phase, way, payload.__name__, "-", "", "", 0, _sees(way), payload.carries)
+    for f in told:
+        kind, axes, size = sizes.of(payload, f)
+        yield Field(phase, way, payload.__name__, f.name, kind, axes, size, _sees(way), payload.carries)
+
+
+def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
+    from florilegium.protocol import fields as axes
+    from florilegium.protocol import payloads, phases
+
+    up = [(phase, kind) for phase, (_, those) in kinds.items() for kind in those]
+    down = sorted({kind.__name__ for phase, (those, _) in kinds.items() if phase != "evaluate" for kind in those})
+    made = [kind for kind in down if kind not in MAKES_NOTHING]
+    raw = [f"{kind.__name__} in `{phase}`" for phase, kind in up if kind.carries == axes.RAW]
+    yield (f"RAW PRIVATE DATA leave the site: {', '.join(raw)}." if raw else
+           "No payload carries a row of private data.")
+    yield ("The server sees every client's replies one by one, under the client's id. Other clients see of them what"
+           f" the server makes and sends down: {', '.join(made) or 'nothing'}.")
+    summed = sorted({phase for phase, kind in up if getattr(kind, "summed", False)})
+    single = sorted({f"{kind.__name__} in `{phase}`" for phase, kind in up if phase not in phases.ALWAYS
+                     and not getattr(kind, "summed", False) and kind not in (payloads.Nothing, payloads.Report)})
+    if summed:
+        yield (f"Secure aggregation (SecAgg+) would fit `{', '.join(summed)}`: averaging needs only the sum of Weights,"
+               " each times its examples (not rules that look at single replies, such as Krum). Flower has SecAgg+ for"
+               " its legacy API alone, so today nothing is hidden from the server.")
+    if single:
+        yield f"Secure aggregation would not fit {', '.join(single)}: the server needs each client's own."
+    yield ("A phase that fails sends one line of text instead. Of own data that are refused it names the kind of fault,"
+           " never a file, row or text (florilegium/data/own/examination.py).")
+    yield (f"Sizes are one client's for one exchange: {sizes.told()}; of a state dict the model's, whatever a method"
+           " sends beside it comes on top. Axes: "
+           + "; ".join(f"{axis} {words}" for axis, words in axes.AXES.items()) + ".")
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+class Sizes:
+    """Lengths of axes and sizes of models, as far as the settings fix them."""
+
+    def __init__(self, conf: DictConfig, given: Any) -> None:
+        self.conf, self.given = conf, given
+
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        from florilegium.data.datasets import open_dataset
+
+        server, public = self.conf.method.get("server") or {}, self.conf.data.get("public") or {}
+        width = int(self.conf.clients.width)
+        sent = width * (2 if getattr(self.given, "second_layer", 0) else 1)  # a body's outputs travel beside z
+        known = {"C": len(open_dataset(self.conf.data).classes), "D": sent, "A": width, "R": width}
+        samples = server.get("samples") or (server.get("public") or {}).get("samples") or public.get("pairs")
+        return known | {"I": sent, "T": sent} | ({"N": int(samples), "L": int(samples)} if samples else {})
+
+    def told(self) -> str:
+        return ", ".join(f"{axis} = {length}" for axis, length in self.lengths.items())
+
+    def of(self, payload: Any, f: Any) -> tuple[str, str, int | None]:
+        """(kind, axes, bytes) of a field."""
+        if "array" in f.metadata:
+            axes = f.metadata["axes"]
+            there = [self.lengths.get(axis) for axis in axes]
+            values = None if None in there else math.prod(length or 0 for length in there)
+            item = int("".join(filter(str.isdigit, f.metadata["array"]))) // 8
+            return f.metadata["array"], " x ".join(axes), None if values is None else values * item
+        if "blobs" in f.metadata:
+            return ("UTF-8 texts" if f.name == "texts" else "encoded images"), f.metadata["blobs"], None
+        if f.name == "tensors":
+            states = self.states(payload)
+            each = "; ".join(f"{which} {size:,} B" for which, size in states.items())
+            return "state dict", each, max(states.values(), default=None)
+        return str(f.type), "", None
+
+    def states(self, payload: Any) -> dict[str, int]:
+        """Bytes of a state dict by architecture; of what is not a model's, none."""
+        name = payload.__name__
+        if name == "Guide":
+            return {}
+        own = {(str(m.modality), str(m.model)): None for m in self.conf.clients.mix}
+        chosen = [("pair", self.given.architecture)] if name == "Modules" else list(own)
+        return {" ".join(which): self._state(*which) for which in chosen}
+
+    def _state(self, modality: str, architecture: str) -> int:
+        from florilegium import seeds
+        from florilegium.models import build
+
+        reads = None if modality == "image" else build.vocabulary(self.conf.clients, architecture.split("+")[-1])
+        with seeds.scoped(0, "privacy"):
+            model = build.build(self.conf.clients, modality, architecture, self.lengths["C"], reads)
+        return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+

@@ -1,0 +1,117 @@
+"""Differential privacy of what clients upload: mechanisms, their settings, and the accountant.
+
+Three mechanisms, alone or together (docs/robustness.md says what each protects and what not):
+representations - the Gaussian mechanism on clipped rows, at the client (Dwork and Roth 2014, appendix A);
+votes - Confident-GNMax, at the server that counts them (Papernot et al. 2018, arXiv 1802.08908);
+training - DP-SGD at the client (Abadi et al. 2016), in client_app/privacy/dpsgd.py.
+Axes: K clients, N samples, C classes, D width.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from florilegium.config.bounds import between
+
+EPSILONS = ("gaussian", "gaussian_row", "gnmax", "gnmax_sample", "dpsgd")  # privacy/epsilon/<these> in the records
+
+
+class PrivacyError(ValueError):
+    """Privacy was asked for where it cannot be had; one line."""
+
+
+@dataclass
+class Representations:
+    """The Gaussian mechanism on each row of representations or class scores a client sends."""
+
+    clip: float = 1.0   # C: longer rows are shortened to this L2 norm
+    noise: float = 1.0  # sigma: standard deviation of the noise on each value, in units of C
+
+    def __post_init__(self) -> None:
+        between("representations.clip", self.clip, 1e-6, 1e6)
+        between("representations.noise", self.noise, 1e-3, 1e6)
+
+    @property
+    def multiplier(self) -> float:
+        """Noise over sensitivity: a client with other data may send any other row of the ball, 2 C away."""
+        return self.noise / 2
+
+
+@dataclass
+class Votes:
+    """Confident-GNMax on the clients' votes for a sample's label."""
+
+    threshold: float = 0.5        # T, as a share of the clients that vote
+    threshold_noise: float = 1.0  # sigma_1, votes
+    noise: float = 1.0            # sigma_2, votes
+
+    def __post_init__(self) -> None:
+        between("votes.threshold", self.threshold, 0, 2)
+        between("votes.threshold_noise", self.threshold_noise, 1e-3, 1e6)
+        between("votes.noise", self.noise, 1e-3, 1e6)
+
+
+@dataclass
+class Training:
+    """DP-SGD on a client's own rows."""
+
+    noise: float = 1.0  # sigma: standard deviation of the noise on the summed gradient, in units of the clip
+    clip: float = 1.0   # L2 norm to which each row's gradient is shortened
+
+    def __post_init__(self) -> None:
+        between("training.noise", self.noise, 1e-3, 1e6)
+        between("training.clip", self.clip, 1e-6, 1e6)
+
+
+@dataclass
+class PrivacySettings:
+    """conf/privacy. `seeded` noise can be taken off again by anyone who knows the settings: for repeatable tests."""
+
+    representations: Representations | None = None
+    votes: Votes | None = None
+    training: Training | None = None
+    delta: float = 1e-5
+    seeded: bool = False
+
+    def __post_init__(self) -> None:
+        between("delta", self.delta, 1e-15, 0.5)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The epsilons that clients report beside every reply; votes are counted at the server."""
+        return (("gaussian", "gaussian_row") if self.representations else ()) + (("dpsgd",) if self.training else ())
+
+
+# -- mechanisms ------------------------------------------------------------------------------------------------------
+
+
+def secret() -> str:
+    """What a source of noise is named by when nobody may foresee it."""
+    return secrets.token_hex(16)
+
+
+def gaussian(x_ND: Tensor, settings: Representations, random: torch.Generator) -> Tensor:
+    """Rows shortened to the L2 norm C, with N(0, (sigma C)^2) on every value."""
+    shorter_ND = x_ND * (settings.clip / x_ND.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    return shorter_ND + settings.noise * settings.clip * torch.randn(x_ND.shape, generator=random, dtype=x_ND.dtype)
+
+
+def confident_gnmax(
+    label_KN: Tensor, classes: int, settings: Votes, random: torch.Generator, prior_NC: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 of arXiv 1802.08908: is the largest count, with noise, at least T? Then the label of most noisy
+    votes. `prior_NC` are votes of nobody (of the drawn class), added to the second count alone.
+
+    Returns labels [N] and whether each is answered [N]; the label of one that is not means nothing.
+    """
+    count_NC = one_hot(label_KN, classes).sum(0).float()
+    sure_N = torch.randn(len(count_NC), generator=random) * settings.threshold_noise
+    answered_N = count_NC.amax(-1) + sure_N >= settings.threshold * len(label_KN)
+    noisy_NC = count_NC + settings.noise * torch.randn(count_NC.shape, generator=random)
+    return (noisy_NC if prior_NC is None else noisy_NC + prior_NC).argmax(-1), answered_N
+

@@ -1,0 +1,107 @@
+"""Payloads to Flower's records and back; the header of a message; its size in bytes.
+
+`unpack` trusts nothing: a `WireError` names the field that is wrong (florilegium/protocol/validation.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from florilegium.privacy.mechanisms import EPSILONS
+from florilegium.protocol import validation
+from florilegium.protocol.payloads import PAYLOADS
+from florilegium.protocol.validation import WireError
+
+
+@dataclass(frozen=True)
+class Header:
+    """Which row (method) of the run, which round and which exchange of the round a message belongs to."""
+
+    row: str
+    round: int
+    step: int
+RECORDS = {"header": ConfigRecord, "arrays": ArrayRecord, "scalars": ConfigRecord, "tensors": ArrayRecord,
+           "metrics": MetricRecord, "privacy": MetricRecord}
+
+
+def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) -> RecordDict:
+    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config.
+
+    `spent` is a client's epsilon of each mechanism (florilegium/privacy/mechanisms.py), beside any payload.
+    """
+    arrays: dict[str, Array] = {}
+    scalars: dict[str, Any] = {}
+    record = RecordDict()
+    for f in fields(payload):
+        value = getattr(payload, f.name)
+        if "array" in f.metadata:
+            arrays[f.name] = Array(np.ascontiguousarray(value.detach().cpu().numpy()))
+        elif "blobs" in f.metadata:
+            if value:
+                encoded = [v.encode() if isinstance(v, str) else v for v in value]
+                arrays[f.name] = Array(np.frombuffer(b"".join(encoded), np.uint8))
+                arrays[f"{f.name}.lengths"] = Array(np.array([len(e) for e in encoded], np.int64))
+        elif f.name == "tensors":
+            record["tensors"] = ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in value.items()})
+        elif f.name == "metrics":
+            record["metrics"] = MetricRecord({k: float(v) for k, v in value.items()})
+        else:
+            scalars[f.name] = value
+    record["arrays"] = ArrayRecord(arrays)
+    record["scalars"] = ConfigRecord(scalars)
+    if spent:
+        record["privacy"] = MetricRecord({k: float(v) for k, v in spent.items()})
+    record["header"] = ConfigRecord({"kind": type(payload).__name__, **vars(header)})
+    return record
+
+
+def header(record: RecordDict) -> Header:
+    """The header of a message; WireError when it has none."""
+    try:
+        h: Any = record["header"]
+        found = Header(str(h["row"]), int(h["round"]), int(h["step"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"the header is missing or broken ({error!s:.80})") from error
+    if extra := sorted({*h} - {"kind", *vars(found)}):
+        raise WireError(f"the header has {extra[0]:.40}, which it should not")
+    return found
+
+
+def spent(record: RecordDict) -> dict[str, float]:
+    """A client's epsilon of each mechanism, or nothing. WireError for a name or number that is none."""
+    told = dict(record["privacy"]) if "privacy" in record else {}
+    if strange := [name for name in told if name not in EPSILONS]:
+        raise WireError(f"privacy[{strange[0]:.40}] is no mechanism; there are {', '.join(EPSILONS)}")
+    return {name: validation.figure(f"privacy.{name}", value, low=0.0) for name, value in told.items()}
+
+
+def size(record: RecordDict) -> int:
+    """Bytes of content: array buffers, plus scalars and metrics as text."""
+    arrays = sum(len(name) + len(a.data) for r in record.array_records.values() for name, a in r.items())
+    records: list[Any] = [*record.config_records.values(), *record.metric_records.values()]
+    plain = [dict(r) for r in records]
+    return arrays + len(json.dumps(plain, default=str))
+
+
+def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = None) -> Any:
+    """RecordDict -> payload.
+
+    `bounds` fixes the length of axes the receiver knows, e.g. {"N": 400, "C": 24, "D": 128}.
+    Raises WireError naming the payload, the field and what is wrong with it.
+    """
+    kind = str(record["header"]["kind"])[:40] if "kind" in record.get("header", ()) else "nothing known"
+    cls = PAYLOADS.get(kind)
+    if cls is None or (expected and cls not in expected):
+        raise WireError(f"expected {' or '.join(e.__name__ for e in expected) or 'a known payload'}, got {kind}")
+    try:
+        return cls(**validation.values(cls, record, RECORDS, dict(bounds or {})))
+    except WireError as error:
+        raise WireError(f"{kind}.{error}") from None
+    except Exception as error:  # bytes of a stranger in the hands of libraries: anything may be raised
+        raise WireError(f"{kind} is malformed: {type(error).__name__} {error}") from error
+

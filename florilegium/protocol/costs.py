@@ -1,0 +1,30 @@
+"""Bytes per client and round by the formulas of FedMMKT's Appendix E (constants solved from its Table X)."""
+
+from __future__ import annotations
+
+from florilegium.protocol.payloads import Samples
+
+MB = 2**20  # the paper's megabyte
+
+
+def fedmmkt_bytes(
+    samples: int, image_clients: int, text_clients: int, classes: int, width: int, image_bytes: float,
+    text_bytes: float, *, variant: str = "representation", label_bytes: int = 4, value_bytes: int = 4,
+) -> dict[str, float]:
+    """Upload and download of one client in one round, the mean over all clients.
+
+    Down: each client's samples in its own modality and a label a sample, plus (FedMMKT) the fused representation.
+    Up: a representation and a label a sample (twice the representation for u-FedMMKT), or logits (l-FedMMKT).
+    """
+    clients = image_clients + text_clients
+    sent = samples * (image_clients * image_bytes + text_clients * text_bytes) / clients + samples * label_bytes
+    if variant == "logit":
+        return {"up": samples * classes * value_bytes, "down": sent}
+    views = 2 if variant == "unimodal" else 1
+    return {"up": samples * (views * width * value_bytes + label_bytes), "down": sent + samples * width * value_bytes}
+
+
+def mean_bytes(samples: Samples) -> float:
+    """Mean length of the encoded samples."""
+    pieces = samples.images or [t.encode() for t in samples.texts]
+    return sum(map(len, pieces)) / max(len(pieces), 1)

@@ -1,0 +1,128 @@
+"""The drawn parts of the report page: curves over rounds, pictures before and after, the map of votes."""
+
+import re
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from florilegium.report.charts import Series, heat_map, line_chart, swatch
+from florilegium.report.markup import legend
+from florilegium.runs.pictures import by_caption, data_uri, read_raw, strip
+from florilegium.runs.reader import MAIN, Recorded, finite
+
+FIXED = {MAIN: 0, "standalone": 1, "self_label": 2, "selftuned": 2, "centralised": 3, "untuned": 4}
+PALETTE = 8
+TILES, PLATES = 4, 48                           # images a strip, classes a page
+CURVES = (("Image clients, test accuracy", "client/accuracy/image", True),
+          ("Text clients, test accuracy", "client/accuracy/text", True),
+          ("Retrieval clients, R@1 both ways summed", "client/rsum/pair", True),
+          ("Server’s retrieval, R@1 both ways summed", "server/rsum", True),
+          ("T2I accuracy, clients’ domain", "t2i/accuracy", True),
+          ("CLIP score", "t2i/clip_score", False))
+LABELS = (("kept by the vote", "labels/kept", 0), ("consensus label right, by the judge", "labels/accuracy", 2),
+          ("consensus label is the prompt’s", "labels/agree_with_prompt", 3),
+          ("prompt right, by the judge", "prompts/accuracy", 1))
+
+
+def row_colours(run: Recorded) -> dict[str, int]:
+    """One colour per row for the whole page; well-known rows have the same one on every page."""
+    given = {row: FIXED[row] for row in run.rows if row in FIXED} | {"untuned": FIXED["untuned"]}
+    free = [n for n in range(PALETTE) if n not in given.values()]
+    for row in run.rows:
+        if row not in given:
+            given[row] = free.pop(0) if free else len(given) % PALETTE
+    return given
+
+
+def row_name(run: Recorded, row: str, colour: dict[str, int]) -> str:
+    """A row's name with the sample of its line."""
+    return f"{swatch(colour[row])}{escape(run.title(row))}"
+
+
+def series(run: Recorded, row: str, key: str, name: str, colour: int) -> list[Series]:
+    points = [(r["round"], m[key]) for r in run.of(row) if key in (m := finite(r["metrics"]))]
+    return [Series(name, colour, points)] if points else []
+
+
+def curves(run: Recorded, colour: dict[str, int]) -> str:
+    """A chart for each figure that the run has, every row in its colour; and one for the labels."""
+    drawn = []
+    for title, key, percent in CURVES:
+        lines = [s for row in run.rows for s in series(run, row, key, run.title(row), colour[row])]
+        if key in run.untuned() and len(lines[0].points) > 1:
+            lines.append(Series(run.title("untuned"), colour["untuned"], [(0, run.untuned()[key])]))
+        drawn.append(chart(title, lines, percent))
+    labels = [s for name, key, c in LABELS for s in series(run, MAIN, key, name, c)]
+    drawn.append(chart("Synthetic samples and their labels", labels, True))
+    drawn.append(chart("Clients that vote with the consensus", agreement(run), True))
+    return f'<div class="plots">{"".join(drawn)}</div>' if any(drawn) else ""
+
+
+def agreement(run: Recorded) -> list[Series]:
+    """How often each client's vote was the consensus label."""
+    found = [re.fullmatch(r"labels/client_(\d+)_agrees", key) for key in run.metrics(MAIN)]
+    return [s for m in found if m for s in series(run, MAIN, m[0], f"client {m[1]}", int(m[1]) % PALETTE)]
+
+
+def chart(title: str, lines: list[Series], percent: bool) -> str:
+    if not lines:
+        return ""
+    unit = " (%)" if percent else ""
+    named = legend([(s.name, s.colour, len(s.points) == 1) for s in lines])
+    return f"<figure><h3>{escape(title)}{unit}</h3>{named}{line_chart(title, lines, percent)}</figure>"
+
+
+def grids(run: Recorded, row: str) -> list[tuple[int, Path]]:
+    """(round, file) of a row's kept grids, by round."""
+    kept = re.compile(rf"{re.escape(row)}-round-(\d+)\.npz")
+    found = [(kept.fullmatch(p.name), p) for p in (run.path / "samples").glob("*.npz")]
+    return sorted((int(m[1]), p) for m, p in found if m)
+
+
+def stages(run: Recorded) -> list[tuple[str, np.ndarray, list[str]]]:
+    """(name, images, captions): the method before and after, then the last grids of self-tuned and centralised."""
+    chosen, main = [], grids(run, MAIN)
+    if main:
+        chosen.append(("before" if main[0][0] == 0 else f"round {main[0][0]}", main[0][1]))
+    if len(main) > 1:
+        chosen.append((f"round {main[-1][0]}", main[-1][1]))
+    for row, name in (("self_label", "self-tuned"), ("selftuned", "self-tuned"), ("centralised", "centralised")):
+        chosen += [(name, p) for _, p in grids(run, row)[-1:]]
+    read = []
+    for name, path in chosen:
+        try:
+            read.append((name, *read_raw(path)))
+        except (OSError, ValueError, KeyError):
+            continue  # a foreign file is no reason to have no page
+    return read
+
+
+def plates(run: Recorded) -> str:
+    """One plate per class: the same prompts and seeds through each stage of the generator."""
+    held = [(name, images, by_caption(captions)) for name, images, captions in stages(run)]
+    captions = list(dict.fromkeys(c for _, _, places in held for c in places))[:PLATES]
+    drawn = []
+    for caption in captions:
+        lines = "".join(
+            f'<div class="strip"><span>{escape(name).replace("centralised", "central&shy;ised")}</span><img '
+            f'src="{data_uri(strip(images[places[caption][:TILES]]))}" alt="{escape(caption)}, {escape(name)}"></div>'
+            for name, images, places in held if caption in places)
+        drawn.append(f'<figure class="plate"><h3>{escape(caption)}</h3>{lines}</figure>')
+    tiles = max((len(places[c][:TILES]) for _, _, places in held for c in places), default=0)
+    return f'<div class="plates" style="--plate:{124 + 34 * tiles}px">{"".join(drawn)}</div>' if drawn else ""
+
+
+def vote_map(run: Recorded) -> str:
+    """The last recorded vote of the main row."""
+    votes = run.votes.get(MAIN) or {}
+    if not votes.get("rounds"):
+        return ""
+    final = max(votes["rounds"], key=int)
+    matrix, names = votes["rounds"][final], [str(c) for c in votes.get("classes") or []]
+    total = sum(map(sum, matrix))
+    hits = sum(matrix[n][n] for n in range(len(matrix)))
+    if not total or len(names) != len(matrix):
+        return ""
+    return (f"<p>Round {final}: {hits:g} of {total:g} samples ({100 * hits / total:.1f} %) got the label they were "
+            f'drawn for.</p><div class="scroll plain">{heat_map(matrix, names, "drawn", "consensus")}</div>')

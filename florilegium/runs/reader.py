@@ -1,0 +1,230 @@
+"""The files of a run directory, read and replaced; torch-free, so that a report starts at once.
+
+What each file holds is written down in docs/run-directory.md. A killed run is a normal run here: the torn last line
+of a .jsonl file is dropped, and whatever was not yet written is simply absent.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from florilegium.runs import files
+
+MAIN = "method"                                 # the name of a run's main row; reference rows have their own names
+EVALUATED = ("client/", "t2i/", "server/")      # a round that was evaluated carries at least one of these
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be written, read or compared. One line that names the file or the row."""
+
+
+def read_json(path: Path) -> dict:
+    """The object in `path`, {} if there is no such file. RunError if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as why:
+        raise RunError(f"{path}: not readable ({why})") from None
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a .jsonl file. A torn last line (a killed writer) is dropped, a broken one before it an error."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as why:
+        raise RunError(f"{path}: not readable ({why.strerror})") from None
+    objects = []
+    for number, line in enumerate(lines[:-1], 1):           # what follows the last newline is empty, or torn
+        try:
+            objects.append(json.loads(line))
+        except ValueError:
+            if number < len(lines) - 1:
+                raise RunError(f"{path} line {number}: not JSON") from None
+    return objects
+
+
+def plain(value):
+    """JSON's own types only: NumPy scalars and arrays become numbers and lists, NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):                                        # NumPy, and torch without importing it
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write `data` to `path` in one step. RunError when the directory cannot be written."""
+    try:
+        files.write_bytes(path, data)
+    except OSError as why:
+        raise RunError(f"run directory: cannot write {path} ({why.strerror})") from None
+
+
+def append(path: Path, objects: list[dict]) -> None:
+    """Add whole lines to a .jsonl file."""
+    lines = "".join(json.dumps(plain(o), separators=(", ", ": ")) + "\n" for o in objects)
+    try:
+        files.append_bytes(path, lines.encode())
+    except OSError as why:
+        raise RunError(f"run directory: cannot write {path} ({why.strerror})") from None
+
+
+def finite(metrics: dict) -> dict[str, float]:
+    """The metrics that are finite numbers."""
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Arithmetic mean, None of nothing."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def validation(metrics: dict) -> float | None:
+    """Mean of client/validation/<modality>; of client/validation/* where no modality is named; None without any."""
+    found = {k.rsplit("/", 1)[1]: v for k, v in finite(metrics).items() if k.startswith("client/validation/")}
+    return mean([found[m] for m in ("image", "text", "pair") if m in found] or found.values())
+
+
+def best(records: list[dict]) -> dict | None:
+    """The record with the highest validation accuracy, the earliest of equals; None if no record has one."""
+    scored = [(validation(r["metrics"]), r) for r in records]
+    scored = [(score, r) for score, r in scored if score is not None]
+    return max(scored, key=lambda pair: (pair[0], -pair[1]["round"]))[1] if scored else None
+
+
+def last(records: list[dict]) -> dict | None:
+    """The last evaluated record; the last of all if none was evaluated."""
+    held = [r for r in records if evaluated(r)] or records
+    return held[-1] if held else None
+
+
+def halved(records: list[dict]) -> dict[str, float]:
+    """Each metric's mean over the evaluated rounds after half of all, of those that have it."""
+    final = max((r["round"] for r in records), default=0)
+    held = [finite(r["metrics"]) for r in records if evaluated(r) and 2 * r["round"] > final]
+    names = dict.fromkeys(name for m in held for name in m)
+    return {name: statistics.fmean(m[name] for m in held if name in m) for name in names}
+
+
+def evaluated(record: dict) -> bool:
+    return any(name.startswith(EVALUATED) for name in finite(record["metrics"]))
+
+
+def summarise(rounds: list[dict]) -> dict[str, dict]:
+    """Per row: `first`, `best_on_validation` (None without validation figures) and `last`, each {round, metrics}."""
+    rows: dict[str, list[dict]] = {}
+    for record in sorted(rounds, key=lambda r: r["round"]):
+        rows.setdefault(record["row"], []).append(record)
+
+    def brief(record: dict | None) -> dict | None:
+        return record and {"round": record["round"], "metrics": finite(record["metrics"])}
+
+    return {row: {"first": brief(next(filter(evaluated, records), records[0])),
+                  "best_on_validation": brief(best(records)), "last": brief(last(records)),
+                  "seconds": round(sum(r.get("seconds") or 0 for r in records), 3)} for row, records in rows.items()}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run, as its directory tells it. Rounds are ordered by round within a row."""
+    path: Path
+    settings: dict
+    partition: dict
+    rounds: list[dict]
+    ledger: list[dict]
+    votes: dict
+    protocol: dict
+    seconds: float
+
+    @property
+    def method(self) -> str:
+        return str(self.get("method.name", "method"))
+
+    @property
+    def label(self) -> str:
+        """The experiment's label, or the method's name (with its variant, where that is not the full method)."""
+        if self.get("label"):
+            return str(self.get("label"))
+        name, variant = NAMES.get(self.method, self.method), self.get("method.variant")
+        return {"logit": "l-", "unimodal": "u-"}.get(variant, "") + name
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """Row names, the main row first, reference rows in the order in which they ran."""
+        names = list(dict.fromkeys(r["row"] for r in self.rounds))
+        return sorted(names, key=lambda name: name != MAIN)
+
+    def get(self, key: str, default=None):
+        """A setting by dotted key."""
+        node = self.settings
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+    def of(self, row: str) -> list[dict]:
+        return [r for r in self.rounds if r["row"] == row]
+
+    def metrics(self, row: str, at: str = "last") -> dict[str, float]:
+        """A row's metrics at `first`, `last`, `best_on_validation` (rows without validation figures: last), or their
+        means over the evaluated rounds of the `second_half`: where few clients are asked, one round is mostly luck."""
+        records = self.of(row)
+        if at == "second_half":
+            return halved(records)
+        pick = {"first": lambda r: next(iter(r), None), "last": last,
+                "best_on_validation": lambda r: best(r) or last(r)}
+        record = pick[at](records)
+        return finite(record["metrics"]) if record else {}
+
+    def untuned(self) -> dict[str, float]:
+        """Generator metrics of the main row before any training (round 0)."""
+        start = [r for r in self.of(MAIN) if r["round"] == 0]
+        return {k: v for k, v in finite(start[0]["metrics"]).items() if k.startswith("t2i/")} if start else {}
+
+    @property
+    def unfinished(self) -> bool:
+        planned, done = self.get("rounds"), [r["round"] for r in self.of(MAIN)]
+        return bool(planned) and max(done, default=0) < planned
+
+    def title(self, row: str) -> str:
+        """A row's name for a reader."""
+        if row == MAIN:
+            return self.label
+        return TITLES.get(row) or row.replace("_", " ").replace("-", " ").capitalize()
+
+
+TITLES = {"standalone": "Standalone", "untuned": "Un-tuned T2I", "selftuned": "Self-tuned T2I",
+          "self_label": "Self-tuned, labels", "self_caption": "Self-tuned, captions",
+          "self_representation": "Self-tuned, representations", "centralised": "Centralised T2I", "fedavg": "FedAvg"}
+NAMES = {"fedmmkt": "FedMMKT", "fedavg": "FedAvg", "standalone": "Standalone", "selftuned": "Self-tuned T2I",
+         "centralised": "Centralised T2I"}
+
+
+def recorded(path) -> Recorded:
+    """Read a run directory, finished or not. RunError if it is not one."""
+    path = Path(path)
+    try:
+        settings = yaml.safe_load((path / "settings.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise RunError(f"{path}: not a run directory (no readable settings.yaml)") from None
+    rounds = read_lines(path / "rounds.jsonl")
+    if any(not {"row", "round", "metrics"} <= r.keys() for r in rounds):
+        raise RunError(f"{path / 'rounds.jsonl'}: a line lacks row, round or metrics")
+    summary = read_json(path / "summary.json")
+    seconds = summary.get("seconds") or sum(r.get("seconds") or 0 for r in rounds)
+    return Recorded(path, settings if isinstance(settings, dict) else {}, read_json(path / "partition.json"),
+                    sorted(rounds, key=lambda r: r["round"]), read_lines(path / "ledger.jsonl"),
+                    read_json(path / "votes.json"), summary.get("protocol") or {}, seconds)

@@ -1,0 +1,255 @@
+"""`florilegium run`: compose, check, start Flower, follow the run, end everything, say how it went.
+
+Hydra's conventions hold (-m, --cfg job, --help, --shell-completion). One run's path: `run_job` -> `follow`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from florilegium import assets, preflight
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
+from florilegium.config.sections import Attack
+from florilegium.runs.progress import Screen
+from florilegium.runs.reader import RunError
+from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
+
+PACKAGE = Path(__file__).resolve().parents[1]  # florilegium/
+INTERRUPTED = 130
+SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their messages are written for the user
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> int:
+    """Run Hydra's command line over `run_job`; return the exit code. Directories are the last lines on stdout."""
+    directories: list[Path] = []
+    failures: list[str] = []
+
+    def job(conf: DictConfig) -> None:
+        try:
+            directory = prepare(conf)
+            directories.append(directory[0])
+            run_job(directory[1])
+        except Exception as error:
+            failures.append(say_failure(error))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come to us, and leave as one line
+    sys.argv = [sys.argv[0], *arguments]
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    try:
+        hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name="config")(job)()
+    except KeyboardInterrupt:
+        print("florilegium: interrupted; everything this run started has ended", file=sys.stderr)
+        failures.append("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        failures.append(say_failure(error))
+    finally:
+        for directory in directories:
+            print(shown(directory), flush=True)
+    return 1 if failures else 0
+
+
+def say_failure(error: BaseException) -> str:
+    """Print the reason as one line (with FLORILEGIUM_DEBUG raise it, traceback and all) and return it."""
+    if os.environ.get("FLORILEGIUM_DEBUG"):
+        raise error
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        line = composition.explain(error)
+    elif isinstance(error, EXPECTED):
+        line = composition.first_line(error)
+    else:
+        line = f"{type(error).__name__}: {composition.first_line(error)} (FLORILEGIUM_DEBUG=1 shows where)"
+    print(f"florilegium: {line}", file=sys.stderr, flush=True)
+    return line
+
+
+def shown(directory: Path) -> str:
+    """The directory as the user would type it."""
+    with contextlib.suppress(ValueError):
+        return str(directory.relative_to(Path.cwd()))
+    return str(directory)
+
+
+# -- one run ---------------------------------------------------------------------------------------------------------
+
+
+def prepare(conf: DictConfig) -> tuple[Path, DictConfig]:
+    """Check the settings and open the run directory: (directory, complete settings)."""
+    conf = composition.complete(conf, job_directory(conf))
+    preflight.validate(conf)
+    return open_directory(conf), conf
+
+
+def job_directory(conf: DictConfig) -> str:
+    """Jobs of a multirun that would share one `out` get a directory each below it, named by what differs."""
+    here = HydraConfig.get() if HydraConfig.initialized() else None
+    if here is None or here.mode != RunMode.MULTIRUN or not conf.get("out"):
+        return ""
+    given = [text for text in here.overrides.task if text.lstrip("+").startswith("out=")]
+    fixed = not any("${" in text for text in given) and given == _swept_from(here, "out")
+    slug = re.sub(r"[^\w.=+-]+", "_", ",".join(o for o in here.overrides.task if o not in given)) or str(here.job.num)
+    return slug[:120] if fixed else ""
+
+
+def _swept_from(here: Any, key: str) -> list[str]:
+    """The overrides of `key` as they stand on the command line of a multirun: equal to the job's when not swept."""
+    return [text for text in sys.argv[1:] if text.lstrip("+").startswith(f"{key}=")]
+
+
+def open_directory(conf: DictConfig) -> Path:
+    """Make the run directory. SettingsError when it cannot be written or already holds a run."""
+    out = Path(conf.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise SettingsError(f"out: cannot write to {out}: {error.strerror}") from error
+    records = out / "rounds.jsonl"
+    if records.exists() and records.stat().st_size and not conf.resume:
+        raise SettingsError(f"out: {shown(out)} already holds a run; resume=true goes on with it, or choose another")
+    return out
+
+
+def run_job(conf: DictConfig) -> None:
+    """Start one run through Flower and see it to its end. LaunchError with the reason when it fails."""
+    out, rows = Path(conf.out), list(composition.rows(conf))
+    print(f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
+          f"rows {', '.join(rows)}, seed {conf.seed}", flush=True)
+    if bad := composition.typed(Attack, conf.get("attack"), "attack").attackers(len(conf.clients.mix), conf.seed):
+        print(f"simulated attack: {conf.attack.kind} by client {', '.join(map(str, bad))}", flush=True)
+    with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
+        run_config = Path(scratch, "run.toml")
+        run_config.write_text(f"settings = {json.dumps(json.dumps(composition.plain(conf)))}\n")
+        with Screen(out, rows, conf.rounds):
+            run_id = flower.submit(bundle(Path(scratch, "florilegium")), run_config, federation(conf))
+            status = follow(flower, run_id, out / "run.log")
+    if not status.completed:
+        raise LaunchError(f"{reason(status, out / 'run.log')} (log: {shown(out / 'run.log')})")
+
+
+@contextlib.contextmanager
+def connection(conf: DictConfig) -> Iterator[Flower]:
+    """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named."""
+    if conf.runtime.name == "simulation":
+        with OwnSuperLink({assets.VARIABLE: conf.assets}) as flower:
+            yield flower
+    elif conf.runtime.name == "local":
+        from florilegium.runtime import local
+
+        with local.of_run(conf) as flower:
+            yield flower
+            if conf.runtime.keep:
+                local.linger(flower)
+    else:
+        yield Flower(conf.runtime.superlink, quiet_environment({}))
+
+
+def federation(conf: DictConfig) -> str | None:
+    """Flower's --federation-config of a simulation: no more actors than clients or cores."""
+    runtime, clients = conf.runtime, len(conf.clients.mix)
+    if runtime.name != "simulation":
+        return None
+    cpus = runtime.cpus or max(os.cpu_count() or 1, runtime.client_cpus)
+    parts = {
+        "num-supernodes": clients,
+        "client-resources-num-cpus": runtime.client_cpus,
+        "client-resources-num-gpus": float(runtime.client_gpus),
+        "init-args-num-cpus": min(cpus, clients * runtime.client_cpus),
+        "init-args-log-to-driver": "false",
+    }
+    if runtime.gpus is not None:
+        parts["init-args-num-gpus"] = runtime.gpus
+    return " ".join(f"{key}={value}" for key, value in parts.items())
+
+
+def bundle(target: Path) -> Path:
+    """Copy what belongs in Flower's bundle to `target`: a checkout may have any name and hold a virtual environment."""
+    checkout = (PACKAGE.parent / "pyproject.toml").exists()
+    project = PACKAGE.parent / "pyproject.toml" if checkout else PACKAGE / "pyproject.toml"
+    patterns = tomllib.loads(project.read_text())["tool"]["flwr"]["app"]["fab-include"]
+    target.mkdir()
+    shutil.copy(project, target / "pyproject.toml")
+    for pattern in patterns:
+        top = pattern.split("/")[0]
+        source = composition.CONF if top == "conf" else PACKAGE.parent / top
+        if source.is_dir():
+            wanted = ignoring(f"*{Path(pattern).suffix}")
+            shutil.copytree(source, target / top, ignore=wanted, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copy(source, target / top)
+        else:  # a wheel has no LICENSE and README.md beside its packages, but Flower asks for them
+            (target / top).write_text(f"See the florilegium package for its {top}.\n")
+    return target
+
+
+def ignoring(wanted: str) -> Any:
+    """For copytree: leave out everything that is neither a directory nor `wanted`."""
+    def unwanted(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if name in ("__pycache__", "assets")
+                or not (fnmatch.fnmatch(name, wanted) or Path(folder, name).is_dir())]
+
+    return unwanted
+
+
+def follow(flower: Flower, run_id: str, log: Path) -> Status:
+    """Copy the run's log into `log` until the run ends; return how it ended. Stops the run on Ctrl-C."""
+    start, silent = log.stat().st_size if log.exists() else 0, 0.0
+    try:
+        with open(log, "a", encoding="utf-8") as file:
+            while True:
+                file.truncate(start)  # Flower's log always streams from its beginning
+                with flower.follow(run_id) as stream:
+                    assert stream.stdout is not None
+                    for line in stream.stdout:
+                        file.write(ANSI.sub("", line))
+                        file.flush()
+                if (status := flower.status(run_id)).finished:
+                    return status
+                silent = 0.0 if status.known else silent or time.monotonic()
+                if silent and time.monotonic() - silent > SILENCE_SECONDS:
+                    raise LaunchError(f"the SuperLink '{flower.superlink}' has not answered for {SILENCE_SECONDS:.0f} "
+                                      "s; once it is back, resume=true goes on")
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        if not flower.owned:
+            flower.stop(run_id)
+        raise
+
+
+def reason(status: Status, log: Path) -> str:
+    """Why a run ended, in one line: what Flower says of it, else the last error in the log."""
+    said = re.sub(r"^(Simulation|ServerApp) failed with exception: ", "", status.details)
+    if said == "No heartbeat received from the task":
+        return "the process of the server died (killed, or out of memory)"
+    if said and said not in ("N/A", "Task failed with unknown error."):
+        return said
+    errors = re.findall(r"^(?:ERROR *: *)?(\w*(?:Error|Exception): .+)$", log.read_text(errors="replace"), re.MULTILINE)
+    return errors[-1] if errors else f"the run ended as {status.state} {said}".strip()

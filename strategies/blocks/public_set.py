@@ -1,0 +1,178 @@
+"""What server and clients talk about in a round: public pairs (proxy) or samples of the server's T2I model (synthetic).
+
+Shared by the baselines FedMD, FedGEMS, Fed-ET, CreamFL and FedMEKT (docs/methods/logits.md). Table I of FedMMKT gives
+them a public set and no generator, Table III this round's synthetic samples and the tuning of the T2I model on the
+labels they agree on. Axes: N samples, D width, S image side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from logging import getLogger
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from florilegium import seeds
+from florilegium.config.bounds import between, one_of
+from florilegium.diffusion.tuning import TuneSettings
+from florilegium.federation.federation import Client, Federation, FederationError
+from florilegium.learning.metrics import confusion
+from florilegium.protocol import pixels
+from florilegium.protocol.payloads import Samples
+from strategies.blocks.replay import Reservoir, joint_state, restore_joint
+from strategies.blocks.synthesis import draw_classes
+
+LOG = getLogger("flwr")
+CLASSIFIERS = ("image", "text")  # modalities that read one side of a pair and have classes
+SOURCES = ("proxy", "synthetic")
+
+
+@dataclass
+class PublicSetSettings:
+    """`server.public` of a method. The papers' alignment sets are proxies; `ours` where they are silent."""
+
+    source: str = "proxy"              # method.public_set: proxy (conf.data.public) | synthetic (the T2I model's)
+    samples: int = 240                 # N of a round; a proxy set with fewer pairs is taken whole
+    fresh: bool = True                 # proxy: another N each round (FedMD) | the same N in every round
+    class_sampling: str = "stratified"  # synthetic: stratified | uniform; ours
+    sample_guidance: float | None = None  # synthetic; None: diffusion.guidance; ours
+    image_format: str = "png"          # png | webp | jpeg on the wire
+    tune_t2i: bool = True              # synthetic: tune the T2I model on the agreed labels (Table III)
+    replay: int = 0                    # synthetic: earlier samples the T2I model is tuned on again
+    t2i: TuneSettings = field(default_factory=TuneSettings)
+
+    def __post_init__(self) -> None:
+        one_of("public_set", self.source, SOURCES)
+        one_of("class_sampling", self.class_sampling, ("stratified", "uniform"))
+        one_of("image_format", self.image_format, tuple(pixels.FORMATS))
+        between("samples", self.samples, 2, 1_000_000)
+        between("sample_guidance", self.sample_guidance or 1, 0, 100)
+        between("replay", self.replay, 0, 1_000_000)
+
+
+@dataclass(frozen=True)
+class PublicRound:
+    """A round's N samples: ids [N], images uint8 [N, 3, S, S], texts, and the class [N] each was drawn for or has.
+
+    `sent` holds what a client of each modality gets of them: ids and its side of the pairs, never a label.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    images: Tensor
+    texts: tuple[str, ...]
+    sent: dict[str, Samples]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class PublicSet:
+    """Draws a round's samples, tunes the generator (where there is one) on them, says how good their labels are.
+
+    `generator` is the T2I model with `synthetic`, None with `proxy`: a strategy's own `generator` is this one.
+    """
+
+    def __init__(self, settings: PublicSetSettings, resources: Any) -> None:
+        self.settings, self.resources = settings, resources
+        self.classes, self.seed = resources.classes, resources.seed
+        self.replay = Reservoir(settings.replay)
+        self.generator: Any = None
+        self.pairs: Any = None
+        if settings.source == "synthetic":
+            self.generator, self.caption = resources.generator(), resources.captioner()
+        else:
+            from florilegium.data.public import open_public
+
+            self.pairs = open_public(resources.conf)
+
+    # -- samples ------------------------------------------------------------------------------------------------------
+
+    def drawn(self, r: int) -> PublicRound:
+        """The samples of round `r`; the same for every method of this seed."""
+        s = self.settings
+        if self.pairs is not None:
+            pairs = self.pairs.select(self.chosen(r))
+            ids, labels, images, texts = pairs.ids, pairs.labels, pairs.images, pairs.texts
+        else:
+            labels = draw_classes(len(self.classes), s.samples, s.class_sampling, self.seed, r)
+            ids = torch.arange(s.samples) + r * s.samples
+            noise = [seeds.seed_of(self.seed, "synthesis", r, n) for n in range(s.samples)]
+            images = self.generator.synthesize([self.classes.prompt(c) for c in labels.tolist()], noise,
+                                               s.sample_guidance)
+            texts = tuple(self.caption(images))
+        sent = {"image": Samples(ids, images=pixels.encode(images, s.image_format)), "text": Samples(ids, texts=texts)}
+        return PublicRound(ids, labels, images, texts, sent)
+
+    def chosen(self, r: int) -> Tensor:
+        """[N] rows of the proxy set for round `r`, in their own order."""
+        random = seeds.generator(self.seed, "public", r if self.settings.fresh else "all rounds")
+        return torch.randperm(len(self.pairs), generator=random)[: self.settings.samples].sort().values
+
+    # -- T2I fine-tuning (Table III) ----------------------------------------------------------------------------------
+
+    def tune(
+        self, rounds: tuple[int, int], public: PublicRound, label_N: Tensor, fused_ND: Tensor | None = None,
+        keep_N: Tensor | None = None,
+    ) -> dict[str, float]:
+        """Tune the T2I model on the samples under the labels agreed on, and on `fused_ND` where a method has it.
+
+        `rounds` is (this one, all of them). Nothing happens with a proxy set.
+        """
+        s = self.settings
+        keep_N = torch.ones(len(public), dtype=torch.bool) if keep_N is None else keep_N
+        if self.generator is None or not s.tune_t2i or not keep_N.any():
+            return {}
+        fused_ND = torch.zeros(len(public), 0) if fused_ND is None else fused_ND
+        captions = [text for text, kept in zip(public.texts, keep_N.tolist(), strict=True) if kept]
+        return self.replay.tune(self.generator, self.classes, s.t2i, rounds, self.seed, public.images[keep_N],
+                                label_N[keep_N], captions, fused_ND[keep_N])
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def judged(self, public: PublicRound, label_N: Tensor) -> dict[str, float]:
+        """How right the labels agreed on are: by the pairs' own labels, or by the judge of the T2I accuracy."""
+        if self.pairs is not None:
+            return {"labels/accuracy": (label_N == public.labels).float().mean().item()}
+        oracle_N = self.resources.judge().predict(public.images)
+        agree = {"labels/accuracy": label_N == oracle_N, "labels/agree_with_prompt": label_N == public.labels,
+                 "prompts/accuracy": public.labels == oracle_N}
+        return {name: hit.float().mean().item() for name, hit in agree.items()}
+
+    def votes(self, public: PublicRound, label_N: Tensor) -> Tensor:
+        """[C, C] counts for the run's record: class of a sample by label agreed on."""
+        return confusion(label_N, public.labels, len(self.classes))
+
+    # -- checkpoint ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Generator and replay; nothing with a proxy set."""
+        if self.generator is None:
+            return {}, {}
+        return joint_state(self.generator, self.replay)
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Put back what `state` gave; other names are left alone."""
+        if self.generator is None:
+            return
+        restore_joint(self.generator, self.replay, tensors, meta)
+
+
+# -- clients ---------------------------------------------------------------------------------------------------------
+
+
+def classifiers(federation: Federation, method: str) -> tuple[list[Client], list[Client]]:
+    """The cohort's clients that classify images or texts, and the others, which are named in the log and learn alone.
+
+    FederationError when none is left.
+    """
+    taught = [client for client in federation.cohort if client.modality in CLASSIFIERS]
+    others = [client for client in federation.cohort if client.modality not in CLASSIFIERS]
+    if others:
+        LOG.info("%s has nothing to exchange with %s: left to their own data", method, ", ".join(map(str, others)))
+    if not taught:
+        raise FederationError(f"{method} needs clients that classify images or texts; the cohort of round "
+                              f"{federation.round} has {', '.join(map(str, others)) or 'none'}")
+    return taught, others
