@@ -38,14 +38,33 @@ from tests.local_grid import LocalGrid
 DEFENCES = ("none", "bounded", "trimmed", "median", "reputation", "all")
 SEEDS, ROUNDS, SIDE = (0, 1), 3, 16
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "robustness.md"
-MIX = [("image", "vit"), ("image", "vit"), ("image", "vit"), ("image", "vit"),
-       ("text", "distilbert"), ("text", "distilbert"), ("text", "distilbert"), ("text", "distilbert")]
+MIX = [
+    ("image", "vit"),
+    ("image", "vit"),
+    ("image", "vit"),
+    ("image", "vit"),
+    ("text", "distilbert"),
+    ("text", "distilbert"),
+    ("text", "distilbert"),
+    ("text", "distilbert"),
+]
 FIGURES = {"labels/accuracy": "right", "labels/kept": "kept", "honest": "clients"}
-OVERRIDES = ["data=toy", "clients=toy", "diffusion=mini", "references=none", "timeouts.quorum=2",
-             "clients.mix=[" + ",".join(f"{{modality: {m}, model: {x}}}" for m, x in MIX) + "]",
-             "method.server.samples=48", "method.server.prompt_weight=0", "method.server.vote_threshold=0.5",
-             "method.server.tune_t2i=false", "method.client.pretrain_epochs=12", "method.client.distill_epochs=2",
-             "method.client.batch=8", "clients.partition.alpha=1.0"]
+OVERRIDES = [
+    "data=toy",
+    "clients=toy",
+    "diffusion=mini",
+    "references=none",
+    "timeouts.quorum=2",
+    "clients.mix=[" + ",".join(f"{{modality: {m}, model: {x}}}" for m, x in MIX) + "]",
+    "method.server.samples=48",
+    "method.server.prompt_weight=0",
+    "method.server.vote_threshold=0.5",
+    "method.server.tune_t2i=false",
+    "method.client.pretrain_epochs=12",
+    "method.client.distill_epochs=2",
+    "method.client.batch=8",
+    "clients.partition.alpha=1.0",
+]
 
 
 class Drawing(Resources):
@@ -58,12 +77,15 @@ class Drawing(Resources):
         names = list(toy.CLASSES)
         self.drawn = [next(c for c, name in enumerate(names) if name in prompt) for prompt in prompts]
         self.colours = [list(toy.COLOURS)[n % len(toy.COLOURS)] for n in noise]
-        return torch.stack([toy.draw(names[c], toy.COLOURS[colour], SIDE, seeds.generator("bench", n))
-                            for c, colour, n in zip(self.drawn, self.colours, noise, strict=True)])
+        return torch.stack(
+            [
+                toy.draw(names[c], toy.COLOURS[colour], SIDE, seeds.generator("bench", n))
+                for c, colour, n in zip(self.drawn, self.colours, noise, strict=True)
+            ]
+        )
 
     def captioner(self) -> Any:
-        return lambda images: [f"{colour} {toy.CLASSES[c]}"
-                               for c, colour in zip(self.drawn, self.colours, strict=True)]
+        return lambda images: [f"{colour} {toy.CLASSES[c]}" for c, colour in zip(self.drawn, self.colours, strict=True)]
 
     def judge(self) -> Any:
         return SimpleNamespace(predict=lambda images: torch.tensor(self.drawn))
@@ -81,15 +103,19 @@ class Honest(Journal):
         if not last:
             return {}
         asked = [client for client in federation.clients if client.id not in self.bad]
-        return {"honest": client_figures(federation.ask("evaluate", Nothing(), Report, clients=asked))[
-            "client/accuracy"]}
+        return {
+            "honest": client_figures(federation.ask("evaluate", Nothing(), Report, clients=asked))["client/accuracy"]
+        }
 
 
 def run(attack: str, defence: str, seed: int, bad: list[int]) -> dict[str, float]:
     """One federation; the figures of its last round."""
     with tempfile.TemporaryDirectory() as out:
-        conf = composition.complete(composition.compose([*OVERRIDES, f"attack={attack}", f"defence={defence}",
-                                                   f"seed={seed}", f"out={out}", f"rounds={ROUNDS}"]))
+        conf = composition.complete(
+            composition.compose(
+                [*OVERRIDES, f"attack={attack}", f"defence={defence}", f"seed={seed}", f"out={out}", f"rounds={ROUNDS}"]
+            )
+        )
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         grid = LocalGrid(app, len(MIX), {"settings": json.dumps(composition.plain(conf)), "overrides": ""})
         method = FedMMKT(composition.typed(FedMMKT.Settings, conf.method.server, "method.server"), Drawing(conf))
@@ -130,8 +156,11 @@ def main() -> None:
             found[attack, defence] = [run(attack, defence, seed, attackers(seed)) for seed in SEEDS]
             print(attack, defence, found[attack, defence], file=sys.stderr, flush=True)
     text = PAGE.read_text()
-    PAGE.write_text(re.sub(r"(<!-- table -->\n).*?(<!-- end -->)", lambda m: m[1] + table(found) + "\n" + m[2], text,
-                           flags=re.DOTALL))
+    PAGE.write_text(
+        re.sub(
+            r"(<!-- table -->\n).*?(<!-- end -->)", lambda m: m[1] + table(found) + "\n" + m[2], text, flags=re.DOTALL
+        )
+    )
 
 
 if __name__ == "__main__":

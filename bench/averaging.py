@@ -53,7 +53,7 @@ def contrast(model: nn.Module, s: Any, width: int) -> tuple[nn.Module, Callable[
 def proximal(model: nn.Module, s: Any) -> Callable[[Any, Any], Any]:
     """FedProx's term."""
     pairs = [(p, p.detach().clone()) for p in model.parameters()]
-    return lambda z, x: s.proximal / 2 * sum(((p - start)**2).sum() for p, start in pairs)
+    return lambda z, x: s.proximal / 2 * sum(((p - start) ** 2).sum() for p, start in pairs)
 
 
 def bare(client: Any, s: Any, method: str) -> None:
@@ -71,6 +71,7 @@ def bare(client: Any, s: Any, method: str) -> None:
 
         def score(z: Any) -> Any:
             return scale * normalize(z, dim=-1) @ w.T
+
     trained = [*model.parameters(), *beside]
     optimizer = torch.optim.SGD(trained, lr=s.learning_rate.image, momentum=s.momentum, weight_decay=s.weight_decay)
     model.train()
@@ -114,8 +115,10 @@ def measured(method: str, repeats: int, folder: str) -> float:
     for step in range(repeats + 1):
         ours, theirs = client(2 * step + 2), client(2 * step + 3)
         ours.model, theirs.model  # noqa: B018  (built before the clock starts)
-        pair = seconds(lambda ours=ours: half.train(ours, Weights(down))), \
-            seconds(lambda theirs=theirs: bare(theirs, half.settings, method))
+        pair = (
+            seconds(lambda ours=ours: half.train(ours, Weights(down))),
+            seconds(lambda theirs=theirs: bare(theirs, half.settings, method)),
+        )
         ratios.append(pair[0] / pair[1])
     return statistics.median(ratios[1:])  # the first warms up
 

@@ -97,8 +97,12 @@ def exchanges(nodes: int, plan: list[dict]) -> list[dict]:
     with tempfile.TemporaryDirectory(prefix="florilegium-bench-") as scratch:
         app, out = Path(scratch, "exchange"), Path(scratch, "told.json")
         (app / "exchange").mkdir(parents=True)
-        for name, text in {"pyproject.toml": PROJECT, "exchange/__init__.py": "", "exchange/client.py": CLIENT,
-                           "exchange/server.py": SERVER}.items():
+        for name, text in {
+            "pyproject.toml": PROJECT,
+            "exchange/__init__.py": "",
+            "exchange/client.py": CLIENT,
+            "exchange/server.py": SERVER,
+        }.items():
             (app / name).write_text(textwrap.dedent(text))
         config = Path(scratch, "run.toml")
         config.write_text(f"plan = {json.dumps(json.dumps({'nodes': nodes, 'exchanges': plan}))}\nout = '{out}'\n")
@@ -140,10 +144,12 @@ def ready(repeats: int = 5) -> dict[str, float]:
         Path(place, "bench_ready.py").write_text(READY)
         environment = superlink.quiet_environment({"PYTHONPATH": os.pathsep.join([place, str(ROOT)])})
         python = [sys.executable, "-c"]
-        programs = {"torch": [*python, "import torch"],
-                    "model classes": [*python, "import torch; from transformers import ResNetModel"],
-                    "ready, cold": [sys.executable, "-m", "bench_ready", place, "2"],
-                    "ready": [warm.COMMAND, place, "2"]}
+        programs = {
+            "torch": [*python, "import torch"],
+            "model classes": [*python, "import torch; from transformers import ResNetModel"],
+            "ready, cold": [sys.executable, "-m", "bench_ready", place, "2"],
+            "ready": [warm.COMMAND, place, "2"],
+        }
         with warm.Warm(Path(place), environment, "false", "bench_ready:main") as given:
             for name, round in (("ready, cold", "1"), ("ready", "2")):  # leaves rows and model; then is warm
                 subprocess.run([*programs[name][:-1], round], check=True, env=given)
@@ -154,8 +160,10 @@ def ready(repeats: int = 5) -> dict[str, float]:
                     subprocess.run(program, check=True, capture_output=True, env=given)
                     took[name].append(time.monotonic() - begun)
     least = {name: min(times) for name, times in took.items()}
-    return {"import torch, s": least["torch"], **{f"{name} / torch": least[name] / least["torch"] for name in programs
-                                                  if name != "torch"}}
+    return {
+        "import torch, s": least["torch"],
+        **{f"{name} / torch": least[name] / least["torch"] for name in programs if name != "torch"},
+    }
 
 
 def phase(work: float = 10.0, repeats: int = 4) -> dict[str, float]:
@@ -177,8 +185,10 @@ def arrays(mb: int = 100, repeats: int = 3) -> dict[str, float]:
 def nodes(count: int = 50, rounds: int = 20) -> dict[str, float]:
     """Replies that came over replies that were asked for."""
     told = exchanges(count, [{"seconds": 0.0, "bytes": 1000, "loop": "ours"}] * rounds)
-    return {"replies / asked": sum(e["replies"] for e in told) / (count * rounds),
-            "seconds a round": statistics.median(e["took"] for e in told)}
+    return {
+        "replies / asked": sum(e["replies"] for e in told) / (count * rounds),
+        "seconds a round": statistics.median(e["took"] for e in told),
+    }
 
 
 if __name__ == "__main__":
@@ -188,8 +198,12 @@ if __name__ == "__main__":
     parser.add_argument("--nodes", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=20)
     given = parser.parse_args()
-    ways = {"ready": ready, "phase": phase, "arrays": lambda: arrays(given.mb),
-            "nodes": lambda: nodes(given.nodes, given.rounds)}
+    ways = {
+        "ready": ready,
+        "phase": phase,
+        "arrays": lambda: arrays(given.mb),
+        "nodes": lambda: nodes(given.nodes, given.rounds),
+    }
     for what in given.what or ["ready", "phase"]:
         print(what, json.dumps({name: round(value, 3) for name, value in ways[what]().items()}), flush=True)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

@@ -28,7 +28,7 @@ class Cost:
     messages: float
     down: float
     up: float
-    waited: float   # seconds from a question to its last answer, summed over the exchanges
+    waited: float  # seconds from a question to its last answer, summed over the exchanges
 
     def ratios(self, first: Cost) -> dict[str, float]:
         """Each figure over that of `first`, where that is not zero."""
@@ -54,9 +54,13 @@ def _of_round(entries: list[dict], floor: float) -> dict[str, float]:
     for entry in entries:
         steps[entry["step"]].append(entry)
     clients = len({entry["client"] for entry in entries})
-    return {"exchanges": len(steps), "messages": len(entries) / clients,
-            "down": sum(e["down"] for e in entries) / clients, "up": sum(e["up"] for e in entries) / clients,
-            "waited": sum(max(e["seconds"] for e in step) + floor for step in steps.values())}
+    return {
+        "exchanges": len(steps),
+        "messages": len(entries) / clients,
+        "down": sum(e["down"] for e in entries) / clients,
+        "up": sum(e["up"] for e in entries) / clients,
+        "waited": sum(max(e["seconds"] for e in step) + floor for step in steps.values()),
+    }
 
 
 def table(costs: list[Cost]) -> str:
@@ -65,8 +69,10 @@ def table(costs: list[Cost]) -> str:
     lines = [f"{'a round':{wide}}  exchanges  messages/client    kB down/client      kB up/client           seconds"]
     for c in costs:
         r = c.ratios(costs[0])
-        measured = "  ".join(f"{value:9.1f} ({r.get(key, 0):4.2f})" for key, value in
-                             (("down", c.down / 1e3), ("up", c.up / 1e3), ("waited", c.waited)))
+        measured = "  ".join(
+            f"{value:9.1f} ({r.get(key, 0):4.2f})"
+            for key, value in (("down", c.down / 1e3), ("up", c.up / 1e3), ("waited", c.waited))
+        )
         lines.append(f"{c.name:{wide}}  {c.exchanges:9.2f}  {c.messages:15.2f}  {measured}")
     return "\n".join(lines)
 

@@ -55,9 +55,9 @@ def through_cache(folder: str, extractor: FeatureExtractor, asked: tuple) -> flo
 def bare(pipe: object, pixels: Tensor, text_UTW: Tensor, which_NQ: Tensor, batch: int) -> None:
     """One VAE encoding an image, one whole U-Net call a row."""
     for first in range(0, len(pixels), batch):
-        latents = pipe.vae.encode(pixels[first: first + batch]).latent_dist.mean
+        latents = pipe.vae.encode(pixels[first : first + batch]).latent_dist.mean
         for q in range(which_NQ.shape[1]):
-            pipe.unet(latents, 300, text_UTW[which_NQ[first: first + batch, q]])
+            pipe.unet(latents, 300, text_UTW[which_NQ[first : first + batch, q]])
 
 
 @torch.no_grad()
@@ -65,9 +65,9 @@ def per_prompt(pipe: object, pixels: Tensor, prompts: list[str], which_NQ: Tenso
     """Text and image encoded again for each (image, prompt), the U-Net to its end."""
     for first in range(0, len(pixels), batch):
         for q in range(which_NQ.shape[1]):
-            said = [prompts[p] for p in which_NQ[first: first + batch, q].tolist()]
+            said = [prompts[p] for p in which_NQ[first : first + batch, q].tolist()]
             text = torch.cat([pipe.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in said])
-            latents = pipe.vae.encode(pixels[first: first + batch]).latent_dist.sample()
+            latents = pipe.vae.encode(pixels[first : first + batch]).latent_dist.sample()
             pipe.unet(latents, 300, text)
 
 
@@ -97,11 +97,14 @@ def measure(count: int) -> dict[str, float]:
         taken["batched"].append(seconds(per_prompt, pipe, pixels[:half], prompts, which[:half], batch) / half)
         taken["single"].append(seconds(per_prompt, pipe, pixels[:SINGLE], prompts, which, 1) / SINGLE)
     cost = {name: statistics.median(values) for name, values in taken.items()}
-    return {"cold: ms an image": 1000 * cost["cold"],
-            "cold throughput / bare VAE + U-Net (bar 0.9)": cost["bare"] / cost["cold"],
-            "per-prompt re-encoding, one a call / cold (bar 5)": cost["single"] / cost["cold"],
-            "per-prompt re-encoding, same batch / cold": cost["batched"] / cost["cold"],
-            "cold / warm": cost["cold"] / cost["warm"], "warm: ms an image": 1000 * cost["warm"]}
+    return {
+        "cold: ms an image": 1000 * cost["cold"],
+        "cold throughput / bare VAE + U-Net (bar 0.9)": cost["bare"] / cost["cold"],
+        "per-prompt re-encoding, one a call / cold (bar 5)": cost["single"] / cost["cold"],
+        "per-prompt re-encoding, same batch / cold": cost["batched"] / cost["cold"],
+        "cold / warm": cost["cold"] / cost["warm"],
+        "warm: ms an image": 1000 * cost["warm"],
+    }
 
 
 if __name__ == "__main__":

@@ -38,10 +38,24 @@ def measured(guidance: str, rounds: int, folder: str) -> tuple[float, float]:
     from client_app.app import app as client_app
     from server_app.app import app as server_app
 
-    conf = composition.complete(composition.compose([
-        "method=fedavg", "data=fashion", "clients=ten", PAIR, "cohort.fraction=1", "references=none",
-        f"guidance@method.client.guidance={guidance}", "partition@clients.partition=nid2", f"rounds={rounds}",
-        f"evaluation.every={rounds}", "evaluation.images_per_class=1", f"out={folder}/{guidance}"]))
+    conf = composition.complete(
+        composition.compose(
+            [
+                "method=fedavg",
+                "data=fashion",
+                "clients=ten",
+                PAIR,
+                "cohort.fraction=1",
+                "references=none",
+                f"guidance@method.client.guidance={guidance}",
+                "partition@clients.partition=nid2",
+                f"rounds={rounds}",
+                f"evaluation.every={rounds}",
+                "evaluation.images_per_class=1",
+                f"out={folder}/{guidance}",
+            ]
+        )
+    )
     spent: list[float] = []
     plain = averaging.local
 

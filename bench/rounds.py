@@ -123,8 +123,12 @@ def measured(overrides: list[str]) -> Clock:
     conf = composition.complete(composition.compose(overrides))
     preflight.validate(conf)
     with clocked() as clock:
-        run_apps(server_app.app, client_app.app, len(conf.clients.mix),
-                 {"settings": json.dumps(composition.plain(conf)), "overrides": ""})
+        run_apps(
+            server_app.app,
+            client_app.app,
+            len(conf.clients.mix),
+            {"settings": json.dumps(composition.plain(conf)), "overrides": ""},
+        )
     return clock
 
 
@@ -133,10 +137,21 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for method in sys.argv[1:] or METHODS:
-            clock = measured([f"method={method}", "data=emoji", "clients=paper_mixed", "references=none", "rounds=1",
-                              f"out={folder}/{method}"])
-            found[method] = {"ratio": round(clock.ratio, 3), "clients": round(clock.clients, 1),
-                             "server": round(clock.server - clock.asked, 1)}
+            clock = measured(
+                [
+                    f"method={method}",
+                    "data=emoji",
+                    "clients=paper_mixed",
+                    "references=none",
+                    "rounds=1",
+                    f"out={folder}/{method}",
+                ]
+            )
+            found[method] = {
+                "ratio": round(clock.ratio, 3),
+                "clients": round(clock.clients, 1),
+                "server": round(clock.server - clock.asked, 1),
+            }
             print(json.dumps({method: found[method]}), flush=True)
     print(json.dumps({"round / its mathematics": {method: each["ratio"] for method, each in found.items()}}))
 

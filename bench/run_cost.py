@@ -1,6 +1,6 @@
 """What one run costs: seconds to start and a round, peak memory of all its processes, bytes a client and round.
 
-    make bench ARGS="data=emoji rounds=2"        # any overrides; the run is thrown away
+make bench ARGS="data=emoji rounds=2"        # any overrides; the run is thrown away
 """
 
 from __future__ import annotations
@@ -63,14 +63,20 @@ def measure(overrides: list[str], out: Path) -> dict[str, float]:
         for way in ("down", "up"):
             moved[way].append(entry[way])
     whole = time.monotonic() - begun
-    return {"seconds": whole, "seconds to first phase": first or whole,
-            "seconds a round": sum(rounds) / max(len(rounds), 1), "peak MiB": peak / 2**20,
-            **{f"{way} MiB in all": sum(sizes) / 2**20 for way, sizes in moved.items()}}
+    return {
+        "seconds": whole,
+        "seconds to first phase": first or whole,
+        "seconds a round": sum(rounds) / max(len(rounds), 1),
+        "peak MiB": peak / 2**20,
+        **{f"{way} MiB in all": sum(sizes) / 2**20 for way, sizes in moved.items()},
+    }
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="florilegium-bench-") as scratch:
         figures = measure(sys.argv[1:] or ["rounds=1", "references=none"], Path(scratch, "run"))
     print(json.dumps({name: round(value, 2) for name, value in figures.items()}, indent=1))
-    print(subprocess.run(["uname", "-sm"], capture_output=True, text=True, check=False).stdout.strip(),
-          f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        subprocess.run(["uname", "-sm"], capture_output=True, text=True, check=False).stdout.strip(),
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+    )

@@ -49,8 +49,11 @@ def measure(way: str, samples: int) -> dict[str, float]:
     started = time.process_time()
     (match_scores if way == "chunked" else whole)(*pair)
     seconds = time.process_time() - started
-    return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "before_mb": before,
-            "seconds": seconds}
+    return {
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "before_mb": before,
+        "seconds": seconds,
+    }
 
 
 def main() -> None:
@@ -59,11 +62,14 @@ def main() -> None:
         return
     samples = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
     for way, count in (("chunked", samples), ("chunked", BOTH_WAYS), ("whole", BOTH_WAYS)):
-        told = subprocess.run([sys.executable, "-m", "bench.similarity", way, str(count)], capture_output=True,
-                              text=True, check=True).stdout
+        told = subprocess.run(
+            [sys.executable, "-m", "bench.similarity", way, str(count)], capture_output=True, text=True, check=True
+        ).stdout
         found = json.loads(told)
-        print(f"{way:9} {count:6d} samples: peak {found['peak_mb']:7.0f} MB, "
-              f"of it libraries and features {found['before_mb']:4.0f} MB; {found['seconds']:6.2f} s")
+        print(
+            f"{way:9} {count:6d} samples: peak {found['peak_mb']:7.0f} MB, "
+            f"of it libraries and features {found['before_mb']:4.0f} MB; {found['seconds']:6.2f} s"
+        )
     rep, anchor = features(BOTH_WAYS)
     apart = (match_scores(rep, anchor, rows=97) - whole(rep.double(), anchor.double())).abs().max().item()
     print(f"farthest from all at once, {BOTH_WAYS} samples: {apart:.1e}")

@@ -41,4 +41,3 @@ def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]
     for piece in torch.randperm(count, generator=random).split(size):
         if len(piece) > 1 or count == 1:
             yield piece
-

@@ -129,8 +129,10 @@ class Client:
             raise ClientError("this client reads pairs; samples have one side")
         filled, empty = (samples.images, samples.texts) if self.modality == "image" else (samples.texts, samples.images)
         if len(filled) != len(samples.ids) or empty:
-            raise ClientError(f"this client reads {self.modality}s; it was sent {len(samples.images)} images and"
-                              f" {len(samples.texts)} texts for {len(samples.ids)} ids")
+            raise ClientError(
+                f"this client reads {self.modality}s; it was sent {len(samples.images)} images and"
+                f" {len(samples.texts)} texts for {len(samples.ids)} ids"
+            )
         if self.modality == "image":
             images = resized(pixels.decode(filled), int(self.conf.data.image_size))
             if augment_seed is not None:
@@ -204,16 +206,26 @@ class Client:
             x = inputs[chosen]
             if self.modality == "image":
                 x = views.shifted(x.cpu(), random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
-            yield Batch(x.to(self.device), lesson.labels[chosen].to(self.device), lesson.samples.ids[chosen],
-                        lesson.fused[chosen].to(self.device))
+            yield Batch(
+                x.to(self.device),
+                lesson.labels[chosen].to(self.device),
+                lesson.samples.ids[chosen],
+                lesson.fused[chosen].to(self.device),
+            )
 
     # -- what every method's clients answer ------------------------------------------------------------------------
 
     def profile(self) -> Profile:
         present = self.data.train.labels.unique().tolist()
         kept = self.memory.kept("guide")
-        return Profile(self.id, self.modality, self.architecture, self.examples, [int(c) for c in present],
-                       str(kept[1]["version"]) if kept else "")
+        return Profile(
+            self.id,
+            self.modality,
+            self.architecture,
+            self.examples,
+            [int(c) for c in present],
+            str(kept[1]["version"]) if kept else "",
+        )
 
     def evaluate(self) -> Report:
         """Top-1 accuracy and loss on the global test split of this modality, accuracy on the validation split; of a
@@ -228,4 +240,3 @@ class Client:
         logits_NC = self.logits(self.encoded(self.rows_as_inputs(rows, torch.arange(len(rows)))))
         hits = (logits_NC.argmax(-1) == rows.labels).float()
         return hits.mean().item(), cross_entropy(logits_NC, rows.labels).item()
-

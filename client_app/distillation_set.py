@@ -34,16 +34,22 @@ class Lesson:
 def select(samples: Samples, rows: Tensor) -> Samples:
     """The samples of these rows, in this order."""
     n = rows.tolist()
-    return Samples(samples.ids[rows], images=tuple(samples.images[i] for i in n) if samples.images else (),
-                   texts=tuple(samples.texts[i] for i in n) if samples.texts else ())
+    return Samples(
+        samples.ids[rows],
+        images=tuple(samples.images[i] for i in n) if samples.images else (),
+        texts=tuple(samples.texts[i] for i in n) if samples.texts else (),
+    )
 
 
 def joined(a: Lesson, b: Lesson | None) -> Lesson:
     """`a` followed by `b`; `a` alone when b is missing or was taught another way (with or without representations)."""
     if b is None or not len(b) or a.fused.shape[1:] != b.fused.shape[1:]:
         return a
-    samples = Samples(torch.cat([a.samples.ids, b.samples.ids]), images=a.samples.images + b.samples.images,
-                      texts=a.samples.texts + b.samples.texts)
+    samples = Samples(
+        torch.cat([a.samples.ids, b.samples.ids]),
+        images=a.samples.images + b.samples.images,
+        texts=a.samples.texts + b.samples.texts,
+    )
     return Lesson(samples, torch.cat([a.labels, b.labels]), torch.cat([a.fused, b.fused]))
 
 
@@ -64,8 +70,11 @@ def to_tensors(samples: Samples) -> dict[str, Tensor]:
     kind = "texts" if samples.texts else "images"
     pieces = [p.encode() if isinstance(p, str) else p for p in getattr(samples, kind)]
     data = np.frombuffer(b"".join(pieces), np.uint8).copy()
-    return {"ids": samples.ids, kind: torch.from_numpy(data),
-            "lengths": torch.tensor([len(p) for p in pieces], dtype=torch.int64)}
+    return {
+        "ids": samples.ids,
+        kind: torch.from_numpy(data),
+        "lengths": torch.tensor([len(p) for p in pieces], dtype=torch.int64),
+    }
 
 
 def from_tensors(tensors: dict[str, Tensor]) -> Samples:
@@ -80,6 +89,6 @@ def from_tensors(tensors: dict[str, Tensor]) -> Samples:
 def split(data: bytes, lengths: Sequence[int]) -> list[bytes]:
     pieces, start = [], 0
     for length in lengths:
-        pieces.append(data[start:start + length])
+        pieces.append(data[start : start + length])
         start += length
     return pieces

@@ -41,7 +41,6 @@ def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header
     return client
 
 
-
 KEPT = 3  # files of a client; one for each of the deals that it saw last
 SPLITS = ("train", "validation", "test")
 OWN = ("data-path", "validation-path", "test-path")
@@ -77,16 +76,26 @@ def fingerprint(conf: DictConfig) -> str:
 
 def flat(data: PrivateData) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by <split>.<field>, and the words."""
-    tensors = {f"{split}.{name}": getattr(getattr(data, split), name)
-               for split in SPLITS for name in ("ids", "labels", "images", "groups")}
-    words: dict[str, Any] = {split: {"texts": getattr(data, split).texts, "tags": getattr(data, split).tags}
-                             for split in SPLITS}
+    tensors = {
+        f"{split}.{name}": getattr(getattr(data, split), name)
+        for split in SPLITS
+        for name in ("ids", "labels", "images", "groups")
+    }
+    words: dict[str, Any] = {
+        split: {"texts": getattr(data, split).texts, "tags": getattr(data, split).tags} for split in SPLITS
+    }
     return tensors, words | {"classes": data.classes}
 
 
 def unflat(tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> PrivateData:
     """Undo `flat`."""
-    rows = {split: Rows(*(tensors[f"{split}.{name}"] for name in ("ids", "labels", "images")),
-                        texts=tuple(words[split]["texts"]), tags=tuple(map(tuple, words[split]["tags"])),
-                        groups=tensors[f"{split}.groups"]) for split in SPLITS}
+    rows = {
+        split: Rows(
+            *(tensors[f"{split}.{name}"] for name in ("ids", "labels", "images")),
+            texts=tuple(words[split]["texts"]),
+            tags=tuple(map(tuple, words[split]["tags"])),
+            groups=tensors[f"{split}.groups"],
+        )
+        for split in SPLITS
+    }
     return PrivateData(**rows, classes=tuple(words["classes"]))

@@ -46,8 +46,11 @@ def batch_of(client: Client, rows: Rows, chosen: Tensor, random: torch.Generator
     if random is not None:
         images = views.shifted(images, random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
     texts = client.vocabulary([views.told(rows.texts[n], rows.tags[n], vary) for n in chosen.tolist()])
-    return PairBatch(*(x.to(client.device) for x in (images, texts, rows.labels[chosen])), rows.ids[chosen],
-                     rows.groups[chosen].to(client.device))
+    return PairBatch(
+        *(x.to(client.device) for x in (images, texts, rows.labels[chosen])),
+        rows.ids[chosen],
+        rows.groups[chosen].to(client.device),
+    )
 
 
 def public_batches(
@@ -82,5 +85,7 @@ def evaluate(client: Client, look: Look | None = None) -> Report:
 def seen(client: Client, pairs: PublicPairs) -> tuple[Tensor, Tensor]:
     """Unit vectors of both sides by the client's dual encoder: evaluation mode, no augmentation, [N, D] each."""
     model = client.model
-    return (image_features(model.image, pairs.images, client.device),
-            text_features(model.text, pairs.texts, client.vocabulary, client.device))
+    return (
+        image_features(model.image, pairs.images, client.device),
+        text_features(model.text, pairs.texts, client.vocabulary, client.device),
+    )

@@ -45,13 +45,15 @@ def told(text: str, tags: Sequence[str], random: torch.Generator | None = None) 
 def _simclr(side: int) -> Any:
     from torchvision.transforms import v2
 
-    return v2.Compose([
-        v2.RandomResizedCrop(side, scale=(0.5, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        v2.RandomGrayscale(p=0.2),
-        v2.RandomApply([v2.GaussianBlur(3)], p=0.5),
-    ])
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(side, scale=(0.5, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([v2.GaussianBlur(3)], p=0.5),
+        ]
+    )
 
 
 def second_images(images_N3SS: Tensor, ids: Tensor, seed: int) -> Tensor:

@@ -50,6 +50,7 @@ def path(kind: str, name: str) -> Path:
     found = root() / kind / name
     if not found.exists():
         there = sorted(entry.name for entry in (root() / kind).glob("*"))
-        raise AssetError(f"no asset {kind}/{name} in {root()}; there are {', '.join(there) or 'none'}"
-                         " (`make assets` rebuilds them)")
+        raise AssetError(
+            f"no asset {kind}/{name} in {root()}; there are {', '.join(there) or 'none'} (`make assets` rebuilds them)"
+        )
     return found

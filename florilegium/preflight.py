@@ -39,21 +39,22 @@ def check_guard(conf: Any) -> None:
     except ValueError as error:
         raise SettingsError(str(error)) from error
     if given.votes and not counts:
-        raise SettingsError(f"privacy.votes: {conf.method.name} counts no votes of clients; fedmmkt, fedmekt and "
-                            "creamfl do")
+        raise SettingsError(
+            f"privacy.votes: {conf.method.name} counts no votes of clients; fedmmkt, fedmekt and creamfl do"
+        )
     for row, node in rows(conf).items():
         client_half, exchanged = half(node.name, "client"), CATALOGUE[node.name].exchanges
         if given.representations and any(word in exchanged for word in ("weights", "encoders")):
-            raise SettingsError(f"privacy.representations: {node.name} ({row}) exchanges {exchanged}, which "
-                                "it does not cover; privacy.training does, or method=flower with a DP strategy")
+            raise SettingsError(
+                f"privacy.representations: {node.name} ({row}) exchanges {exchanged}, which "
+                "it does not cover; privacy.training does, or method=flower with a DP strategy"
+            )
         if given.training and client_half is not None and not getattr(client_half, "dpsgd", False):
             covered = [name for name in CATALOGUE if getattr(half(name, "client"), "dpsgd", False)]
-            raise SettingsError(f"privacy.training: {node.name} ({row}) reads private rows in ways of its own; DP-SGD "
-                                f"covers {', '.join(covered)}")
-
-
-
-
+            raise SettingsError(
+                f"privacy.training: {node.name} ({row}) reads private rows in ways of its own; DP-SGD "
+                f"covers {', '.join(covered)}"
+            )
 
 
 def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
@@ -63,21 +64,27 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
     if other := [m.modality for m in conf.clients.mix if m.modality != "image"]:
         raise ValueError(f"{where}.name: {s.name} guides image clients, clients.mix has {other[0]} clients")
     if (width := sum(conf.diffusion.features.dims)) != conf.clients.width:
-        raise ValueError(f"diffusion.features.dims sum to {width}, clients.width is {conf.clients.width}; "
-                         f"{where}.name={s.name} compares the two")
+        raise ValueError(
+            f"diffusion.features.dims sum to {width}, clients.width is {conf.clients.width}; "
+            f"{where}.name={s.name} compares the two"
+        )
     try:
         class_prompts(open_dataset(conf.data).classes, s)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-
 def validate(conf: DictConfig) -> None:
     """Check everything that can be wrong before anything starts: both halves of every row, the clients, the data."""
     top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
     typed(sections.Plan, top, "")
-    named = {"cohort": sections.Cohort, "timeouts": sections.Timeouts, "runtime": sections.Runtime,
-             "evaluation": sections.EvaluationSettings, "attack": sections.Attack}
+    named = {
+        "cohort": sections.Cohort,
+        "timeouts": sections.Timeouts,
+        "runtime": sections.Runtime,
+        "evaluation": sections.EvaluationSettings,
+        "attack": sections.Attack,
+    }
     for key, section in named.items():
         typed(section, conf.get(key), key)
     typed(opening.SinkSettings, conf.get("sinks"), "sinks")
@@ -105,8 +112,10 @@ def _validate_clients(conf: DictConfig) -> None:
         raise SettingsError("clients.mix is empty: list at least one {modality, model}")
     for k, member in enumerate(mix):
         if member.get("modality") not in sections.MODALITIES or not member.get("model"):
-            raise SettingsError(f"clients.mix[{k}]: a client has a modality ({', '.join(sections.MODALITIES)}) "
-                                f"and a model, got {dict(member)}")
+            raise SettingsError(
+                f"clients.mix[{k}]: a client has a modality ({', '.join(sections.MODALITIES)}) "
+                f"and a model, got {dict(member)}"
+            )
         try:
             build.check(member.modality, member.model, f"clients.mix[{k}]")
         except bodies.ModelError as error:
@@ -119,8 +128,10 @@ def _validate_clients(conf: DictConfig) -> None:
         entry = CATALOGUE.get(node.name)
         apart = (node.get("server") or {}).get("groups", "none") != "none"
         if entry is not None and entry.modality == "one" and len(architectures) > 1 and not apart:
-            raise SettingsError(f"{row}: {node.name} averages weights and needs one architecture; "
-                                f"clients.mix has {', '.join(architectures)}")
+            raise SettingsError(
+                f"{row}: {node.name} averages weights and needs one architecture; "
+                f"clients.mix has {', '.join(architectures)}"
+            )
 
 
 def _validate_pairs(conf: DictConfig) -> None:
@@ -132,8 +143,9 @@ def _validate_pairs(conf: DictConfig) -> None:
         apart = node.name == "fedavg" and (node.get("server") or {}).get("groups") == "architecture"
         if those and entry is not None and entry.client and "pair" not in entry.modality and not apart:
             ways = ", ".join(name for name, other in CATALOGUE.items() if "pair" in other.modality)
-            raise SettingsError(f"{row}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); "
-                                f"these have: {ways}")
+            raise SettingsError(
+                f"{row}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); these have: {ways}"
+            )
 
 
 def _validate_data(conf: DictConfig) -> None:

@@ -51,8 +51,10 @@ def loading(what: str, place: str) -> Iterator[None]:
     except (AssetError, SettingsError):
         raise
     except Exception as error:  # each format has exceptions of its own; all mean that the model cannot be read
-        raise AssetError(f"{what} {place} cannot be loaded: {type(error).__name__}: {first_line(error)[:200]}"
-                         " (`make assets` rebuilds the embedded ones)") from error
+        raise AssetError(
+            f"{what} {place} cannot be loaded: {type(error).__name__}: {first_line(error)[:200]}"
+            " (`make assets` rebuilds the embedded ones)"
+        ) from error
 
 
 class Resources:
@@ -119,8 +121,10 @@ class Resources:
             known = [str(name) for name in self.classes]
             named = not judge.names[0].startswith("LABEL_")
             if len(judge.names) != len(known) or (named and judge.names != known):
-                raise AssetError(f"the judge {place} knows {len(judge.names)} classes ({', '.join(judge.names[:3])}, "
-                                 f"...), the data have {len(known)} ({', '.join(known[:3])}, ...)")
+                raise AssetError(
+                    f"the judge {place} knows {len(judge.names)} classes ({', '.join(judge.names[:3])}, "
+                    f"...), the data have {len(known)} ({', '.join(known[:3])}, ...)"
+                )
             self._judge = judge
         return self._judge
 
@@ -151,15 +155,22 @@ class Narrated:
         return getattr(self._generator, name)
 
     def synthesize(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """As the generator's; without `progress` the run's hears of it."""
         return self._generator.synthesize(
-            prompts, seeds, guidance,
-            progress=progress or (lambda done, total: self._progress(phase="synthesize", done=done, total=total)))
+            prompts,
+            seeds,
+            guidance,
+            progress=progress or (lambda done, total: self._progress(phase="synthesize", done=done, total=total)),
+        )
 
     def finetune(self, *parts: Any, **how: Any) -> dict[str, float]:
         """As the generator's, with progress."""
         return self._generator.finetune(
-            *parts, **how, progress=lambda done, total: self._progress(phase="tune", done=done, total=total))
+            *parts, **how, progress=lambda done, total: self._progress(phase="tune", done=done, total=total)
+        )

@@ -72,8 +72,11 @@ class RowJournal(Journal):
             self.run.votes(self.row, r, votes.tolist(), list(self.evaluation.class_names))
         self.run.record(self.row, r, seconds, metrics)
         # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
-        files.save(self.folder / f"round-{r:04d}.safetensors", tensors,
-                    {"round": r, "strategy": meta, "guard": strategy.guard.state()})
+        files.save(
+            self.folder / f"round-{r:04d}.safetensors",
+            tensors,
+            {"round": r, "strategy": meta, "guard": strategy.guard.state()},
+        )
         for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
@@ -119,11 +122,23 @@ def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
     for row, node in composition.rows(conf).items():
         Half = half(node.name, "server")
         strategy = Half(composition.typed(Half.Settings, node.get("server"), f"{row}.server"), resources)
-        narrator.row, narrator.federation = row, Federation(
-            grid, row, seed=conf.seed, timeout=conf.timeouts.exchange, quorum=conf.timeouts.quorum,
-            fraction=conf.cohort.fraction, expected=len(conf.clients.mix), fatal=list(conf.runtime.fatal_codes),
-            progress=narrator, late=conf.timeouts.late, decay=conf.timeouts.decay,
-            give_up=conf.timeouts.give_up)
+        narrator.row, narrator.federation = (
+            row,
+            Federation(
+                grid,
+                row,
+                seed=conf.seed,
+                timeout=conf.timeouts.exchange,
+                quorum=conf.timeouts.quorum,
+                fraction=conf.cohort.fraction,
+                expected=len(conf.clients.mix),
+                fatal=list(conf.runtime.fatal_codes),
+                progress=narrator,
+                late=conf.timeouts.late,
+                decay=conf.timeouts.decay,
+                give_up=conf.timeouts.give_up,
+            ),
+        )
         journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if row == composition.MAIN and strategy.generator is not None:

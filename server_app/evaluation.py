@@ -28,8 +28,13 @@ from florilegium.protocol.payloads import Nothing, Report
 
 IN_GRID = 2  # images of each class in a grid
 # figures of clients and of the server's task: what they are called -> what the one who measured calls them
-TASKS = {"accuracy": "accuracy", "validation": "validation", "rsum": retrieval.HEADLINE, "rsum_6": "rsum_6",
-         **{f"retrieval/{way}/r{k}": f"retrieval/{way}/r{k}" for way in ("i2t", "t2i") for k in retrieval.KS}}
+TASKS = {
+    "accuracy": "accuracy",
+    "validation": "validation",
+    "rsum": retrieval.HEADLINE,
+    "rsum_6": "rsum_6",
+    **{f"retrieval/{way}/r{k}": f"retrieval/{way}/r{k}" for way in ("i2t", "t2i") for k in retrieval.KS},
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ class Evaluation:
         each = self.settings.images_per_class
         self.labels_M = torch.arange(len(self.class_names)).repeat_interleave(each)
         self.prompts = [resources.classes.prompt(c) for c in self.labels_M.tolist()]
-        self.noise = [seeds.seed_of(resources.seed, "evaluation", c, i)
-                      for c in range(len(self.class_names)) for i in range(each)]
+        self.noise = [
+            seeds.seed_of(resources.seed, "evaluation", c, i) for c in range(len(self.class_names)) for i in range(each)
+        ]
         self._judge_accuracy: float | None = None
 
     def clients(self, federation: Federation, model: Any = None) -> dict[str, float]:
@@ -110,12 +116,17 @@ class Evaluation:
         if self._judge_accuracy is None:
             images, labels = self.resources.test_images()
             self._judge_accuracy = self.resources.judge().accuracy(images, labels)
-        told = {"images": len(self.prompts), "images_per_class": self.settings.images_per_class,
-                "judge_accuracy": self._judge_accuracy}
+        told = {
+            "images": len(self.prompts),
+            "images_per_class": self.settings.images_per_class,
+            "judge_accuracy": self._judge_accuracy,
+        }
         conf = self.resources.conf
         if any(member.modality == "pair" for member in conf.clients.mix):
-            galleries = {who: retrieval.protocol(held_out_pairs(conf, "test", part))
-                         for who, part in (("clients", "private"), ("server", "public"))}
+            galleries = {
+                who: retrieval.protocol(held_out_pairs(conf, "test", part))
+                for who, part in (("clients", "private"), ("server", "public"))
+            }
             told["retrieval"] = {"rsum": retrieval.HEADLINE, **galleries}
         return told
 

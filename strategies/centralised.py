@@ -46,8 +46,14 @@ class Centralised(Rounds):
         rows = order[: self.settings.samples]
         prompts = [self.classes.prompt(c) for c in labels[rows].tolist()]
         full = [f"{p} {texts[i]}" for p, i in zip(prompts, rows.tolist(), strict=True)]
-        return self.generator.finetune(images[rows], TuneTexts(label=prompts, full=full), None, self.settings.t2i,
-                                       rounds=(r, self.num_rounds), seed=seeds.seed_of(self.seed, "t2i", r))
+        return self.generator.finetune(
+            images[rows],
+            TuneTexts(label=prompts, full=full),
+            None,
+            self.settings.t2i,
+            rounds=(r, self.num_rounds),
+            seed=seeds.seed_of(self.seed, "t2i", r),
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return self.generator.state()

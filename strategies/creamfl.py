@@ -39,10 +39,10 @@ OTHER = {"image": "text", "text": "image"}
 class CreamFLSettings:
     """Server settings; `ours` where the released code, as our notes have it, is silent."""
 
-    anchors: str = "encoder"           # G: encoder (trained on the pairs) | clip (frozen) | mean (of the clients; ours)
-    aggregation: str = "contrastive"   # global-local contrastive weights | uniform
-    score_temperature: float = 1.0     # of the log-softmax; none in the code
-    kd_weight: float = 0.3             # of the distillation into the server's encoders
+    anchors: str = "encoder"  # G: encoder (trained on the pairs) | clip (frozen) | mean (of the clients; ours)
+    aggregation: str = "contrastive"  # global-local contrastive weights | uniform
+    score_temperature: float = 1.0  # of the log-softmax; none in the code
+    kd_weight: float = 0.3  # of the distillation into the server's encoders
     encoder: RetrieverSettings = field(default_factory=RetrieverSettings)
     public: PublicSetSettings = field(default_factory=PublicSetSettings)
 
@@ -81,22 +81,23 @@ class CreamFL(Rounds):
         proxy = self.public.pairs is not None
         public = self.public.drawn(r)
         asked = handshake(federation, self.public) if proxy else federation.cohort
-        losses = self.supervised(public, r)                          # the server's own contrastive epoch
-        anchors = self.anchors(public)                               # G, image and text
-        federation.ask("train", Nothing(), Nothing, Report)          # clients: cross-entropy on private data
+        losses = self.supervised(public, r)  # the server's own contrastive epoch
+        anchors = self.anchors(public)  # G, image and text
+        federation.ask("train", Nothing(), Nothing, Report)  # clients: cross-entropy on private data
         if proxy:
-            losses |= self.contrast(federation, asked, public, anchors)                  # inter- and intra-modal
+            losses |= self.contrast(federation, asked, public, anchors)  # inter- and intra-modal
         replies = ask_representations(federation, self.public, public, self.width, clients=asked)
         by_side = stacked(replies, self.width)
         anchors = anchors or mean_anchors(by_side)
-        merged, metrics = self.aggregated(by_side, anchors)          # global-local contrastive aggregation
+        merged, metrics = self.aggregated(by_side, anchors)  # global-local contrastive aggregation
         if self.encoder is not None:
-            losses |= self.encoder.distill(public.images, public.texts, merged, self.settings.kd_weight,
-                                           (r, self.num_rounds))
+            losses |= self.encoder.distill(
+                public.images, public.texts, merged, self.settings.kd_weight, (r, self.num_rounds)
+            )
         label_N, agree = majority(replies, self.classes, public.labels, self.guard)
-        if not proxy:                                                # fresh samples: known to clients only now
+        if not proxy:  # fresh samples: known to clients only now
             losses |= self.contrast(federation, [x.client for x in replies], public, anchors)
-            losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))      # Table III
+            losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))  # Table III
             self.votes = self.public.votes(public, label_N)
             agree |= self.public.judged(public, label_N)
         return losses | metrics | agree | formula_bytes(replies, len(public), lambda client: 2 * self.width)
@@ -107,8 +108,9 @@ class CreamFL(Rounds):
         """The server's retrieval training on the pairs."""
         if self.encoder is None:
             return {}
-        groups_N = self.public.pairs.named(public.ids).groups if self.public.pairs is not None \
-            else text_groups(public.texts)
+        groups_N = (
+            self.public.pairs.named(public.ids).groups if self.public.pairs is not None else text_groups(public.texts)
+        )
         return self.encoder.supervise(public.images, public.texts, groups_N, (r, self.num_rounds))
 
     def anchors(self, public: PublicRound) -> dict[str, Tensor]:
@@ -140,8 +142,9 @@ class CreamFL(Rounds):
         for side, (ids, reps_KND) in by_side.items():
             scores_KN = reps_KND.new_zeros(reps_KND.shape[:2])
             if self.settings.aggregation == "contrastive" and OTHER[side] in anchors:
-                scores_KN = torch.stack([match_scores(rep, anchors[OTHER[side]], self.settings.score_temperature)
-                                         for rep in reps_KND])
+                scores_KN = torch.stack(
+                    [match_scores(rep, anchors[OTHER[side]], self.settings.score_temperature) for rep in reps_KND]
+                )
             weights_KN = similarity_weights(scores_KN)
             merged[side] = weighted(reps_KND, weights_KN)
             metrics |= {f"fusion/{side}_weight_{k}": w for k, w in zip(ids, weights_KN.mean(1).tolist(), strict=True)}
@@ -170,5 +173,5 @@ def carried(features_NW: Tensor, width: int, seed: int) -> Tensor:
     random projection of unit length otherwise. [N, W] -> [N, D]."""
     unit, wide = normalize(features_NW, dim=-1), features_NW.shape[-1]
     drawn = torch.randn(max(wide, width), min(wide, width), generator=seeds.generator(seed, "carried", wide, width))
-    basis = torch.linalg.qr(drawn).Q                                    # orthonormal columns
+    basis = torch.linalg.qr(drawn).Q  # orthonormal columns
     return normalize(unit @ (basis.T if wide <= width else basis), dim=-1)

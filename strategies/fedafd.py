@@ -33,15 +33,15 @@ from strategies.blocks.rounds import Rounds
 class FedAFDSettings:
     """Server settings; the paper's symbol in the comment, `ours` where the paper is silent."""
 
-    fusion: str = "gff"              # what clients do with the global encoders: gff | global | none
-    alignment: bool = True           # BAA; off: no global features go down
-    sed: bool = True                 # off: no distillation, stage 1 alone
-    distillation: float = 0.4        # gamma
-    aggregator: str = "similarity"   # similarity (SED) | uniform
-    compare: str = "same"            # anchors of the same modality | cross: CreamFL's
-    temperature: float = 1.0         # of the similarity; 1 in the paper
-    pretrain_epochs: int = 10        # of the server on the public pairs before round 1; ours
-    tuned: str = "projection"        # what of the encoders moves after that: projection | all (the paper); ours
+    fusion: str = "gff"  # what clients do with the global encoders: gff | global | none
+    alignment: bool = True  # BAA; off: no global features go down
+    sed: bool = True  # off: no distillation, stage 1 alone
+    distillation: float = 0.4  # gamma
+    aggregator: str = "similarity"  # similarity (SED) | uniform
+    compare: str = "same"  # anchors of the same modality | cross: CreamFL's
+    temperature: float = 1.0  # of the similarity; 1 in the paper
+    pretrain_epochs: int = 10  # of the server on the public pairs before round 1; ours
+    tuned: str = "projection"  # what of the encoders moves after that: projection | all (the paper); ours
     retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
     divergences: Divergences = field(default_factory=Divergences)
 
@@ -70,28 +70,29 @@ class FedAFD(Rounds):
 
     def begin(self, federation: Federation) -> dict[str, float]:
         P = self.public
-        federation.ask("represent", PublicSet(P.order, P.ids[:0]), Features)           # whoever has another set says so
-        metrics = self.retriever.supervise(P.images, P.texts, P.groups, (0, self.num_rounds),
-                                           self.settings.pretrain_epochs)
-        metrics |= self.spread(federation)                                              # G_0: heads learn on fused
-        federation.ask("train", Nothing(), Nothing, Report)                             # E0: ours
+        federation.ask("represent", PublicSet(P.order, P.ids[:0]), Features)  # whoever has another set says so
+        metrics = self.retriever.supervise(
+            P.images, P.texts, P.groups, (0, self.num_rounds), self.settings.pretrain_epochs
+        )
+        metrics |= self.spread(federation)  # G_0: heads learn on fused
+        federation.ask("train", Nothing(), Nothing, Report)  # E0: ours
         return metrics | self.bytes_apart(federation)
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         s, P, now = self.settings, self.public, (r, self.num_rounds)
         self.freeze()
         self.steps = {"encoders": set(), "features": set()}
-        metrics = self.retriever.supervise(P.images, P.texts, P.groups, now)            # stage 1, section 7
-        global_ND = self.features(r)                                                    # I^g, T^g of the snapshot G_r
-        metrics |= self.spread(federation)                                              # G_r
+        metrics = self.retriever.supervise(P.images, P.texts, P.groups, now)  # stage 1, section 7
+        global_ND = self.features(r)  # I^g, T^g of the snapshot G_r
+        metrics |= self.spread(federation)  # G_r
         down = Features(P.ids, global_ND["image"], global_ND["text"]) if s.alignment else Nothing()
-        trained = federation.ask("train", down, Report)                                 # stage 2, sections 3 and 4
+        trained = federation.ask("train", down, Report)  # stage 2, sections 3 and 4
         self.steps["features"].add(federation.step)
         metrics |= told(trained)
         if s.sed:
-            replies = self.ask_features(federation, [x.client for x in trained])        # I^c, T^c
-            targets, weights = self.aggregated(replies, global_ND)                      # stage 3, section 5
-            metrics |= weights | self.distill(targets, now)                             # section 6
+            replies = self.ask_features(federation, [x.client for x in trained])  # I^c, T^c
+            targets, weights = self.aggregated(replies, global_ND)  # stage 3, section 5
+            metrics |= weights | self.distill(targets, now)  # section 6
         return metrics | self.bytes_apart(federation)
 
     # -- the global encoders and their features ------------------------------------------------------------------------
@@ -110,8 +111,10 @@ class FedAFD(Rounds):
             return self.retriever.features(images, texts)
         self.server_model.train()
         with torch.no_grad(), seeds.scoped(self.seed, "public features", r):
-            parts = [self.server_model(*self.retriever.inputs(images, texts, rows))
-                     for rows in torch.arange(len(images)).split(self.settings.retriever.batch)]
+            parts = [
+                self.server_model(*self.retriever.inputs(images, texts, rows))
+                for rows in torch.arange(len(images)).split(self.settings.retriever.batch)
+            ]
         return {side: torch.cat([p[n].cpu() for p in parts]) for n, side in enumerate(SIDES)}
 
     def spread(self, federation: Federation) -> dict[str, float]:
@@ -132,6 +135,7 @@ class FedAFD(Rounds):
 
     def ask_features(self, federation: Federation, clients: list[Client]) -> list[Reply]:
         """The clients' unit features of all pairs; a reply that misses a side its client has is left out."""
+
         def whole(client: Client, body: Features) -> None:
             for side in SIDES:
                 found, expected = getattr(body, side), self.width if side in sides_of(client) else 0
@@ -141,8 +145,15 @@ class FedAFD(Rounds):
                     raise WireError(f"Features.{side} has a vector longer than one")
 
         P = self.public
-        replies = federation.ask("represent", PublicSet(P.order, P.ids), Features, ids=P.ids, check=whole,
-                                 bounds={"N": len(P)}, clients=clients)
+        replies = federation.ask(
+            "represent",
+            PublicSet(P.order, P.ids),
+            Features,
+            ids=P.ids,
+            check=whole,
+            bounds={"N": len(P)},
+            clients=clients,
+        )
         self.steps["features"].add(federation.step)
         return replies
 
@@ -158,13 +169,16 @@ class FedAFD(Rounds):
                 continue
             reps_KND = torch.stack([getattr(x.body, side) for x in mine])
             anchor_ND = global_ND[side if s.compare == "same" else SIDES[1 - SIDES.index(side)]]
-            score_KN = torch.stack([match_scores(x, anchor_ND, s.temperature) for x in reps_KND])       # s^{c,k}
+            score_KN = torch.stack([match_scores(x, anchor_ND, s.temperature) for x in reps_KND])  # s^{c,k}
             weight_KN = similarity_weights(score_KN if s.aggregator == "similarity" else score_KN * 0)  # w^{c,k}
-            targets[side] = weighted(reps_KND, weight_KN)                                               # i_agg^k
-            metrics |= {f"sed/weight_{side}/{x.client.id}": w
-                        for x, w in zip(mine, weight_KN.mean(1).tolist(), strict=True)}
-            metrics |= {f"sed/score_{side}": score_KN.mean().item(), f"sed/length_{side}":
-                        targets[side].norm(dim=1).mean().item()}
+            targets[side] = weighted(reps_KND, weight_KN)  # i_agg^k
+            metrics |= {
+                f"sed/weight_{side}/{x.client.id}": w for x, w in zip(mine, weight_KN.mean(1).tolist(), strict=True)
+            }
+            metrics |= {
+                f"sed/score_{side}": score_KN.mean().item(),
+                f"sed/length_{side}": targets[side].norm(dim=1).mean().item(),
+            }
         return targets, metrics
 
     def distill(self, targets: dict[str, Tensor], rounds: tuple[int, int]) -> dict[str, float]:
@@ -173,8 +187,10 @@ class FedAFD(Rounds):
 
         def terms(rows: Tensor) -> dict[str, Tensor]:
             own = dict(zip(SIDES, self.server_model(*self.retriever.inputs(P.images, P.texts, rows)), strict=True))
-            return {f"kd_{side}": s.distillation * apart(own[side], target[rows].to(own[side].device),
-                                                         s.divergences.kd) for side, target in targets.items()}
+            return {
+                f"kd_{side}": s.distillation * apart(own[side], target[rows].to(own[side].device), s.divergences.kd)
+                for side, target in targets.items()
+            }
 
         epochs = s.retriever.kd_epochs if targets and s.distillation else 0
         return self.retriever.passes(terms, len(P), epochs, rounds, "distill")

@@ -32,8 +32,8 @@ from strategies.blocks.weights import (
 class FedAvgSettings:
     """The cohort's size is `cohort.fraction`."""
 
-    weighting: str = "examples"    # p_k: examples (n_k / n) | uniform
-    groups: str = "none"           # none: one model for all | architecture: one for the clients of each
+    weighting: str = "examples"  # p_k: examples (n_k / n) | uniform
+    groups: str = "none"  # none: one model for all | architecture: one for the clients of each
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
@@ -56,9 +56,9 @@ class FedAvg(Rounds):
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         if self.settings.groups == "none":
-            replies = trained(federation, self.weights)                                 # ClientUpdate(k, w_t)
+            replies = trained(federation, self.weights)  # ClientUpdate(k, w_t)
             p_K = shares(replies, self.settings.weighting)
-            self.weights = weighted_mean([x.body.tensors for x in replies], p_K)        # w_{t+1} = sum_k p_k w_k
+            self.weights = weighted_mean([x.body.tensors for x in replies], p_K)  # w_{t+1} = sum_k p_k w_k
             return figures(replies)
         members = grouped(federation.cohort)
         down = {group: part(self.weights, group) for group in members}

@@ -26,7 +26,7 @@ class FedETSettings:
     """Server settings; lambda = 0.05 weighs the diversity term in the clients' loss (client.logit_weight)."""
 
     scores: str = "log_softmax"  # l, whose variance over classes is a client's confidence: log_softmax | softmax
-    diversity: bool = True       # off: clients learn the consensus label alone
+    diversity: bool = True  # off: clients learn the consensus label alone
     public: PublicSetSettings = field(default_factory=PublicSetSettings)
 
     def __post_init__(self) -> None:
@@ -49,24 +49,30 @@ class FedET(Rounds):
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         public = self.public.drawn(r)
-        federation.ask("train", Nothing(), Nothing, Report)                                   # local training
+        federation.ask("train", Nothing(), Nothing, Report)  # local training
         replies, logits_KNC = ask_scores(federation, public, self.classes, "Fed-ET")
         score_KNC = logits_KNC.log_softmax(-1) if self.settings.scores == "log_softmax" else logits_KNC.softmax(-1)
-        weight_KN = variance_weights(score_KNC)                                               # a_k = Var / sum Var
-        label_N = weighted(weight_KN, score_KNC).argmax(-1)                                   # y~ = argmax sum a_k l_k
-        diverse_NC, some_N = diversity(weight_KN, score_KNC, label_N)                         # those with argmax != y~
+        weight_KN = variance_weights(score_KNC)  # a_k = Var / sum Var
+        label_N = weighted(weight_KN, score_KNC).argmax(-1)  # y~ = argmax sum a_k l_k
+        diverse_NC, some_N = diversity(weight_KN, score_KNC, label_N)  # those with argmax != y~
         if self.settings.scores == "softmax":
-            diverse_NC = diverse_NC.clamp_min(1e-12).log()                                    # as class scores again
+            diverse_NC = diverse_NC.clamp_min(1e-12).log()  # as class scores again
 
         told_N = some_N.float() * self.settings.diversity
-        learning = federation.send("distill", SoftTargets(public.ids, label_N, diverse_NC, told_N), Report,
-                                   clients=[x.client for x in replies])                       # CE(y~) + lambda KL
-        losses = self.public.tune((r, self.num_rounds), public, label_N)                      # Table III
+        learning = federation.send(
+            "distill", SoftTargets(public.ids, label_N, diverse_NC, told_N), Report, clients=[x.client for x in replies]
+        )  # CE(y~) + lambda KL
+        losses = self.public.tune((r, self.num_rounds), public, label_N)  # Table III
         learnt = federation.collect(learning)
         self.votes = self.public.votes(public, label_N)
         weights = {f"fusion/weight_{x.client.id}": w for x, w in zip(replies, weight_KN.mean(1).tolist(), strict=True)}
-        return means_of(learnt) | losses | recorded(self.public, public, replies, logits_KNC, label_N) | weights \
+        return (
+            means_of(learnt)
+            | losses
+            | recorded(self.public, public, replies, logits_KNC, label_N)
+            | weights
             | {"labels/disputed": some_N.float().mean().item()}
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return self.public.state()

@@ -28,10 +28,10 @@ SERVERS = ("ensemble", "clip")
 class FedGEMSSettings:
     """Server settings; e = 0.75 is client.label_weight, 1 - e is client.logit_weight."""
 
-    server_model: str = "ensemble"    # stands for the server's classifier: ensemble (oracle-free) | clip (zero-shot)
-    clip_scale: float | None = None   # of CLIP's cosines; None: the one it was trained with
-    pool: bool = True                 # L*: the scores the server once was right with
-    sharpest: float = 1e-3            # H is at least this, nats: 1/H of a sure client stays finite; ours
+    server_model: str = "ensemble"  # stands for the server's classifier: ensemble (oracle-free) | clip (zero-shot)
+    clip_scale: float | None = None  # of CLIP's cosines; None: the one it was trained with
+    pool: bool = True  # L*: the scores the server once was right with
+    sharpest: float = 1e-3  # H is at least this, nats: 1/H of a sure client stays finite; ours
     public: PublicSetSettings = field(default_factory=PublicSetSettings)
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class FedGEMS(Rounds):
         super().__init__(settings, resources)
         self.public, self.classes = PublicSet(settings.public, resources), len(resources.classes)
         self.generator = self.public.generator
-        self.pool: dict[int, Tensor] = {}                                                     # L*, by sample id
+        self.pool: dict[int, Tensor] = {}  # L*, by sample id
 
     def begin(self, federation: Federation) -> dict[str, float]:
         federation.ask("train", Nothing(), Nothing, Report)
@@ -57,27 +57,36 @@ class FedGEMS(Rounds):
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         public, floor = self.public.drawn(r), self.settings.sharpest
-        label_N = public.labels                                                               # a labelled public set
-        federation.ask("train", Nothing(), Nothing, Report)                                   # clients: CE on D_k
+        label_N = public.labels  # a labelled public set
+        federation.ask("train", Nothing(), Nothing, Report)  # clients: CE on D_k
         replies, logits_KNC = ask_scores(federation, public, self.classes, "FedGEMS")
         server_NC = self.server_scores(public, logits_KNC)
         right_N = server_NC.argmax(-1) == label_N
-        pooled_NC, known_N = self.remembered(public.ids)                                      # wrong, but in the pool
-        weight_KN = selective_weights(logits_KNC, label_N, floor)                             # wrong, not in the pool
+        pooled_NC, known_N = self.remembered(public.ids)  # wrong, but in the pool
+        weight_KN = selective_weights(logits_KNC, label_N, floor)  # wrong, not in the pool
         asked_NC = (weight_KN[..., None] * logits_KNC).sum(0)
         taught_NC = server_NC.where(right_N[:, None], pooled_NC.where(known_N[:, None], asked_NC))
         self.remember(public.ids[right_N], server_NC[right_N])
 
         learning = federation.send(
-            "distill", SoftTargets(public.ids, label_N, taught_NC, torch.ones(len(public))), Report,
-            clients=[x.client for x in replies])                                              # e CE + (1 - e) KL
-        losses = self.public.tune((r, self.num_rounds), public, label_N)                      # Table III
+            "distill",
+            SoftTargets(public.ids, label_N, taught_NC, torch.ones(len(public))),
+            Report,
+            clients=[x.client for x in replies],
+        )  # e CE + (1 - e) KL
+        losses = self.public.tune((r, self.num_rounds), public, label_N)  # Table III
         learnt = federation.collect(learning)
         self.votes = self.public.votes(public, taught_NC.argmax(-1))
-        return means_of(learnt) | losses | recorded(self.public, public, replies, logits_KNC, label_N) | {
-            "server/right": right_N.float().mean().item(),
-            "server/from_pool": (~right_N & known_N).float().mean().item(),
-            "server/taught_right": (taught_NC.argmax(-1) == label_N).float().mean().item()}
+        return (
+            means_of(learnt)
+            | losses
+            | recorded(self.public, public, replies, logits_KNC, label_N)
+            | {
+                "server/right": right_N.float().mean().item(),
+                "server/from_pool": (~right_N & known_N).float().mean().item(),
+                "server/taught_right": (taught_NC.argmax(-1) == label_N).float().mean().item(),
+            }
+        )
 
     # -- the server's own opinion, and what it remembers of it ---------------------------------------------------------
 

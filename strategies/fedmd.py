@@ -22,7 +22,7 @@ from strategies.blocks.scores import ask_scores, recorded, warm_up
 class FedMDSettings:
     """Server settings: the public set, and whether its labels may be used."""
 
-    warm_up: bool = False   # transfer learning on the labelled public set before the private training
+    warm_up: bool = False  # transfer learning on the labelled public set before the private training
     public: PublicSetSettings = field(default_factory=PublicSetSettings)
 
 
@@ -38,21 +38,25 @@ class FedMD(Rounds):
 
     def begin(self, federation: Federation) -> dict[str, float]:
         figures = {}
-        if self.settings.warm_up:                                                        # transfer learning: public,
+        if self.settings.warm_up:  # transfer learning: public,
             figures = means_of(warm_up(federation, self.public.drawn(0), self.classes, "FedMD"), "warmup")
-        federation.ask("train", Nothing(), Nothing, Report)                              # then private
+        federation.ask("train", Nothing(), Nothing, Report)  # then private
         return figures
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
-        public = self.public.drawn(r)                                                    # a random alignment set
-        federation.ask("train", Nothing(), Nothing, Report)                              # newcomers and non-classifiers
-        replies, logits_KNC = ask_scores(federation, public, self.classes, "FedMD")      # communicate
-        mean_NC = logits_KNC.mean(0)                                                     # aggregate: f = 1/K sum f_k
-        label_N = mean_NC.argmax(-1)                                                     # adapted: labels for T2I
+        public = self.public.drawn(r)  # a random alignment set
+        federation.ask("train", Nothing(), Nothing, Report)  # newcomers and non-classifiers
+        replies, logits_KNC = ask_scores(federation, public, self.classes, "FedMD")  # communicate
+        mean_NC = logits_KNC.mean(0)  # aggregate: f = 1/K sum f_k
+        label_N = mean_NC.argmax(-1)  # adapted: labels for T2I
 
-        digesting = federation.send("distill", Logits(public.ids, mean_NC), Report,      # distribute, digest, revisit
-                                    clients=[x.client for x in replies])
-        losses = self.public.tune((r, self.num_rounds), public, label_N)                 # Table III
+        digesting = federation.send(
+            "distill",
+            Logits(public.ids, mean_NC),
+            Report,  # distribute, digest, revisit
+            clients=[x.client for x in replies],
+        )
+        losses = self.public.tune((r, self.num_rounds), public, label_N)  # Table III
         digested = federation.collect(digesting)
         self.votes = self.public.votes(public, label_N)
         return means_of(digested) | losses | recorded(self.public, public, replies, logits_KNC, label_N)

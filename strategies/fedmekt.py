@@ -42,17 +42,17 @@ Embeddings = dict[str, list[Tensor]]  # side -> its layers' unit embeddings: [N,
 class FedMEKTSettings:
     """Server settings; the released code's values as our notes have them, `ours` where these are silent."""
 
-    image: str = "resnet"            # architectures of the server's encoders, sizes of clients.architectures; ours
+    image: str = "resnet"  # architectures of the server's encoders, sizes of clients.architectures; ours
     text: str = "bert"
-    hidden: int = 256                # width of the decoders' layer; ours
-    reconstruct: str = "own"         # own: a code gives back its own modality | both: the pair's other one as well
-    transfer: float = 0.1            # eta, of KL_T with the clients' mean embeddings
-    second_layer: float = 0.04       # gamma, of KL_T with the mean of their bodies' outputs; 0: these are not sent
-    temperature: float = 3.0         # T
-    epochs: int = 2                  # passes of the autoencoder over the public samples a round
-    learning_rate: float = 2.0e-3    # Adam
-    batch: int = 64                  # ours
-    clip: float = 5.0                # gradient norm; ours
+    hidden: int = 256  # width of the decoders' layer; ours
+    reconstruct: str = "own"  # own: a code gives back its own modality | both: the pair's other one as well
+    transfer: float = 0.1  # eta, of KL_T with the clients' mean embeddings
+    second_layer: float = 0.04  # gamma, of KL_T with the mean of their bodies' outputs; 0: these are not sent
+    temperature: float = 3.0  # T
+    epochs: int = 2  # passes of the autoencoder over the public samples a round
+    learning_rate: float = 2.0e-3  # Adam
+    batch: int = 64  # ours
+    clip: float = 5.0  # gradient norm; ours
     public: PublicSetSettings = field(default_factory=PublicSetSettings)
 
     def __post_init__(self) -> None:
@@ -82,9 +82,14 @@ class FedMEKT(Rounds):
         self.public = PublicSet(settings.public, resources)
         self.generator = self.public.generator
         self.vocabulary = build.vocabulary(clients, settings.text)
-        self.server = autoencoder.built(clients, {"image": settings.image, "text": settings.text},
-                                        int(resources.conf.data.image_size), self.vocabulary, settings.hidden,
-                                        resources.seed)
+        self.server = autoencoder.built(
+            clients,
+            {"image": settings.image, "text": settings.text},
+            int(resources.conf.data.image_size),
+            self.vocabulary,
+            settings.hidden,
+            resources.seed,
+        )
 
     def begin(self, federation: Federation) -> dict[str, float]:
         federation.ask("train", Nothing(), Nothing, Report)
@@ -93,24 +98,31 @@ class FedMEKT(Rounds):
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         second = self.settings.second_layer > 0
         public = self.public.drawn(r)
-        federation.ask("train", Nothing(), Nothing, Report)                   # private epochs
+        federation.ask("train", Nothing(), Nothing, Report)  # private epochs
         replies = ask_representations(federation, self.public, public, self.width, second)
         merged = {side: reps_KND.mean(0) for side, (_, reps_KND) in stacked(replies, self.width).items()}  # e_m
         bodies = {side: reps_KND.mean(0) for side, (_, reps_KND) in stacked(replies, self.width, 1).items()}
         inputs = self.inputs(public)
-        losses = self.learn(inputs, merged, bodies, r)                        # reconstruction and transfer
+        losses = self.learn(inputs, merged, bodies, r)  # reconstruction and transfer
         own = self.embedded(inputs, second)
 
-        teaching = federation.send("distill", lambda client: self.down(public, own, client), Report,
-                                   clients=[x.client for x in replies])       # clients: task and transfer
+        teaching = federation.send(
+            "distill", lambda client: self.down(public, own, client), Report, clients=[x.client for x in replies]
+        )  # clients: task and transfer
         label_N, agree = majority(replies, self.classes, public.labels, self.guard)
         if self.generator is not None:
-            losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))      # Table III
+            losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))  # Table III
             self.votes = self.public.votes(public, label_N)
             agree |= self.public.judged(public, label_N)
         taught = federation.collect(teaching)
-        return losses | means_of(taught) | agree | formula_bytes(
-            replies, len(public), lambda client: self.width * sum(len(own[side]) for side in sides_of(client)))
+        return (
+            losses
+            | means_of(taught)
+            | agree
+            | formula_bytes(
+                replies, len(public), lambda client: self.width * sum(len(own[side]) for side in sides_of(client))
+            )
+        )
 
     # -- the server's autoencoder ------------------------------------------------------------------------------------
 
@@ -135,11 +147,13 @@ class FedMEKT(Rounds):
                     for shown in SIDES if s.reconstruct == "both" else (side,):
                         terms[f"reconstruct_{side}_{shown}"] = self.server.loss(shown, code_BD, x[shown])
                     if side in merged:
-                        terms[f"transfer_{side}"] = s.transfer * feature_kl(grown(merged[side][rows]), code_BD,
-                                                                            s.temperature)
+                        terms[f"transfer_{side}"] = s.transfer * feature_kl(
+                            grown(merged[side][rows]), code_BD, s.temperature
+                        )
                     if side in bodies and body_BH.shape[1] == self.width:
-                        terms[f"second_{side}"] = s.second_layer * feature_kl(grown(bodies[side][rows]), body_BH,
-                                                                              s.temperature)
+                        terms[f"second_{side}"] = s.second_layer * feature_kl(
+                            grown(bodies[side][rows]), body_BH, s.temperature
+                        )
                 stepper.zero_grad(set_to_none=True)
                 torch.stack(list(terms.values())).sum().backward()
                 clip_grad_norm_(self.server.parameters(), s.clip)

@@ -30,8 +30,8 @@ PROTOTYPES, SCALE, SUMS, COUNTS = "fednh.prototypes", "fednh.scale", "fednh.sums
 class FedNHSettings:
     """Server settings, the paper's symbol in the comment."""
 
-    smoothing: float = 0.9         # rho
-    weighting: str = "uniform"     # of the encoders: uniform (the released code) | examples
+    smoothing: float = 0.9  # rho
+    weighting: str = "uniform"  # of the encoders: uniform (the released code) | examples
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
@@ -55,9 +55,10 @@ class FedNH(Rounds):
         w_CD, encoder = self.weights[PROTOTYPES], {n: v for n, v in self.weights.items() if n != PROTOTYPES}
         like = encoder | {SUMS: w_CD, COUNTS: w_CD[:, 0]}
         replies = trained(federation, self.weights, like=like, check=plausible_classes)
-        mean = weighted_mean([{n: x.body.tensors[n] for n in encoder} for x in replies],
-                             shares(replies, self.settings.weighting))
-        sums_CD = torch.stack([x.body.tensors[SUMS] for x in replies]).sum(0)           # sum_k n_kc mu_kc
+        mean = weighted_mean(
+            [{n: x.body.tensors[n] for n in encoder} for x in replies], shares(replies, self.settings.weighting)
+        )
+        sums_CD = torch.stack([x.body.tensors[SUMS] for x in replies]).sum(0)  # sum_k n_kc mu_kc
         counts_C = torch.stack([x.body.tensors[COUNTS] for x in replies]).sum(0)
         self.weights = mean | {PROTOTYPES: updated(w_CD, sums_CD, counts_C, self.settings.smoothing)}
         return figures(replies) | {"fednh/scale": mean[SCALE].item(), "fednh/classes": (counts_C > 0).sum().item()}

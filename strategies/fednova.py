@@ -22,7 +22,7 @@ STEPS = (1.0, 1e9)  # a_k: at least one step
 class FedNovaSettings:
     """No setting of its own beside p_k."""
 
-    weighting: str = "examples"    # p_k: examples (n_k / n) | uniform
+    weighting: str = "examples"  # p_k: examples (n_k / n) | uniform
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
@@ -58,5 +58,5 @@ def normalised_average(
     for name, w in start.items():
         if learned(name, w):
             d = sum(p / a * (w.double() - state[name].double()) for p, a, state in zip(p_K, a_K, states, strict=True))
-            mean[name] = (w.double() - a_eff * d).to(w.dtype)                                 
+            mean[name] = (w.double() - a_eff * d).to(w.dtype)
     return mean

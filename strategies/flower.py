@@ -30,9 +30,19 @@ WRAPPERS = tuple(name for name in builtin.__all__ if name.startswith("Differenti
 ELSEWHERE = ("FedProx", "FedXgbBagging", "FedXgbCyclic", "Result", "Strategy")  # method=fedprox; trees; no strategies
 STRATEGIES = tuple(name for name in builtin.__all__ if name not in (*WRAPPERS, *ELSEWHERE))
 STEPPING = ("FedAdagrad", "FedAdam", "FedAvgM", "FedYogi", "QFedAvg")  # their steps could make a variance negative
-OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes",
-        "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_loss_key", "train_metrics_aggr_fn",
-        "evaluate_metrics_aggr_fn")  # the cohort and the messages are our federation's
+OURS = (
+    "fraction_train",
+    "fraction_evaluate",
+    "min_train_nodes",
+    "min_evaluate_nodes",
+    "min_available_nodes",
+    "weighted_by_key",
+    "arrayrecord_key",
+    "configrecord_key",
+    "train_loss_key",
+    "train_metrics_aggr_fn",
+    "evaluate_metrics_aggr_fn",
+)  # the cohort and the messages are our federation's
 LEAST_VARIANCE = 1e-5
 
 
@@ -44,8 +54,8 @@ class FlowerSettings:
     options: dict[str, Any] = field(default_factory=dict)
     wrapper: str | None = None
     wrapper_options: dict[str, Any] = field(default_factory=dict)
-    statistics: str | None = None   # batch norm's figures: mean | strategy; null: mean where the strategy takes steps
-    secret_noise: bool = False      # DP noise from the system's entropy: private, but no run repeats another
+    statistics: str | None = None  # batch norm's figures: mean | strategy; null: mean where the strategy takes steps
+    secret_noise: bool = False  # DP noise from the system's entropy: private, but no run repeats another
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
@@ -62,8 +72,7 @@ class FlowerSettings:
 def build(s: FlowerSettings, cohort: int) -> builtin.Strategy:
     """The strategy over a whole cohort, in its wrapper. ValueError for a keyword or a value it does not take."""
     kind = getattr(builtin, s.strategy)
-    inner = _call(kind, "options", s.options, fraction_train=1.0, min_train_nodes=1,
-                  min_available_nodes=1)
+    inner = _call(kind, "options", s.options, fraction_train=1.0, min_train_nodes=1, min_available_nodes=1)
     if not s.wrapper:
         return inner
     given = {"num_sampled_clients": cohort} | s.wrapper_options
@@ -144,15 +153,19 @@ class Flower(Rounds):
                 metrics["norm_bit"] = int(x.body.metrics["norm_bit"])
             question = asked[x.client.node]
             question.metadata.__dict__["_message_id"] = f"{x.client.node}"  # the grid never saw it
-            out.append(Message(RecordDict({"arrays": self.theirs(x.body.tensors), "metrics": metrics}),
-                               reply_to=question))
+            out.append(
+                Message(RecordDict({"arrays": self.theirs(x.body.tensors), "metrics": metrics}), reply_to=question)
+            )
         return out
 
     @staticmethod
     def taken(name: str, aggregated: ArrayRecord, mean: Tensor) -> Tensor:
         """The strategy's value of a tensor in our type, or the mean where it had none; a variance stays positive."""
-        value = torch.from_numpy(np.array(aggregated[name].numpy())).to(mean.dtype).reshape(mean.shape) \
-            if name in aggregated else mean
+        value = (
+            torch.from_numpy(np.array(aggregated[name].numpy())).to(mean.dtype).reshape(mean.shape)
+            if name in aggregated
+            else mean
+        )
         return value.clamp_min(LEAST_VARIANCE) if name.endswith("running_var") else value
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -168,7 +181,6 @@ def told(questions: list[Message]) -> dict[str, float]:
     """What a strategy's configuration tells clients in figures (clipping_norm)."""
     config = next(iter(questions[0].content.config_records.values())) if questions else {}
     return {key: float(v) for key, v in config.items() if isinstance(v, float)}
-
 
 
 def layers(strategy: Any) -> Iterator[tuple[int, Any]]:

@@ -21,8 +21,8 @@ from strategies.blocks.weights import check_weighting, figures, shared_start, sh
 class ScaffoldSettings:
     """Server settings, the paper's symbol in the comment."""
 
-    rate: float = 1.0              # eta_g
-    weighting: str = "uniform"     # of y_k - x: uniform (the paper) | examples
+    rate: float = 1.0  # eta_g
+    weighting: str = "uniform"  # of y_k - x: uniform (the paper) | examples
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
 
     def __post_init__(self) -> None:
@@ -36,17 +36,17 @@ class Scaffold(Rounds):
     Settings = ScaffoldSettings
 
     def begin(self, federation: Federation) -> dict[str, float]:
-        self.weights = shared_start(federation, "scaffold")                             # c_0 = 0 comes with it
+        self.weights = shared_start(federation, "scaffold")  # c_0 = 0 comes with it
         return {}
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
-        replies = trained(federation, self.weights, late=False)                          # dc_k is of this round's c
+        replies = trained(federation, self.weights, late=False)  # dc_k is of this round's c
         x, c = without(self.weights, "control"), part(self.weights, "control")
         y_K = [without(reply.body.tensors, "control") for reply in replies]
         mean_change = weighted_mean([part(reply.body.tensors, "control") for reply in replies], [1.0] * len(replies))
         x = moved(x, weighted_mean(y_K, shares(replies, self.settings.weighting)), self.settings.rate)
-        share = len(replies) / len(federation.clients)                                  # |S| / M
-        c = {name: c[name] + share * mean_change[name] for name in c}                   # c <- c + 1/M sum_S dc_k
+        share = len(replies) / len(federation.clients)  # |S| / M
+        c = {name: c[name] + share * mean_change[name] for name in c}  # c <- c + 1/M sum_S dc_k
         self.weights = x | named("control", c)
         return figures(replies)
 

@@ -22,7 +22,7 @@ TEXT = {"label": "label", "caption": "caption", "representation": "caption"}  # 
 class SelfTunedSettings:
     """As FedMMKT's: the same samples a round and the same tuning."""
 
-    source: str = "label"               # label (x, prompt) | caption (x, caption) | representation (x, caption, r)
+    source: str = "label"  # label (x, prompt) | caption (x, caption) | representation (x, caption, r)
     samples: int = 240
     class_sampling: str = "stratified"
     sample_guidance: float | None = None
@@ -56,8 +56,14 @@ class SelfTuned(Rounds):
         if s.source == "representation":  # the paper uses a public ViT; ours is the image tower of the public CLIP
             features = self.resources.clip_score().encode_images(images)
             features = layer_norm(features, features.shape[-1:])
-        return self.generator.finetune(images, TuneTexts(label=prompts, full=texts), features, how,
-                                       rounds=(r, self.num_rounds), seed=seeds.seed_of(self.seed, "t2i", r))
+        return self.generator.finetune(
+            images,
+            TuneTexts(label=prompts, full=texts),
+            features,
+            how,
+            rounds=(r, self.num_rounds),
+            seed=seeds.seed_of(self.seed, "t2i", r),
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return self.generator.state()

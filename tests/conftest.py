@@ -30,13 +30,17 @@ def tiny_overrides() -> list[str]:
     conf = composition.compose(["data=toy", "diffusion=mini"])
     classes = tuple(str(name) for name in open_dataset(conf.data).classes)
     made = tiny_models(classes)
-    return ["diffusion=toy", f"+data.judge={made['judge']}",
-            *(f"diffusion.{name}={made[name]}" for name in ("model", "captioner", "clip"))]
+    return [
+        "diffusion=toy",
+        f"+data.judge={made['judge']}",
+        *(f"diffusion.{name}={made[name]}" for name in ("model", "captioner", "clip")),
+    ]
 
 
 @pytest.fixture
 def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., DictConfig]:
     """`toy_conf("rounds=2", ...)`: complete settings on toy data, clients and models, in a directory of the test's."""
+
     def composed(*overrides: str) -> DictConfig:
         given = ["data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
         conf = composition.complete(composition.compose([*given, *overrides]))
@@ -51,6 +55,7 @@ def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., DictCon
 @pytest.fixture
 def federated() -> Callable[..., Path]:
     """`federated(conf, tamper=None)`: run the real ServerApp and ClientApp in this process; gives the run directory."""
+
     def run(conf: DictConfig, tamper: Callable | None = None) -> Path:
         from client_app.app import app as client_app
         from server_app.app import app as server_app

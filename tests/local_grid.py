@@ -37,7 +37,11 @@ class LocalGrid(Grid):
     the slow one. Nodes may `join` and `leave`."""
 
     def __init__(
-        self, client_app: ClientApp, clients: int, run_config: dict, tamper: Tamper | None = None,
+        self,
+        client_app: ClientApp,
+        clients: int,
+        run_config: dict,
+        tamper: Tamper | None = None,
         delay: Delay | None = None,
     ) -> None:
         self.client_app, self.tamper, self.delay = client_app, tamper, delay
@@ -47,8 +51,13 @@ class LocalGrid(Grid):
         self._replies: dict[str, tuple[float, Message]] = {}  # message id -> (not before, reply)
         self._run = Run.create_empty(run_id=1)
         self.contexts = {
-            FIRST_NODE + i: Context(run_id=1, node_id=FIRST_NODE + i, state=RecordDict(), run_config=dict(run_config),
-                                    node_config={"partition-id": i, "num-partitions": clients})
+            FIRST_NODE + i: Context(
+                run_id=1,
+                node_id=FIRST_NODE + i,
+                state=RecordDict(),
+                run_config=dict(run_config),
+                node_config={"partition-id": i, "num-partitions": clients},
+            )
             for i in range(clients)
         }
 
@@ -115,8 +124,14 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def run_apps(server_app: ServerApp, client_app: ClientApp, clients: int, run_config: dict,
-             tamper: Tamper | None = None, delay: Delay | None = None) -> LocalGrid:
+def run_apps(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    clients: int,
+    run_config: dict,
+    tamper: Tamper | None = None,
+    delay: Delay | None = None,
+) -> LocalGrid:
     """Run a whole federation in this process and return its grid."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     grid = LocalGrid(client_app, clients, run_config, tamper, delay)

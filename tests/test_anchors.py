@@ -39,7 +39,7 @@ def test_separation_by_hand() -> None:
     """Means 0 and 4 around 2: between (4 + 4) / 2 = 4; each point lies 1 off its mean: within 1."""
     x, labels = torch.tensor([[-1.0], [1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1, 1])
     assert separation(x, labels) == pytest.approx(4.0)
-    assert separation(x, torch.tensor([0, 1, 0, 1])) == pytest.approx((1 + 1) / 2 / 4)   # means 1 and 3 around 2
+    assert separation(x, torch.tensor([0, 1, 0, 1])) == pytest.approx((1 + 1) / 2 / 4)  # means 1 and 3 around 2
 
 
 @pytest.mark.parametrize("kind", ["fixed", "entropy", "learned"])
@@ -69,7 +69,7 @@ def test_anchors_of_a_tiny_model(per_class: int) -> None:
     assert tuple(anchors.visual.shape) == (3, per_class, 8) and tuple(anchors.text.shape) == (3, WIDTH)
     assert set(anchors.weights) == {"up1", "up2", "vae"} and 0 < anchors.explained <= 1
     assert not anchors.visual.requires_grad and anchors.visual.isfinite().all()
-    assert (anchors.visual.norm(dim=-1) <= 1 + 1e-5).all()                     # means of unit vectors
+    assert (anchors.visual.norm(dim=-1) <= 1 + 1e-5).all()  # means of unit vectors
     assert anchors.version == built(per_class=per_class).version != built(seed=1, per_class=per_class).version
 
 
@@ -82,7 +82,7 @@ def test_a_class_anchor_is_the_mean_of_its_images() -> None:
     z = normalize((joined - mean) @ axes[:8].T.float(), dim=-1)
     expected = torch.stack([z[LABELS == c].mean(0) for c in range(3)])
     got = built().visual[:, 0]
-    assert torch.allclose(got.abs(), expected.abs(), atol=1e-3)                # an axis may point either way
+    assert torch.allclose(got.abs(), expected.abs(), atol=1e-3)  # an axis may point either way
 
 
 def test_more_width_than_images_falls_back_to_a_random_projection() -> None:
@@ -112,7 +112,11 @@ def test_bad_input_is_refused_by_name() -> None:
         build_anchors(x, pictures(30), LABELS[:29], PROMPTS, s, 0)
     with pytest.raises(ValueError, match="label 2, but there are 2 prompts"):
         build_anchors(x, pictures(30), LABELS, PROMPTS[:2], s, 0)
-    for bad, said in (({"weights": "best"}, "weights must be one of"), ({"probe_lr": 0}, "probe_lr must lie"),
-                      ({"per_class": 0}, "per_class must lie"), ({"timestep": -1}, "timestep must lie")):
+    for bad, said in (
+        ({"weights": "best"}, "weights must be one of"),
+        ({"probe_lr": 0}, "probe_lr must lie"),
+        ({"per_class": 0}, "per_class must lie"),
+        ({"timestep": -1}, "timestep must lie"),
+    ):
         with pytest.raises(ValueError, match=said):
             AnchorSettings(**bad)

@@ -18,14 +18,25 @@ ATTACKERS = Attack("collude", 0.25).attackers(8, 0)
 
 
 def client(kind, id_=ATTACKERS[0], **more):
-    conf = OmegaConf.create({"seed": 0, "attack": {"kind": kind, "share": 0.25, "strength": 10.0} | more,
-                             "clients": {"mix": EIGHT}, "method": {"confidence": "exp_neg"}})
+    conf = OmegaConf.create(
+        {
+            "seed": 0,
+            "attack": {"kind": kind, "share": 0.25, "strength": 10.0} | more,
+            "clients": {"mix": EIGHT},
+            "method": {"confidence": "exp_neg"},
+        }
+    )
     return SimpleNamespace(conf=conf, id=id_, classes=4)
 
 
 def answers():
-    return Answers(torch.arange(2), torch.tensor([3, 1]), torch.tensor([0.2, 0.9]),
-                   torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.zeros(2, 0))
+    return Answers(
+        torch.arange(2),
+        torch.tensor([3, 1]),
+        torch.tensor([0.2, 0.9]),
+        torch.tensor([[3.0, 4.0], [0.0, 1.0]]),
+        torch.zeros(2, 0),
+    )
 
 
 def lines(run, name="rounds"):
@@ -49,10 +60,10 @@ def test_the_honest_send_what_they_saw():
 
 def test_confident_wrong_votes():
     up = attacks.attacked(client("confident_votes"), answers())
-    assert up.labels.tolist() == [0, 2] and up.confidence.tolist() == [1.0, 1.0]      # 3 + 1 of four classes is 0
+    assert up.labels.tolist() == [0, 2] and up.confidence.tolist() == [1.0, 1.0]  # 3 + 1 of four classes is 0
     assert torch.equal(up.representations, answers().representations)
     scores = attacks.attacked(client("confident_votes"), Logits(torch.arange(1), torch.tensor([[1.0, 5, 0, 0]])))
-    assert scores.logits.tolist() == [[0.0, 10.0, 50.0, 0.0]]                         # rolled, ten times as large
+    assert scores.logits.tolist() == [[0.0, 10.0, 50.0, 0.0]]  # rolled, ten times as large
 
 
 def test_scaled_vectors_stay_what_the_wire_lets_through():
@@ -60,9 +71,10 @@ def test_scaled_vectors_stay_what_the_wire_lets_through():
     assert up.representations.tolist() == [[-30.0, -40.0], [0.0, -10.0]] and up.labels.tolist() == [3, 1]
     scores = attacks.attacked(client("scaled_representations"), Logits(torch.arange(1), torch.full((1, 4), 5e3)))
     assert scores.logits.tolist() == [[-1e4] * 4]
-    unit = attacks.attacked(client("scaled_representations"),
-                            Features(torch.arange(1), torch.tensor([[0.6, 0.8]]), torch.zeros(1, 0)))
-    assert torch.allclose(unit.image, torch.tensor([[-0.6, -0.8]]))                   # turned round, still unit
+    unit = attacks.attacked(
+        client("scaled_representations"), Features(torch.arange(1), torch.tensor([[0.6, 0.8]]), torch.zeros(1, 0))
+    )
+    assert torch.allclose(unit.image, torch.tensor([[-0.6, -0.8]]))  # turned round, still unit
     state = attacks.attacked(client("scaled_representations"), Weights({"w": torch.ones(1), "n": torch.tensor(3)}, 5))
     assert state.tensors["w"].tolist() == [-10.0] and state.tensors["n"].item() == 3
 
@@ -71,7 +83,7 @@ def test_colluders_say_the_same():
     one, two = (attacks.attacked(client("collude", k), answers()) for k in ATTACKERS)
     assert torch.equal(one.labels, two.labels) and len(one.labels.unique()) == 1
     assert torch.equal(one.representations, two.representations)
-    assert one.representations.norm(dim=1).tolist() == pytest.approx([50.0, 10.0])    # ten times 5 and 1
+    assert one.representations.norm(dim=1).tolist() == pytest.approx([50.0, 10.0])  # ten times 5 and 1
     assert attacks.attacked(client("collude"), Nothing()) == Nothing()
 
 
@@ -99,8 +111,14 @@ def test_flipped_labels_are_the_attackers_alone():
 
 
 def four(toy_conf, *overrides):
-    return toy_conf("method.server.samples=16", "method.client.pretrain_epochs=1", "method.client.distill_epochs=1",
-                    "method.server.tune_t2i=false", "evaluation.images_per_class=1", *overrides)
+    return toy_conf(
+        "method.server.samples=16",
+        "method.client.pretrain_epochs=1",
+        "method.client.distill_epochs=1",
+        "method.server.tune_t2i=false",
+        "evaluation.images_per_class=1",
+        *overrides,
+    )
 
 
 def test_nan_uploads_are_refused_named_and_counted(toy_conf, federated):

@@ -15,7 +15,9 @@ def test_the_ratio_is_all_that_rounds_took_to_the_mathematics_in_them() -> None:
 
 
 def test_a_clock_changes_no_number_and_sees_both_halves(
-    toy_conf: Callable, federated: Callable, tmp_path: Path,
+    toy_conf: Callable,
+    federated: Callable,
+    tmp_path: Path,
 ) -> None:
     given = ("method=fedmd", "rounds=1", "references=none", "evaluation.images_per_class=1")
     plain = federated(toy_conf(*given, f"out={tmp_path / 'plain'}"))
@@ -23,5 +25,5 @@ def test_a_clock_changes_no_number_and_sees_both_halves(
         measured = federated(toy_conf(*given, f"out={tmp_path / 'measured'}"))
     told = [[x["metrics"] for x in read_lines(run / "rounds.jsonl")] for run in (plain, measured)]
     assert told[0] == told[1] and len(told[0]) == 2
-    assert clock.clients > 0 and clock.server > clock.asked > clock.clients   # clients answer inside the exchanges
+    assert clock.clients > 0 and clock.server > clock.asked > clock.clients  # clients answer inside the exchanges
     assert clock.rounds >= clock.server

@@ -132,8 +132,14 @@ def test_fit_reports_each_term_and_calls_the_hook():
     def objective(batch):
         return {"task": cross_entropy(model(batch[0]), batch[1]), "zero": batch[0].sum() * 0}
 
-    means = fit(model, lambda epoch: [(x, y)], objective, lr=0.1, epochs=20,
-                before_step=lambda m: calls.append(m.weight.grad is not None))
+    means = fit(
+        model,
+        lambda epoch: [(x, y)],
+        objective,
+        lr=0.1,
+        epochs=20,
+        before_step=lambda m: calls.append(m.weight.grad is not None),
+    )
     assert means["steps"] == 20 and means["zero"] == 0 and means["gradient"] > 0 and calls == [True] * 20
     assert cross_entropy(model(x), y) < means["task"]
     assert fit(model, lambda epoch: [(x, y)], lambda b: {"task": model(x).sum()}, lr=0.1, epochs=0) == {"steps": 0.0}
@@ -261,12 +267,15 @@ def test_fedavg_trains_from_the_weights_it_is_given(ask):
     assert "the weights do not fit resnet" in send(0, "train", Weights({"x": torch.zeros(1)}), 1, 1)
 
 
-@pytest.mark.parametrize(("asked", "line"), [
-    (("represent", SAMPLES["text"]), "ClientError: this client reads images; it was sent 0 images and 24 texts"),
-    (("distill", Targets(IDS[:2], IDS[:2], torch.zeros(2, 0))), "ClientError: targets came, but no samples"),
-    (("distill", Targets(IDS[:2], IDS[:2] + 9, torch.zeros(2, 0))), "WireError: Targets.labels has a value of 10"),
-    (("represent", Samples(IDS[:1], images=(b"no image",))), "WireError: Samples.images cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (("represent", SAMPLES["text"]), "ClientError: this client reads images; it was sent 0 images and 24 texts"),
+        (("distill", Targets(IDS[:2], IDS[:2], torch.zeros(2, 0))), "ClientError: targets came, but no samples"),
+        (("distill", Targets(IDS[:2], IDS[:2] + 9, torch.zeros(2, 0))), "WireError: Targets.labels has a value of 10"),
+        (("represent", Samples(IDS[:1], images=(b"no image",))), "WireError: Samples.images cannot be read"),
+    ],
+)
 def test_what_goes_wrong_is_one_line(ask, asked, line):
     reason = ask(0, *asked, 1, 1)
     assert reason.startswith(line) and "\n" not in reason

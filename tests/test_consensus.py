@@ -39,8 +39,10 @@ def test_labvote_ties_go_to_the_lowest_class():
     assert label.tolist() == [1]
 
 
-@pytest.mark.parametrize("threshold, kept", [(0.0, [True, True]), (1 / 3, [True, True]), (2 / 3, [True, True]),
-                                             (0.7, [False, False]), (1.0, [False, False])])
+@pytest.mark.parametrize(
+    "threshold, kept",
+    [(0.0, [True, True]), (1 / 3, [True, True]), (2 / 3, [True, True]), (0.7, [False, False]), (1.0, [False, False])],
+)
 def test_threshold_counts_votes_safely_from_floating_point(threshold, kept):
     assert consensus.enough_votes(LABELS_KN, torch.tensor([0, 1]), threshold).tolist() == kept
 

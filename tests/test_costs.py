@@ -4,8 +4,15 @@ import pytest
 
 from florilegium.protocol.costs import MB, fedmmkt_bytes
 
-PAPER = {"samples": 800, "image_clients": 4, "text_clients": 4, "classes": 102, "width": 768,
-         "image_bytes": 64 * 64 * 3, "text_bytes": 240}
+PAPER = {
+    "samples": 800,
+    "image_clients": 4,
+    "text_clients": 4,
+    "classes": 102,
+    "width": 768,
+    "image_bytes": 64 * 64 * 3,
+    "text_bytes": 240,
+}
 
 
 @pytest.mark.parametrize("variant, up, down", [("representation", 2.35, 7.13), ("logit", 0.31, 4.78)])

@@ -30,9 +30,14 @@ def write(folder, rows=None, split="train", **changes):
         named = [{"name": name} for name in toy.CLASSES]
     (folder / "classes.json").write_text(json.dumps(named))
     for k, name in enumerate(("train", "validation", "test")):
-        table = {"id": [10 * k + n for n in range(4)], "image": [{"bytes": png(), "path": None}] * 4,
-                 "text": ["apple", "apple", "scissors", "scissors"], "label": [0, 0, 1, 1],
-                 "concept": ["a", "a", "b", "c"], "part": ["private", "public", "private", "private"]}
+        table = {
+            "id": [10 * k + n for n in range(4)],
+            "image": [{"bytes": png(), "path": None}] * 4,
+            "text": ["apple", "apple", "scissors", "scissors"],
+            "label": [0, 0, 1, 1],
+            "concept": ["a", "a", "b", "c"],
+            "part": ["private", "public", "private", "private"],
+        }
         table |= changes if name == split else {}
         dataset = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image(decode=False))
         dataset.to_parquet(str(folder / f"{name}.parquet"))
@@ -63,10 +68,13 @@ def test_a_text_stands_once_for_all_styles_of_its_concept(tmp_path):
     assert rows["id"][:] == [0, 2, 3]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"label": [0, 0, 1, 2]}, r"train.parquet, row 3 \(id 3\): label 2 of 2 classes"),
-    ({"id": [1, 1, 2, 3]}, "train.parquet has the same id on two rows"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": [0, 0, 1, 2]}, r"train.parquet, row 3 \(id 3\): label 2 of 2 classes"),
+        ({"id": [1, 1, 2, 3]}, "train.parquet has the same id on two rows"),
+    ],
+)
 def test_a_bad_row_is_named(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         open_dataset(write(tmp_path / "own", **changes))
@@ -150,13 +158,16 @@ def test_one_modality_takes_everything(toy_conf):
     assert sum(len(c["rows"]) for c in clients) == 160
 
 
-@pytest.mark.parametrize(("given", "fact"), [
-    ({"name": "iid"}, lambda c: max(c) - min(c) <= 8),
-    ({"name": "pathological", "classes_per_client": 2}, lambda c: sum(n > 0 for n in c) == 2),
-    ({"name": "shard", "shards_per_client": 1}, lambda c: sum(n > 0 for n in c) <= 3),
-    ({"name": "natural", "by": "style", "min_samples": 2}, lambda c: sum(c) > 0),
-    ({"name": "dirichlet", "alpha": 1000.0}, lambda c: max(c) - min(c) <= 6),
-])
+@pytest.mark.parametrize(
+    ("given", "fact"),
+    [
+        ({"name": "iid"}, lambda c: max(c) - min(c) <= 8),
+        ({"name": "pathological", "classes_per_client": 2}, lambda c: sum(n > 0 for n in c) == 2),
+        ({"name": "shard", "shards_per_client": 1}, lambda c: sum(n > 0 for n in c) <= 3),
+        ({"name": "natural", "by": "style", "min_samples": 2}, lambda c: sum(c) > 0),
+        ({"name": "dirichlet", "alpha": 1000.0}, lambda c: max(c) - min(c) <= 6),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:no .* client has a row")
 def test_other_partitions(toy_conf, given, fact):
     conf = toy_conf(*(f"clients.partition.{k}={v}" for k, v in given.items()))
@@ -164,13 +175,16 @@ def test_other_partitions(toy_conf, given, fact):
         assert fact(list(client["classes"].values())), client["classes"]
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["min_samples=50"], "clients.partition.min_samples: there are not 50 rows for each of 2 image clients"),
-    (["min_samples=40"], "clients.partition: cannot deal 40 rows for each of 2 image clients"),
-    (["name=natural", "by=weather"], "clients.partition.by: the data have no column 'weather'"),
-    (["name=sorted"], "clients.partition: name must be one of dirichlet, iid"),
-    (["alpha=-1"], "clients.partition: alpha must lie between"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["min_samples=50"], "clients.partition.min_samples: there are not 50 rows for each of 2 image clients"),
+        (["min_samples=40"], "clients.partition: cannot deal 40 rows for each of 2 image clients"),
+        (["name=natural", "by=weather"], "clients.partition.by: the data have no column 'weather'"),
+        (["name=sorted"], "clients.partition: name must be one of dirichlet, iid"),
+        (["alpha=-1"], "clients.partition: alpha must lie between"),
+    ],
+)
 def test_what_cannot_be_dealt_is_said_in_one_line(toy_conf, overrides, message):
     with pytest.raises(ValueError) as caught:
         partition(toy_conf(*(f"clients.partition.{o}" for o in overrides)))

@@ -40,8 +40,12 @@ def test_keys_fit_together_are_private_and_are_never_made_twice(made: Path) -> N
     keys.check_site(made / "sites" / "a")
     shown = keys.certificate(made / "server" / "server.crt")
     assert sorted(keys.alternatives(shown)) == ["10.0.0.5", "127.0.0.1", "localhost", "server.example"]
-    secret = [made / "authority" / "ca.key", made / "server" / "server.key", made / "server" / "superexec.secret",
-              made / "sites" / "a" / "node.key"]
+    secret = [
+        made / "authority" / "ca.key",
+        made / "server" / "server.key",
+        made / "server" / "superexec.secret",
+        made / "sites" / "a" / "node.key",
+    ]
     assert [stat.S_IMODE(path.stat().st_mode) for path in secret] == [0o600] * 4
     assert sorted(path.name for path in (made / "sites" / "a").iterdir()) == ["ca.crt", "node.key", "node.pub"]
     a, b = ((made / "sites" / site / "node.pub").read_text() for site in "ab")
@@ -68,8 +72,12 @@ def test_what_is_wrong_with_a_key_or_certificate_is_one_line_that_names_the_file
     (torn / "server.crt").write_bytes((made / "server" / "server.crt").read_bytes()[:200])
     (torn / "node.key").write_text("no key")
     (absent / "server.key").unlink()
-    for folder, said in ((wrong_key, "server.key is not the key of server.crt"), (torn, "is not a PEM certificate"),
-                         (foreign, "was not signed by the authority of ca.crt"), (absent, "cannot be read: No such")):
+    for folder, said in (
+        (wrong_key, "server.key is not the key of server.crt"),
+        (torn, "is not a PEM certificate"),
+        (foreign, "was not signed by the authority of ca.crt"),
+        (absent, "cannot be read: No such"),
+    ):
         with pytest.raises(keys.KeyFileError, match=said) as told:
             keys.check_server(folder)
         assert str(folder) in str(told.value) and "\n" not in str(told.value)
@@ -78,7 +86,9 @@ def test_what_is_wrong_with_a_key_or_certificate_is_one_line_that_names_the_file
 
 
 def test_certificates_out_of_date_or_without_the_loopback_address_are_refused(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown = keys.certificate(made / "server" / "server.crt")
 
@@ -122,26 +132,42 @@ def test_the_fleet_has_a_port_of_its_own_up_to_1_39(monkeypatch: pytest.MonkeyPa
 def test_node_configuration_is_read_by_flower_as_it_was_meant() -> None:
     from flwr.common.config import parse_config_args
 
-    config = {"partition-id": 3, "num-partitions": 4, "state-dir": "/a folder/with \\ and \"", "threads": 2}
+    config = {"partition-id": 3, "num-partitions": 4, "state-dir": '/a folder/with \\ and "', "threads": 2}
     assert parse_config_args([commands.node_config(config)]) == config
     with pytest.raises(ValueError, match="data-path: .* must not contain a single quote"):
         commands.node_config({"data-path": "it's"})
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ("superlink --keys {made}/nowhere --database {tmp}/db", "server.crt cannot be read: No such file"),
-    ("superlink --keys {made}/server --control nonsense --database {tmp}/db", "'nonsense' is not HOST:PORT"),
-    ("supernode --keys {made}/sites/a --superlink h:1 --client 4 --clients 4 --state {tmp}/s", "none of the 4 clients"),
-    ("supernode --keys {made}/z --superlink 127.0.0.1:1 --client 0 --clients 4 --state {tmp}/s", "cannot be read"),
-    ("supernode --keys {made}/sites/a --superlink 127.0.0.1:1 --client 0 --clients 4 --state {tmp}/s --data {tmp}/none",
-     "data-path: there is no"),
-    ("supernode --keys {made}/sites/a --superlink h:1 --client 0 --clients 4 --state {tmp}/s --set x", "not KEY=VALUE"),
-    ("register {made} --superlink 127.0.0.1:1 --sites q", "no key of site 'q'"),
-    ("health --keys {made}/server --superlink 127.0.0.1:1", "no healthy SuperLink at 127.0.0.1:1"),
-    ("keys {tmp}/k --sites a/b", "a name is letters"),
-])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("superlink --keys {made}/nowhere --database {tmp}/db", "server.crt cannot be read: No such file"),
+        ("superlink --keys {made}/server --control nonsense --database {tmp}/db", "'nonsense' is not HOST:PORT"),
+        (
+            "supernode --keys {made}/sites/a --superlink h:1 --client 4 --clients 4 --state {tmp}/s",
+            "none of the 4 clients",
+        ),
+        ("supernode --keys {made}/z --superlink 127.0.0.1:1 --client 0 --clients 4 --state {tmp}/s", "cannot be read"),
+        (
+            "supernode --keys {made}/sites/a --superlink 127.0.0.1:1 --client 0 --clients 4 --state {tmp}/s"
+            " --data {tmp}/none",
+            "data-path: there is no",
+        ),
+        (
+            "supernode --keys {made}/sites/a --superlink h:1 --client 0 --clients 4 --state {tmp}/s --set x",
+            "not KEY=VALUE",
+        ),
+        ("register {made} --superlink 127.0.0.1:1 --sites q", "no key of site 'q'"),
+        ("health --keys {made}/server --superlink 127.0.0.1:1", "no healthy SuperLink at 127.0.0.1:1"),
+        ("keys {tmp}/k --sites a/b", "a name is letters"),
+    ],
+)
 def test_what_cannot_work_is_told_in_one_line_before_anything_starts(
-    given: str, said: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    said: str,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = given.format(made=made, tmp=tmp_path).split()
     monkeypatch.setattr(sys, "argv", ["florilegium", "deploy", *words])
@@ -161,7 +187,9 @@ def test_a_port_that_is_taken_is_told(made: Path, tmp_path: Path) -> None:
 
 
 def test_connections_are_added_to_flowers_home_not_over_it(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import tomllib
 
@@ -176,7 +204,9 @@ def test_connections_are_added_to_flowers_home_not_over_it(
     connect("two")
     there = tomllib.loads((tmp_path / "config.toml").read_text())["superlink"]
     assert there["default"] == "one" and there["two"] == {
-        "address": "control:9093", "root-certificates": str(made / "server" / "ca.crt")}
+        "address": "control:9093",
+        "root-certificates": str(made / "server" / "ca.crt"),
+    }
     with pytest.raises(SystemExit, match="has a connection 'two' already"):
         connect("two")
 
@@ -193,8 +223,10 @@ def test_deploy_local_is_a_run_on_a_runtime_of_its_own() -> None:
 
 
 def test_a_run_directory_has_one_writer_until_that_ends(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from florilegium import lock; " \
-           "print(lock.hold(Path(sys.argv[1], '.lock')), flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from pathlib import Path; from florilegium import lock; "
+        "print(lock.hold(Path(sys.argv[1], '.lock')), flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "True\n"
     with pytest.raises(writer.RunError, match="another server process writes it"):
@@ -205,18 +237,22 @@ def test_a_run_directory_has_one_writer_until_that_ends(tmp_path: Path) -> None:
 
 
 def test_a_process_whose_child_holds_its_output_open_is_told_when_it_ends(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """As a refused SuperNode does, whose SuperExec lives until the SuperNode is waited for."""
     child = tmp_path / "child"
     begun = time.monotonic()
-    code = processes.run(lambda: ["sh", "-c", f"sleep 60 & echo $! > {child}; echo 'refused [code: 2001]'; exit 7"],
-                         tmp_path / "home", restart=None)
+    code = processes.run(
+        lambda: ["sh", "-c", f"sleep 60 & echo $! > {child}; echo 'refused [code: 2001]'; exit 7"],
+        tmp_path / "home",
+        restart=None,
+    )
     assert code == 7 and time.monotonic() - begun < 10
     out, err = capfd.readouterr()
     assert out == "refused [code: 2001]\n"
     assert err == "florilegium: sh ended with code 7: the SuperLink does not take nodes without a key\n"
-    with pytest.raises(ProcessLookupError):                                # and nothing of it is left
+    with pytest.raises(ProcessLookupError):  # and nothing of it is left
         os.kill(int(child.read_text()), 0)
 
 
@@ -227,8 +263,14 @@ class Loader(yaml.SafeLoader):
     """Compose's YAML: tags such as !override say how files merge."""
 
 
-Loader.add_multi_constructor("!", lambda loader, tag, node: loader.construct_mapping(node, deep=True)
-                             if isinstance(node, yaml.MappingNode) else loader.construct_sequence(node, deep=True))
+Loader.add_multi_constructor(
+    "!",
+    lambda loader, tag, node: (
+        loader.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.MappingNode)
+        else loader.construct_sequence(node, deep=True)
+    ),
+)
 
 
 def composed(name: str) -> dict:
@@ -238,8 +280,7 @@ def composed(name: str) -> dict:
     return whole
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in DOCKER.glob("*.yaml")
-                                        if "services:" in path.read_text()))
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCKER.glob("*.yaml") if "services:" in path.read_text()))
 def test_compose_files_keep_the_specification(name: str) -> None:
     from compose_spec import PyCompose
 
@@ -249,8 +290,9 @@ def test_compose_files_keep_the_specification(name: str) -> None:
     next(iter(broken["services"].values()))["restart"] = "now and then"
     with pytest.raises(ValueError):
         PyCompose.from_json(json.dumps(broken))  # the parser does look
-    declared = {kind: set(whole.get(kind, {})) | set(composed("compose.yaml").get(kind, {}))
-                for kind in ("networks", "volumes")}
+    declared = {
+        kind: set(whole.get(kind, {})) | set(composed("compose.yaml").get(kind, {})) for kind in ("networks", "volumes")
+    }
     for service in whole["services"].values():
         assert set(service.get("networks", ())) <= declared["networks"] or name == "site.yaml"
         mounts = [volume.split(":")[0] for volume in service.get("volumes", ())]

@@ -31,8 +31,9 @@ DELTA = 1e-5
 
 def least(rdp_of_order):
     """The conversion of Balle et al. 2020 (Theorem 21), over the accountant's orders."""
-    return min(rdp_of_order(a) + math.log1p(-1 / a) - (math.log(DELTA) + math.log(a)) / (a - 1)
-               for a in accountants.ORDERS)
+    return min(
+        rdp_of_order(a) + math.log1p(-1 / a) - (math.log(DELTA) + math.log(a)) / (a - 1) for a in accountants.ORDERS
+    )
 
 
 # -- accounting ----------------------------------------------------------------------------------------------------
@@ -81,11 +82,11 @@ def test_rows_are_clipped_then_noised():
 
 
 def test_confident_gnmax_answers_where_enough_agree():
-    votes = torch.tensor([[0, 1], [0, 2], [0, 1], [0, 3], [0, 1]])      # counts 5 and, of class 1, 3 of five
+    votes = torch.tensor([[0, 1], [0, 2], [0, 1], [0, 3], [0, 1]])  # counts 5 and, of class 1, 3 of five
     silent = {"threshold_noise": 1e-3, "noise": 1e-3}
     label, answered = confident_gnmax(votes, 4, Votes(threshold=0.8, **silent), seeds.generator("c"))
     assert label.tolist() == [0, 1] and answered.tolist() == [True, False]
-    prior = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 2.5]])              # 3 against 1 + 2.5
+    prior = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 2.5]])  # 3 against 1 + 2.5
     label, answered = confident_gnmax(votes, 4, Votes(threshold=0.55, **silent), seeds.generator("c"), prior)
     assert label.tolist() == [0, 3] and answered.tolist() == [True, True]
     wide = torch.zeros(5, 3000, dtype=torch.int64)
@@ -98,26 +99,34 @@ def test_confident_gnmax_answers_where_enough_agree():
 
 def client(folder, round_=1, step=2, **given):
     conf = {"privacy": {"delta": DELTA, **given}}
-    return SimpleNamespace(conf=conf, id=3, width=2, memory=Memory(folder, round_, step), round=round_,
-                           seed=lambda *names: seeds.seed_of("client", 3, round_, *names))
+    return SimpleNamespace(
+        conf=conf,
+        id=3,
+        width=2,
+        memory=Memory(folder, round_, step),
+        round=round_,
+        seed=lambda *names: seeds.seed_of("client", 3, round_, *names),
+    )
 
 
 def answers(n=4):
-    return Answers(torch.arange(n), torch.zeros(n, dtype=torch.int64), torch.ones(n), torch.ones(n, 2),
-                   torch.zeros(n, 0))
+    return Answers(
+        torch.arange(n), torch.zeros(n, dtype=torch.int64), torch.ones(n), torch.ones(n, 2), torch.zeros(n, 0)
+    )
 
 
 def test_an_upload_is_noised_once_and_counted_over_rounds(tmp_path):
     noisy = {"representations": {"clip": 1.0, "noise": 2.0}}
     first = Protection(client(tmp_path, 1, **noisy))
     up, again = first.upload(answers()), Protection(client(tmp_path, 1, **noisy)).upload(answers())
-    assert torch.equal(up.representations, again.representations)       # asked again: the same noise
+    assert torch.equal(up.representations, again.representations)  # asked again: the same noise
     assert not torch.equal(up.representations, answers().representations) and torch.equal(up.labels, answers().labels)
-    assert first.spent["gaussian"].history == [(1.0, 1.0, 4)]           # multiplier 2 / 2, four rows
+    assert first.spent["gaussian"].history == [(1.0, 1.0, 4)]  # multiplier 2 / 2, four rows
     second = Protection(client(tmp_path, 2, **noisy))
     other = second.upload(answers())
-    assert second.spent["gaussian"].history == [(1.0, 1.0, 8)] and not torch.equal(other.representations,
-                                                                                   up.representations)
+    assert second.spent["gaussian"].history == [(1.0, 1.0, 8)] and not torch.equal(
+        other.representations, up.representations
+    )
     figures = second.figures()
     assert figures["gaussian"] == pytest.approx(least(lambda a: 8 * a / 2), rel=1e-6)
     assert figures["gaussian_row"] == pytest.approx(least(lambda a: a / 2), rel=1e-6)
@@ -126,9 +135,10 @@ def test_an_upload_is_noised_once_and_counted_over_rounds(tmp_path):
 def test_the_noise_cannot_be_named_by_the_settings(tmp_path):
     given = {"representations": {"clip": 1.0, "noise": 1.0}}
     one, two = (Protection(client(tmp_path / str(n), **given)).upload(answers()).representations for n in range(2))
-    assert not torch.equal(one, two)                                    # same settings, another machine's secret
-    one, two = (Protection(client(tmp_path / f"s{n}", **given, seeded=True)).upload(answers()).representations
-                for n in range(2))
+    assert not torch.equal(one, two)  # same settings, another machine's secret
+    one, two = (
+        Protection(client(tmp_path / f"s{n}", **given, seeded=True)).upload(answers()).representations for n in range(2)
+    )
     assert torch.equal(one, two)
 
 
@@ -148,8 +158,11 @@ def test_epsilons_travel_beside_any_payload_and_are_checked():
     assert codec.spent(codec.pack(Nothing(), header)) == {}
     record = codec.pack(Nothing(), header, {"dpsgd": 2.5})
     assert codec.spent(record) == {"dpsgd": 2.5} and codec.unpack(record) == Nothing()
-    for bad, line in (({"telepathy": 1.0}, "is no mechanism"), ({"dpsgd": -1.0}, "not a finite number from 0"),
-                      ({"dpsgd": math.nan}, "not a finite number")):
+    for bad, line in (
+        ({"telepathy": 1.0}, "is no mechanism"),
+        ({"dpsgd": -1.0}, "not a finite number from 0"),
+        ({"dpsgd": math.nan}, "not a finite number"),
+    ):
         with pytest.raises(WireError, match=line):
             codec.spent(codec.pack(Nothing(), header, bad))
 
@@ -159,8 +172,11 @@ def test_epsilons_travel_beside_any_payload_and_are_checked():
 
 def trainee(folder, training, **more):
     toy = ToyClient(0, folder, **more)
-    toy.conf = SimpleNamespace(seed=0, clients=SimpleNamespace(mix=[]),
-                               get=lambda key: {"training": training, "seeded": True} if key == "privacy" else None)
+    toy.conf = SimpleNamespace(
+        seed=0,
+        clients=SimpleNamespace(mix=[]),
+        get=lambda key: {"training": training, "seeded": True} if key == "privacy" else None,
+    )
     toy.rows_as_inputs = lambda rows, chosen, random=None: rows.x[chosen]
     toy.protection = Protection(toy)
     return toy
@@ -209,7 +225,7 @@ def test_gradients_of_single_rows_of_every_architecture(modality, name):
     assert not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     for b in range(3):
         model.zero_grad()
-        cross_entropy(model(x[b:b + 1]), labels[b:b + 1]).backward()
+        cross_entropy(model(x[b : b + 1]), labels[b : b + 1]).backward()
         for parameter_name, p in model.named_parameters():
             expected = torch.zeros_like(p) if p.grad is None else p.grad
             assert torch.allclose(found[parameter_name][b], expected, atol=1e-3), parameter_name
@@ -224,20 +240,50 @@ def test_a_model_whose_rows_mix_is_refused_by_name():
 
 
 def small(toy_conf, *overrides):
-    return toy_conf("method.server.samples=16", "method.client.pretrain_epochs=1", "method.client.distill_epochs=1",
-                    "method.server.tune_t2i=false", "evaluation.images_per_class=1", *overrides)
+    return toy_conf(
+        "method.server.samples=16",
+        "method.client.pretrain_epochs=1",
+        "method.client.distill_epochs=1",
+        "method.server.tune_t2i=false",
+        "evaluation.images_per_class=1",
+        *overrides,
+    )
 
 
-@pytest.mark.parametrize("overrides, line", [
-    (["method=fedavg", "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]", "privacy=gnmax"],
-     "privacy.votes: fedavg counts no votes"),
-    (["method=fednh", "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]", "privacy=dpsgd"],
-     "privacy.training: fednh .method. reads private rows in ways of its own"),
-    (["method=fedavg", "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]",
-      "privacy=gaussian"], "privacy.representations: fedavg .method. exchanges weights, which it does not cover"),
-    (["privacy=gaussian", "privacy.representations.noise=0"], "privacy: representations.noise must lie between 0.001"),
-    (["privacy=dpsgd", "+privacy.training.sigma=2"], "privacy.training.sigma"),
-])
+@pytest.mark.parametrize(
+    "overrides, line",
+    [
+        (
+            [
+                "method=fedavg",
+                "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]",
+                "privacy=gnmax",
+            ],
+            "privacy.votes: fedavg counts no votes",
+        ),
+        (
+            [
+                "method=fednh",
+                "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]",
+                "privacy=dpsgd",
+            ],
+            "privacy.training: fednh .method. reads private rows in ways of its own",
+        ),
+        (
+            [
+                "method=fedavg",
+                "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]",
+                "privacy=gaussian",
+            ],
+            "privacy.representations: fedavg .method. exchanges weights, which it does not cover",
+        ),
+        (
+            ["privacy=gaussian", "privacy.representations.noise=0"],
+            "privacy: representations.noise must lie between 0.001",
+        ),
+        (["privacy=dpsgd", "+privacy.training.sigma=2"], "privacy.training.sigma"),
+    ],
+)
 def test_bad_settings_give_one_line(overrides, line, toy_conf):
     with pytest.raises(SettingsError, match=line):
         preflight.validate(toy_conf(*overrides))
@@ -248,8 +294,9 @@ def lines(run):
 
 
 def test_a_fedmmkt_round_under_all_three(toy_conf, federated):
-    rounds = lines(federated(small(toy_conf, "privacy=[gaussian,gnmax,dpsgd]", "privacy.representations.noise=20",
-                                   "rounds=2")))
+    rounds = lines(
+        federated(small(toy_conf, "privacy=[gaussian,gnmax,dpsgd]", "privacy.representations.noise=20", "rounds=2"))
+    )
     for name in ("gaussian", "gnmax", "dpsgd"):
         key = f"privacy/epsilon/{name}"
         assert 0 < rounds[1][key] < rounds[2][key] < math.inf

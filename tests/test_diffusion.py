@@ -206,8 +206,7 @@ def test_the_target_follows_the_scheduler(prediction, tmp_path):
     made = load(DiffusionSettings(steps=2), str(write_diffusion(tmp_path / "sd", prediction)))
     latents, noise, time = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
     alpha = made.tuner.noise.alphas_cumprod[time].view(2, 1, 1, 1)
-    by_hand = {"epsilon": noise, "sample": latents,
-               "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * latents}
+    by_hand = {"epsilon": noise, "sample": latents, "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * latents}
     torch.testing.assert_close(made.tuner._target(latents, noise, time), by_hand[prediction])
 
 
@@ -314,9 +313,17 @@ def test_bad_calls_say_what_is_wrong():
         made.finetune(images, texts, reps * math.nan, TuneSettings(omission=0.0), rounds=(1, 1), seed=0)
 
 
-@pytest.mark.parametrize("cls, key, value", [
-    (TuneSettings, "merge", "concat"), (TuneSettings, "omission", 1.5), (TuneSettings, "lora", -1),
-    (DiffusionSettings, "dtype", "float16"), (DiffusionSettings, "scheduler", "magic"), (CaptionSettings, "beams", 0)])
+@pytest.mark.parametrize(
+    "cls, key, value",
+    [
+        (TuneSettings, "merge", "concat"),
+        (TuneSettings, "omission", 1.5),
+        (TuneSettings, "lora", -1),
+        (DiffusionSettings, "dtype", "float16"),
+        (DiffusionSettings, "scheduler", "magic"),
+        (CaptionSettings, "beams", 0),
+    ],
+)
 def test_settings_name_the_key(cls, key, value):
     with pytest.raises(ValueError, match=f"^{key} must"):
         cls(**{key: value})
@@ -345,7 +352,7 @@ def test_a_balanced_pass_meets_rare_labels_as_often_as_frequent_ones():
     labels = torch.tensor([7] * 900 + [3] * 100)
     plain = drawn_order(labels, 0.0, torch.Generator().manual_seed(0))
     assert sorted(plain.tolist()) == list(range(1000))
-    for balance, share in ((1.0, 0.5), (0.5, 0.25)):     # 900 / 900^.5 : 100 / 100^.5 = 30 : 10
+    for balance, share in ((1.0, 0.5), (0.5, 0.25)):  # 900 / 900^.5 : 100 / 100^.5 = 30 : 10
         order = drawn_order(labels, balance, torch.Generator().manual_seed(0))
         assert len(order) == 1000 and abs((labels[order] == 3).float().mean().item() - share) < 0.04
 
@@ -355,7 +362,8 @@ def test_words_that_begin_every_caption_can_be_dropped():
     place = str(tiny_models()["captioner"])
     (whole,) = Captioner(place, CaptionSettings(prefix="the cat", max_tokens=4))(images)
     assert Captioner(place, CaptionSettings(prefix="the cat", drop="the cat", max_tokens=4))(images) == [
-        whole.removeprefix("the cat").strip() or whole]
+        whole.removeprefix("the cat").strip() or whole
+    ]
     told = Captioner(place, CaptionSettings(drop="a picture of"))._told
     assert told("a picture of a bird, a swan") == "a bird, a swan" and told("a swan") == "a swan"
     assert told("a picture of") == "a picture of"

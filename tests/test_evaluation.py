@@ -32,19 +32,37 @@ def reply(client, modality, **metrics):
 
 
 def test_client_figures_by_hand():
-    figures = client_figures([
-        reply(0, "image", accuracy=0.5, validation=0.6), reply(1, "image", accuracy=0.7, validation=0.4),
-        reply(2, "text", accuracy=0.9, validation=0.8)])
-    assert figures == pytest.approx({
-        "client/accuracy/0": 0.5, "client/accuracy/1": 0.7, "client/accuracy/2": 0.9,
-        "client/accuracy/image": 0.6, "client/accuracy/text": 0.9, "client/accuracy": 0.75,
-        "client/validation/0": 0.6, "client/validation/1": 0.4, "client/validation/2": 0.8,
-        "client/validation/image": 0.5, "client/validation/text": 0.8, "client/validation": 0.65})
+    figures = client_figures(
+        [
+            reply(0, "image", accuracy=0.5, validation=0.6),
+            reply(1, "image", accuracy=0.7, validation=0.4),
+            reply(2, "text", accuracy=0.9, validation=0.8),
+        ]
+    )
+    assert figures == pytest.approx(
+        {
+            "client/accuracy/0": 0.5,
+            "client/accuracy/1": 0.7,
+            "client/accuracy/2": 0.9,
+            "client/accuracy/image": 0.6,
+            "client/accuracy/text": 0.9,
+            "client/accuracy": 0.75,
+            "client/validation/0": 0.6,
+            "client/validation/1": 0.4,
+            "client/validation/2": 0.8,
+            "client/validation/image": 0.5,
+            "client/validation/text": 0.8,
+            "client/validation": 0.65,
+        }
+    )
 
 
 def test_an_absent_modality_or_figure_leaves_no_metric():
     assert client_figures([reply(0, "image", accuracy=0.5)]) == {
-        "client/accuracy/0": 0.5, "client/accuracy/image": 0.5, "client/accuracy": 0.5}
+        "client/accuracy/0": 0.5,
+        "client/accuracy/image": 0.5,
+        "client/accuracy": 0.5,
+    }
     assert client_figures([]) == {}
 
 
@@ -172,8 +190,9 @@ def test_names_are_assets_directories_or_hub_ids(tmp_path):
             located(missing)
 
 
-@pytest.mark.parametrize("part, build", [
-    ("model", "generator"), ("captioner", "captioner"), ("clip", "clip_score"), ("judge", "judge")])
+@pytest.mark.parametrize(
+    "part, build", [("model", "generator"), ("captioner", "captioner"), ("clip", "clip_score"), ("judge", "judge")]
+)
 def test_a_corrupt_model_is_one_line_that_names_it(part, build, toy_conf, tmp_path):
     broken = tmp_path / f"broken-{part}"
     shutil.copytree(tiny_models(("disc", "square", "triangle", "cross"))[part], broken)

@@ -17,16 +17,19 @@ from florilegium.protocol.payloads import Answers
 from florilegium.runs import files
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {"fedmmkt": ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"],
-         "selftuned": ["method.server.samples=8", "tuning.batch=8"],
-         "centralised": ["method.server.samples=8", "tuning.batch=8"],
-         **{name: ["method.server.public.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"]
-            for name in ("fedmd", "fedgems", "fedet")},
-         "fedafd": ["method.client.pretrain_epochs=1", "method.client.local_epochs=1",
-                    "method.server.pretrain_epochs=1"],
-         "creamfl": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
-         "fedmekt": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
-         "standalone": ["method.client.pretrain_epochs=1"]}
+SMALL = {
+    "fedmmkt": ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"],
+    "selftuned": ["method.server.samples=8", "tuning.batch=8"],
+    "centralised": ["method.server.samples=8", "tuning.batch=8"],
+    **{
+        name: ["method.server.public.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"]
+        for name in ("fedmd", "fedgems", "fedet")
+    },
+    "fedafd": ["method.client.pretrain_epochs=1", "method.client.local_epochs=1", "method.server.pretrain_epochs=1"],
+    "creamfl": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
+    "fedmekt": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
+    "standalone": ["method.client.pretrain_epochs=1"],
+}
 ALIKE = ["clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"]
 
 
@@ -109,6 +112,7 @@ def test_the_order_of_nodes_changes_nothing(toy_conf, federated, monkeypatch, tm
 
 def broken(kind):
     """A client 1 that breaks the contract in one way when asked to represent."""
+
     def tamper(question, reply):
         if question.metadata.message_type != "query.represent" or question.metadata.dst_node_id != 101:
             return reply
@@ -118,19 +122,30 @@ def broken(kind):
             return Message(Error(2, "<class 'ValueError'>:<'out of memory'>"), reply_to=question)
         body, header = codec.unpack(reply.content, Answers), codec.header(reply.content)
         fields = dict(vars(body))
-        fields |= {"nan": {"representations": torch.full_like(body.representations, torch.nan)},
-                   "shape": {"representations": body.representations[:, :3]},
-                   "ids": {"ids": body.ids.flip(0)}, "label": {"labels": torch.full_like(body.labels, 99)},
-                   "weight": {"confidence": torch.full_like(body.confidence, 1e9)}}[kind]
+        fields |= {
+            "nan": {"representations": torch.full_like(body.representations, torch.nan)},
+            "shape": {"representations": body.representations[:, :3]},
+            "ids": {"ids": body.ids.flip(0)},
+            "label": {"labels": torch.full_like(body.labels, 99)},
+            "weight": {"confidence": torch.full_like(body.confidence, 1e9)},
+        }[kind]
         return Message(codec.pack(Answers(**fields), header), reply_to=question)
 
     return tamper
 
 
-@pytest.mark.parametrize("kind, line", [("nan", "NaN or infinite"), ("shape", "has 3 along D"),
-                                        ("ids", "are not the ids"), ("label", "there are 4 of C"),
-                                        ("weight", "above 100.0"),
-                                        ("raises", "out of memory"), ("silent", "gave no answer within")])
+@pytest.mark.parametrize(
+    "kind, line",
+    [
+        ("nan", "NaN or infinite"),
+        ("shape", "has 3 along D"),
+        ("ids", "are not the ids"),
+        ("label", "there are 4 of C"),
+        ("weight", "above 100.0"),
+        ("raises", "out of memory"),
+        ("silent", "gave no answer within"),
+    ],
+)
 def test_one_bad_client_is_named_and_the_round_goes_on(kind, line, toy_conf, federated):
     run = federated(toy(toy_conf, "fedmmkt", "timeouts.exchange=2" if kind == "silent" else "rounds=1"), broken(kind))
     (fault,) = faults(run)

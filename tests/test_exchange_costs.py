@@ -10,16 +10,32 @@ from florilegium.runs.reader import Recorded
 
 def run(tmp_path, name, phases):
     """Two clients, two rounds; a message is 100 bytes down and 50 up, and the second client answers after 3 s."""
-    ledger = [{"row": "method", "round": r, "step": step, "phase": phase, "client": k, "modality": "image", "down": 100,
-               "up": 50, "seconds": 1.0 + 2.0 * k, "fault": None}
-              for r in (0, 1, 2) for step, phase in enumerate(["profile", *phases, "evaluate"]) for k in (0, 1)]
+    ledger = [
+        {
+            "row": "method",
+            "round": r,
+            "step": step,
+            "phase": phase,
+            "client": k,
+            "modality": "image",
+            "down": 100,
+            "up": 50,
+            "seconds": 1.0 + 2.0 * k,
+            "fault": None,
+        }
+        for r in (0, 1, 2)
+        for step, phase in enumerate(["profile", *phases, "evaluate"])
+        for k in (0, 1)
+    ]
     ledger.append(ledger[-1] | {"phase": "train", "late": "asked in round 1; dropped"})
     return Recorded(tmp_path / name, {"method": {"name": "fedmmkt"}}, {}, [], ledger, {}, {}, 0.0)
 
 
 def test_a_joined_round_is_a_third_of_the_exchanges(tmp_path):
-    separate, together = (cost(run(tmp_path, name, phases), floor) for name, phases, floor in (
-        ("separate", ["train", "represent", "distill"], 6.0), ("joined", ["joined"], 6.0)))
+    separate, together = (
+        cost(run(tmp_path, name, phases), floor)
+        for name, phases, floor in (("separate", ["train", "represent", "distill"], 6.0), ("joined", ["joined"], 6.0))
+    )
     # 3 exchanges a round, each 3 s to its slower client and 6 s of polling
     assert separate == Cost("FedMMKT (separate)", 3.0, 3.0, 300.0, 150.0, 27.0)
     assert together == Cost("FedMMKT (joined)", 1.0, 1.0, 100.0, 50.0, 9.0)

@@ -16,8 +16,12 @@ from florilegium.runs import files
 from strategies.blocks.exchanges import Exchanges, joined
 
 A, B, C = (Client(10 + k, k, m) for k, m in enumerate(("image", "image", "text")))
-SMALL = ["method.server.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1",
-         "evaluation.images_per_class=2"]
+SMALL = [
+    "method.server.samples=12",
+    "tuning.batch=8",
+    "method.client.pretrain_epochs=1",
+    "evaluation.images_per_class=2",
+]
 IMAGES = tuple(pixels.encode(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "png"))
 
 
@@ -76,11 +80,22 @@ def test_every_client_meets_the_same_targets_one_exchange_later():
     literal = rounds("separate", Told())[1]
     together = rounds("joined", Told())[1]
     assert [n for n in literal if n[2] == 0] == [
-        (1, "train", 0, []), (1, "represent", 0, []), (1, "distill", 0, [2]),
-        (2, "train", 0, []), (2, "represent", 0, []), (2, "distill", 0, [4]),
-        (3, "train", 0, []), (3, "represent", 0, []), (3, "distill", 0, [6])]
+        (1, "train", 0, []),
+        (1, "represent", 0, []),
+        (1, "distill", 0, [2]),
+        (2, "train", 0, []),
+        (2, "represent", 0, []),
+        (2, "distill", 0, [4]),
+        (3, "train", 0, []),
+        (3, "represent", 0, []),
+        (3, "distill", 0, [6]),
+    ]
     assert [n for n in together if n[2] == 0] == [
-        (1, "joined", 0, []), (2, "joined", 0, [2]), (3, "joined", 0, [4]), (3, "distill", 0, [6])]
+        (1, "joined", 0, []),
+        (2, "joined", 0, [2]),
+        (3, "joined", 0, [4]),
+        (3, "distill", 0, [6]),
+    ]
     for client in (0, 1, 2):
         taught = [[n[3] for n in notes if n[2] == client and n[3]] for notes in (literal, together)]
         assert taught[0] == taught[1] == [[2], [4], [6]]
@@ -88,16 +103,20 @@ def test_every_client_meets_the_same_targets_one_exchange_later():
 
 def test_a_client_that_sits_out_is_owed_its_targets_until_it_is_asked_again_or_the_end():
     exchanges, notes = rounds("joined", Told(), cohorts={1: [A, B], 2: [A], 3: [A, C]})
-    assert [n for n in notes if n[2] == 1] == [(1, "joined", 1, []), (3, "distill", 1, [2])]      # B, asked in 1 only
-    assert [n for n in notes if n[2] == 2] == [(3, "joined", 2, []), (3, "distill", 2, [6])]      # C is new in round 3
+    assert [n for n in notes if n[2] == 1] == [(1, "joined", 1, []), (3, "distill", 1, [2])]  # B, asked in 1 only
+    assert [n for n in notes if n[2] == 2] == [(3, "joined", 2, []), (3, "distill", 2, [6])]  # C is new in round 3
     assert [n[3] for n in notes if n[2] == 0] == [[], [2], [4], [6]]
     assert exchanges.owed == {} and exchanges.lessons == {}
 
 
 def test_who_did_not_answer_is_owed_nothing_and_nobody_is_taught_twice():
     _, notes = rounds("joined", Told(), silent={2: {1}})
-    assert [n for n in notes if n[2] == 1] == [(1, "joined", 1, []), (2, "joined", 1, [2]), (3, "joined", 1, []),
-                                              (3, "distill", 1, [6])]
+    assert [n for n in notes if n[2] == 1] == [
+        (1, "joined", 1, []),
+        (2, "joined", 1, [2]),
+        (3, "joined", 1, []),
+        (3, "distill", 1, [6]),
+    ]
 
 
 def test_what_is_owed_is_part_of_the_state():
@@ -135,8 +154,13 @@ def test_joined_rounds_end_with_the_numbers_of_separate_ones_and_resume(toy_conf
     that dies in the middle of its second round's only exchange goes on exactly."""
     runs = {}
     for kind in ("separate", "joined", "killed"):
-        conf = toy_conf("method=fedmmkt", "rounds=2", *SMALL, f"out={tmp_path / kind}",
-                        f"method.server.exchanges={'separate' if kind == 'separate' else 'joined'}")
+        conf = toy_conf(
+            "method=fedmmkt",
+            "rounds=2",
+            *SMALL,
+            f"out={tmp_path / kind}",
+            f"method.server.exchanges={'separate' if kind == 'separate' else 'joined'}",
+        )
         if kind == "killed":
             seen = []
 
@@ -151,15 +175,21 @@ def test_joined_rounds_end_with_the_numbers_of_separate_ones_and_resume(toy_conf
             conf.resume = True
         runs[kind] = federated(conf)
     separate, together, killed = (lines(run) for run in runs.values())
-    at_server = [{k: v for k, v in r["metrics"].items() if k.startswith(("labels/", "t2i/", "fusion/", "prompts/"))}
-                 for r in separate]
+    at_server = [
+        {k: v for k, v in r["metrics"].items() if k.startswith(("labels/", "t2i/", "fusion/", "prompts/"))}
+        for r in separate
+    ]
     assert [{k: r["metrics"].get(k) for k in s} for r, s in zip(together, at_server, strict=True)] == at_server
-    last = [{k: v for k, v in run[-1]["metrics"].items() if not k.startswith(("bytes/", "distill/"))}
-            for run in (separate, together)]
+    last = [
+        {k: v for k, v in run[-1]["metrics"].items() if not k.startswith(("bytes/", "distill/"))}
+        for run in (separate, together)
+    ]
     assert last[0] == last[1] and last[0]["client/accuracy"] > 0
     assert [r["metrics"] for r in killed] == [r["metrics"] for r in together]
-    models = [[files.load(sorted(run.glob(f"state/**/client-{k}/model-*.safetensors"))[-1])[0] for k in range(4)]
-              for run in runs.values()]
+    models = [
+        [files.load(sorted(run.glob(f"state/**/client-{k}/model-*.safetensors"))[-1])[0] for k in range(4)]
+        for run in runs.values()
+    ]
     for ours, theirs in [*zip(models[0], models[1], strict=True), *zip(models[0], models[2], strict=True)]:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -172,8 +202,9 @@ def test_a_round_is_one_message_to_each_client(toy_conf, federated):
 
 @pytest.mark.parametrize("variant", ["logit", "unimodal"])
 def test_every_variant_can_be_joined(variant, toy_conf, federated):
-    run = federated(toy_conf("method=fedmmkt", "rounds=1", *SMALL, "method.server.exchanges=joined",
-                             f"method.variant={variant}"))
+    run = federated(
+        toy_conf("method=fedmmkt", "rounds=1", *SMALL, "method.server.exchanges=joined", f"method.variant={variant}")
+    )
     assert not [e for e in lines(run, "ledger") if e["fault"]]
     assert lines(run)[-1]["metrics"]["labels/kept"] > 0
 

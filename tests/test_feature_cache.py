@@ -23,8 +23,15 @@ def heard(caplog, monkeypatch) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def ask(cache: FeatureCache, x: FeatureExtractor, rows: Tensor | slice = slice(None), which: Tensor = WHICH,
-        prompts: list[str] = PROMPTS, seed: int = 0, **more: object) -> Tensor:
+def ask(
+    cache: FeatureCache,
+    x: FeatureExtractor,
+    rows: Tensor | slice = slice(None),
+    which: Tensor = WHICH,
+    prompts: list[str] = PROMPTS,
+    seed: int = 0,
+    **more: object,
+) -> Tensor:
     return cache.features(x, IMAGES[rows], IDS[rows], prompts, which[rows], PROJECTION, seed, **more)
 
 
@@ -46,8 +53,15 @@ def test_a_hit_is_bit_equal_and_reads_no_model(tmp_path: Path) -> None:
 
 def test_what_is_found_stands_in_the_files_own_pages(tmp_path: Path) -> None:
     found = ask(FeatureCache(tmp_path), extractor())
-    pages = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()
-             if str(tmp_path) in line] if Path("/proc/self/maps").exists() else pytest.skip("no /proc")
+    pages = (
+        [
+            line.split()[0].split("-")
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if str(tmp_path) in line
+        ]
+        if Path("/proc/self/maps").exists()
+        else pytest.skip("no /proc")
+    )
     assert any(int(low, 16) <= found.data_ptr() < int(high, 16) for low, high in pages)
 
 
@@ -55,12 +69,16 @@ def test_anything_that_changes_features_is_another_request(tmp_path: Path) -> No
     cache = FeatureCache(tmp_path)
     ask(cache, extractor())
     assert cache.misses == 36
-    others = [lambda: ask(cache, extractor(timestep=100)), lambda: ask(cache, extractor(pool="rms")),
-              lambda: ask(cache, extractor(), seed=1), lambda: ask(cache, extractor(), condition=torch.ones(12, 16)),
-              lambda: ask(cache, extractor(), prompts=["x", "y", "z"]),
-              lambda: cache.features(extractor(), IMAGES.flip(3), IDS, PROMPTS, WHICH, PROJECTION, 0),
-              lambda: cache.features(extractor(), IMAGES, IDS + 1, PROMPTS, WHICH, PROJECTION, 0),
-              lambda: cache.features(extractor(), IMAGES, IDS, PROMPTS, WHICH, extractor().fit(IMAGES, IDS, 1), 0)]
+    others = [
+        lambda: ask(cache, extractor(timestep=100)),
+        lambda: ask(cache, extractor(pool="rms")),
+        lambda: ask(cache, extractor(), seed=1),
+        lambda: ask(cache, extractor(), condition=torch.ones(12, 16)),
+        lambda: ask(cache, extractor(), prompts=["x", "y", "z"]),
+        lambda: cache.features(extractor(), IMAGES.flip(3), IDS, PROMPTS, WHICH, PROJECTION, 0),
+        lambda: cache.features(extractor(), IMAGES, IDS + 1, PROMPTS, WHICH, PROJECTION, 0),
+        lambda: cache.features(extractor(), IMAGES, IDS, PROMPTS, WHICH, extractor().fit(IMAGES, IDS, 1), 0),
+    ]
     for n, other in enumerate(others, 2):
         other()
         assert (cache.hits, cache.misses) == (0, 36 * n)
@@ -76,7 +94,7 @@ def test_rows_are_shared_between_requests(tmp_path: Path) -> None:
     assert torch.equal(again, ask(cache, x)[rows]) and (cache.hits, cache.misses) == (9 + 36, 36)
     more = torch.tensor([[0, 3, 3]]).repeat(12, 1)
     wider = ask(cache, x, rows, more, [*PROMPTS, "a photo of a bird"])
-    assert (cache.hits, cache.misses, x.passes) == (45 + 3, 36 + 6, 36 + 3)      # the doubled prompt is computed once
+    assert (cache.hits, cache.misses, x.passes) == (45 + 3, 36 + 6, 36 + 3)  # the doubled prompt is computed once
     assert torch.equal(wider[:, 0], again[:, 0]) and torch.equal(wider[:, 1], wider[:, 2])
 
 
@@ -100,8 +118,15 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("how, said", [("torn", "cannot be read"), ("empty", "cannot be read"),
-                                       ("altered", "altered or is torn"), ("broken header", "cannot be read")])
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("torn", "cannot be read"),
+        ("empty", "cannot be read"),
+        ("altered", "altered or is torn"),
+        ("broken header", "cannot be read"),
+    ],
+)
 def test_a_damaged_file_is_computed_again_and_said(tmp_path: Path, how: str, said: str, heard) -> None:
     good = ask(FeatureCache(tmp_path), extractor()).clone()
     damage(files(tmp_path)[0], how)
@@ -154,7 +179,7 @@ def test_a_computation_that_dies_is_taken_up_where_it_was(tmp_path: Path, monkey
     again, told = FeatureCache(tmp_path), []
     found = ask(again, extractor(), progress=lambda *news: told.append(news))
     assert (again.hits, again.misses) == (24, 12) and told[-1] == (12, 12)
-    assert len(files(tmp_path)) == 1                                             # the parts are gone
+    assert len(files(tmp_path)) == 1  # the parts are gone
     expected = x.conditional(IMAGES, IDS, PROMPTS, WHICH, PROJECTION, 0)
     assert torch.allclose(found.float(), expected, rtol=2e-3, atol=1e-2)
 

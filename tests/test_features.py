@@ -20,8 +20,9 @@ PROMPTS = ["", "a photo of a cat", "a photo of a dog"]
 
 def extractor(place: str | None = None, **features: object) -> FeatureExtractor:
     given = {"layers": [1, 2], "dims": [4, 4], "calibration": 500, "batch": 8, **features}
-    return FeatureExtractor(place or str(tiny_models()["model"]),
-                            DiffusionSettings(steps=2, features=FeatureSettings(**given)))
+    return FeatureExtractor(
+        place or str(tiny_models()["model"]), DiffusionSettings(steps=2, features=FeatureSettings(**given))
+    )
 
 
 def pictures(count: int, side: int = SIDE, seed: int = 0) -> Tensor:
@@ -62,10 +63,19 @@ def test_the_vae_sees_the_size_of_the_settings() -> None:
     assert tuple(extractor()._latents(pictures(2, side=20), IDS[:2], 0).shape) == (2, 4, 8, 8)
 
 
-@pytest.mark.parametrize("t, kept, signal, noise", [  # section 2.3 of the method notes: SD's own schedule
-    (0, 0.9992, 0.9996, 0.0292), (50, 0.9516, 0.9755, 0.2201), (100, 0.8942, 0.9456, 0.3252),
-    (150, 0.8278, 0.9098, 0.4150), (261, 0.6557, 0.8097, 0.5868), (300, 0.5905, 0.7684, 0.6399),
-    (500, 0.2763, 0.5257, 0.8507), (999, 0.0047, 0.0683, 0.9977)])
+@pytest.mark.parametrize(
+    "t, kept, signal, noise",
+    [  # section 2.3 of the method notes: SD's own schedule
+        (0, 0.9992, 0.9996, 0.0292),
+        (50, 0.9516, 0.9755, 0.2201),
+        (100, 0.8942, 0.9456, 0.3252),
+        (150, 0.8278, 0.9098, 0.4150),
+        (261, 0.6557, 0.8097, 0.5868),
+        (300, 0.5905, 0.7684, 0.6399),
+        (500, 0.2763, 0.5257, 0.8507),
+        (999, 0.0047, 0.0683, 0.9977),
+    ],
+)
 def test_noise_of_stable_diffusions_schedule(tiny, t: int, kept: float, signal: float, noise: float) -> None:
     ids = torch.arange(2000)
     ones, zeros = torch.ones(2000, 4, 2, 2), torch.zeros(2000, 4, 2, 2)
@@ -118,18 +128,22 @@ def test_every_layer_changes_the_features(tiny: FeatureExtractor, projection: Pr
     before = tiny.conditional(IMAGES, IDS, PROMPTS, WHICH, projection, 0)
     called = tiny._called
     for k, name in enumerate(("up1", "up2")):
-        monkeypatch.setattr(tiny, "_called", lambda *a, name=name: {
-            n: m + 3 * m.roll(1, -1) if n == name else m for n, m in called(*a).items()})
+        monkeypatch.setattr(
+            tiny,
+            "_called",
+            lambda *a, name=name: {n: m + 3 * m.roll(1, -1) if n == name else m for n, m in called(*a).items()},
+        )
         other = tiny.conditional(IMAGES, IDS, PROMPTS, WHICH, projection, 0)
         mine = torch.zeros(8, dtype=torch.bool)
-        mine[4 * k: 4 * k + 4] = True
+        mine[4 * k : 4 * k + 4] = True
         assert ((other - before).abs().amax((0, 1)) > 1e-3).tolist() == mine.tolist()
 
 
 def test_four_up_blocks_of_stable_diffusions_plan(tmp_path) -> None:
     """Layers 2, 3 and 4 of a four-block U-Net: channels 4:2:1 and sides 2, 4, 4 of a 4 x 4 latent, as measured."""
-    deep = extractor(str(write_diffusion(tmp_path / "sd", channels=(8, 16, 32, 32))), layers=[2, 3, 4], dims=[8, 4, 4],
-                     size=8)
+    deep = extractor(
+        str(write_diffusion(tmp_path / "sd", channels=(8, 16, 32, 32))), layers=[2, 3, 4], dims=[8, 4, 4], size=8
+    )
     maps = deep._maps(torch.randn(1, 2, 4, 4, 4), 300, deep._text(["a", "b"]))
     assert {n: tuple(m.shape[1:]) for n, m in maps.items()} == {"up2": (4, 32), "up3": (16, 16), "up4": (16, 8)}
     p = deep.fit(pictures(20), torch.arange(20), 0)
@@ -146,8 +160,9 @@ def test_features_are_deterministic_without_gradient_and_counted(tiny, projectio
     assert tiny.passes - before == 36 and told[-1] == (36, 36)
     assert torch.equal(one, tiny.conditional(IMAGES, IDS, PROMPTS, WHICH, projection, 0))
     assert not torch.allclose(one, tiny.conditional(IMAGES, IDS, PROMPTS, WHICH, projection, 1))
-    assert not any(p.requires_grad for m in (tiny.pipe.unet, tiny.pipe.vae, tiny.pipe.text_encoder)
-                   for p in m.parameters())
+    assert not any(
+        p.requires_grad for m in (tiny.pipe.unet, tiny.pipe.vae, tiny.pipe.text_encoder) for p in m.parameters()
+    )
     assert torch.equal(one, tiny.conditional(IMAGES, IDS, PROMPTS, WHICH, Projection.of(projection.tensors()), 0))
 
 
@@ -157,7 +172,7 @@ def test_a_row_is_that_of_its_own_image_and_prompt(tiny, projection: Projection)
     some = tiny.conditional(IMAGES[[5, 9]], IDS[[5, 9]], PROMPTS, mixed, projection, 0)
     expected = torch.stack([whole[5, [2, 0]], whole[9, [1, 1]]])
     assert torch.allclose(some, expected, atol=1e-4)
-    assert (whole[:, 1] - whole[:, 2]).abs().max() > 1e-3                       # the prompt changes what is seen
+    assert (whole[:, 1] - whole[:, 2]).abs().max() > 1e-3  # the prompt changes what is seen
 
 
 def test_one_encoding_serves_all_prompts_and_a_prompt_is_encoded_once(tiny, projection, monkeypatch) -> None:
@@ -197,10 +212,17 @@ def test_the_posterior_may_be_drawn() -> None:
 
 def test_the_version_tells_what_changes_features() -> None:
     base, place = extractor(), str(tiny_models()["model"])
-    others = [extractor(timestep=100), extractor(layers=[2], dims=[4]), extractor(pool="rms"), extractor(size=24),
-              extractor(posterior="sample"), extractor(ensemble=2), extractor(pca="per_batch"),
-              FeatureExtractor(place, replace(base.settings, dtype="bfloat16"))]
-    same = [extractor(batch=3), extractor(calibration=20), extractor(dims=[5, 3])]     # the last is the projection's
+    others = [
+        extractor(timestep=100),
+        extractor(layers=[2], dims=[4]),
+        extractor(pool="rms"),
+        extractor(size=24),
+        extractor(posterior="sample"),
+        extractor(ensemble=2),
+        extractor(pca="per_batch"),
+        FeatureExtractor(place, replace(base.settings, dtype="bfloat16")),
+    ]
+    same = [extractor(batch=3), extractor(calibration=20), extractor(dims=[5, 3])]  # the last is the projection's
     assert len({x.version for x in (base, *others)}) == 9
     assert {x.version for x in same} == {base.version}
 
@@ -209,7 +231,7 @@ def test_levels_and_texts(tiny: FeatureExtractor) -> None:
     levels = tiny.levels(IMAGES, IDS, timestep=150, seed=0)
     assert {name: tuple(x.shape) for name, x in levels.items()} == {"up1": (12, 16), "up2": (12, 8), "vae": (12, 256)}
     latents = tiny._latents(IMAGES, IDS, 0)
-    assert torch.allclose(levels["vae"], latents.flatten(1))                   # 8 x 8 latents stay as they are
+    assert torch.allclose(levels["vae"], latents.flatten(1))  # 8 x 8 latents stay as they are
     maps = tiny._maps(tiny._noisy(latents, IDS, 150, 0), 150, tiny._text([""]).expand(12, -1, -1))
     assert torch.allclose(levels["up1"], maps["up1"].mean(1), atol=1e-5)
     texts = tiny.text(PROMPTS)
@@ -223,8 +245,10 @@ def test_the_embedded_model_sees_classes_in_its_features() -> None:
     from florilegium.data.datasets import held_out
 
     conf = composition.compose(["data=fashion", "diffusion=mini"])
-    mini = FeatureExtractor(str(assets.path("models", conf.diffusion.model)),
-                            composition.typed(DiffusionSettings, conf.diffusion, "diffusion"))
+    mini = FeatureExtractor(
+        str(assets.path("models", conf.diffusion.model)),
+        composition.typed(DiffusionSettings, conf.diffusion, "diffusion"),
+    )
     rows = held_out(conf.data, "validation", "image")
     images, ids, labels = rows.images[:256], rows.ids[:256], rows.labels[:256]
     p = mini.fit(images, ids, seed=0)
@@ -243,12 +267,12 @@ def test_principal_axes_by_hand() -> None:
     tokens = torch.tensor([1.0, 2.0]) + torch.stack([5 * along, -5 * along, across, -across])
     axes = principal_axes(tokens, 2)
     assert torch.allclose(axes.mean, torch.tensor([1.0, 2.0]))
-    assert torch.allclose(axes.components, torch.stack([along, -across]), atol=1e-6)     # the largest entry is positive
+    assert torch.allclose(axes.components, torch.stack([along, -across]), atol=1e-6)  # the largest entry is positive
     assert torch.allclose(axes.explained, torch.tensor([25 / 26, 1 / 26]))
 
 
 def test_pools_by_hand() -> None:
-    x = torch.tensor([[[3.0, -1.0], [4.0, 1.0]]])                                            # two positions
+    x = torch.tensor([[[3.0, -1.0], [4.0, 1.0]]])  # two positions
     assert pooled(x, "l2norm").tolist() == [[5.0, pytest.approx(math.sqrt(2))]]
     assert pooled(x, "rms").tolist() == [[pytest.approx(5 / math.sqrt(2)), 1.0]]
     assert pooled(x, "gap").tolist() == [[3.5, 0.0]]
@@ -277,7 +301,7 @@ def test_too_few_tokens_or_channels_fall_back_to_a_random_projection_and_say_so(
     assert "layer up1 wants 8 components, but has 3 tokens" in caplog.text and "layer up9 wants 5" in caplog.text
     assert few.explained == {"up1": 0.0, "up9": 0.0} and few.width == 13
     again = Projection.fitted({name: axes.mean[None] for name, axes in few.axes.items()}, [8, 5], seed=0)
-    assert again.version == few.version                                                    # drawn from the seed alone
+    assert again.version == few.version  # drawn from the seed alone
     x = torch.randn(4000, 1, 16)
     kept = Projection.fitted({"up1": x[:3, 0]}, [8], 0)({"up1": x}, "gap").square().sum(1)
     assert float(kept.mean()) == pytest.approx(float((x[:, 0] - x[:3, 0].mean(0)).square().sum(1).mean()), rel=0.5)
@@ -295,11 +319,19 @@ def test_axes_of_each_batch_are_the_released_form() -> None:
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad, said", [
-    ({"layers": [2, 1]}, "layers must be rising"), ({"layers": [0, 1]}, "layers must be rising"),
-    ({"dims": [4]}, "dims must give one width for each layer"), ({"pool": "max"}, "pool must be one of"),
-    ({"timestep": 1000}, "timestep must lie"), ({"posterior": "mode"}, "posterior must be"),
-    ({"ensemble": 0}, "ensemble must lie"), ({"pca": "none"}, "pca must be one of")])
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        ({"layers": [2, 1]}, "layers must be rising"),
+        ({"layers": [0, 1]}, "layers must be rising"),
+        ({"dims": [4]}, "dims must give one width for each layer"),
+        ({"pool": "max"}, "pool must be one of"),
+        ({"timestep": 1000}, "timestep must lie"),
+        ({"posterior": "mode"}, "posterior must be"),
+        ({"ensemble": 0}, "ensemble must lie"),
+        ({"pca": "none"}, "pca must be one of"),
+    ],
+)
 def test_settings_are_refused_by_name(bad: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         FeatureSettings(**{"layers": [1, 2], "dims": [4, 4], **bad})

@@ -70,19 +70,31 @@ BOUNDS = {"N": 3, "C": 2, "D": 4, "A": 0}
 
 def test_clients_are_known_by_their_own_id():
     met = federation(lambda *_: Nothing())
-    assert [(c.id, c.node, c.modality) for c in met.clients] == [(0, 11, "image"), (1, 12, "image"), (2, 13, "text"),
-                                                                (3, 14, "text")]
+    assert [(c.id, c.node, c.modality) for c in met.clients] == [
+        (0, 11, "image"),
+        (1, 12, "image"),
+        (2, 13, "text"),
+        (3, 14, "text"),
+    ]
 
 
-@pytest.mark.parametrize("bad, fault", [
-    (Error(2, "ValueError: broken"), "raised: ValueError: broken"),
-    (None, "gave no answer within"),
-    (answers(2), "Answers.ids has 2 along N, expected 3"),
-    (Nothing(), "expected Answers, got Nothing"),
-    ((answers(), Header("method", 0, 9)), "answers Header(row='method', round=0, step=9)"),
-    (Answers(torch.tensor([0, 2, 1]), *[getattr(answers(), f) for f in
-                                       ("labels", "confidence", "representations", "augmented")]), "are not the ids"),
-])
+@pytest.mark.parametrize(
+    "bad, fault",
+    [
+        (Error(2, "ValueError: broken"), "raised: ValueError: broken"),
+        (None, "gave no answer within"),
+        (answers(2), "Answers.ids has 2 along N, expected 3"),
+        (Nothing(), "expected Answers, got Nothing"),
+        ((answers(), Header("method", 0, 9)), "answers Header(row='method', round=0, step=9)"),
+        (
+            Answers(
+                torch.tensor([0, 2, 1]),
+                *[getattr(answers(), f) for f in ("labels", "confidence", "representations", "augmented")],
+            ),
+            "are not the ids",
+        ),
+    ],
+)
 def test_a_bad_client_is_named_counted_and_left_out(bad, fault):
     met = federation(lambda node, *_: bad if node == 12 else answers())
     replies = met.ask("represent", Nothing(), Answers, bounds=BOUNDS, ids=torch.arange(3))

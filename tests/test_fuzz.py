@@ -40,10 +40,14 @@ def png(side=8):
 
 def bomb(side):
     """A PNG of a few bytes whose header claims side x side pixels."""
-    parts = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 999)),
-             (b"IEND", b""))
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" * 999)),
+        (b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
+        struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts
+    )
 
 
 def good(cls):
@@ -52,14 +56,20 @@ def good(cls):
     for f in fields(cls):
         if "array" in f.metadata:
             shape = [BOUNDS[axis] for axis in f.metadata["axes"]]
-            values[f.name] = (torch.arange(shape[0]) if f.name in ("ids", "known") else
-                              torch.ones(shape, dtype=getattr(torch, f.metadata["array"])))
+            values[f.name] = (
+                torch.arange(shape[0])
+                if f.name in ("ids", "known")
+                else torch.ones(shape, dtype=getattr(torch, f.metadata["array"]))
+            )
         elif "blobs" in f.metadata:
             values[f.name] = tuple(png() for _ in range(N)) if f.name == "images" else ("a word",) * N
         else:
-            values[f.name] = {"tensors": {"a.weight": torch.ones(2, 3), "steps": torch.tensor(7)},
-                              "metrics": {"loss": 0.5}, "classes": [0, 2], "modality": "image"}.get(
-                f.name, 3 if f.type == "int" else "word")
+            values[f.name] = {
+                "tensors": {"a.weight": torch.ones(2, 3), "steps": torch.tensor(7)},
+                "metrics": {"loss": 0.5},
+                "classes": [0, 2],
+                "modality": "image",
+            }.get(f.name, 3 if f.type == "int" else "word")
     return cls(**values)
 
 
@@ -71,6 +81,7 @@ def headers():
         def broken(record, random):
             record["header"] = ConfigRecord({**record["header"], name: value(random) if callable(value) else value})
             return "header" if isinstance(value, str) and name != "row" else "answers"
+
         return broken
 
     def gone(record, random):
@@ -86,8 +97,13 @@ def headers():
         record["header"] = ConfigRecord({**record["header"], "admin": True})
         return "admin"
 
-    wrong = [entry("row", "another"), entry("round", lambda x: int(x.integers(50, 99))), entry("step", -1),
-             entry("round", "x"), entry("step", "nan")]
+    wrong = [
+        entry("row", "another"),
+        entry("round", lambda x: int(x.integers(50, 99))),
+        entry("step", -1),
+        entry("round", "x"),
+        entry("step", "nan"),
+    ]
     return [*wrong, gone, kind, more]
 
 
@@ -108,12 +124,14 @@ def records(cls):
         def broken(record, random):
             record[name] = MetricRecord({"a": 1.0}) if name != "metrics" else ConfigRecord({"loss": "0.5"})
             return name
+
         return broken
 
     def missing(name):
         def broken(record, random):
             del record[name]
             return name
+
         return broken
 
     there = [f.name for f in fields(cls) if f.name in ("tensors", "metrics")]
@@ -133,12 +151,14 @@ def arrays(f):
             values = np.load(io.BytesIO(record["arrays"][name].data)).copy()
             record["arrays"][name] = Array(np.ascontiguousarray(change(values, random)))
             return name
+
         return broken
 
     def with_bytes(change):
         def broken(record, random):
             record["arrays"][name] = raw(change(record["arrays"][name].data, random))
             return name
+
         return broken
 
     def gone(record, random):
@@ -146,15 +166,25 @@ def arrays(f):
         return name
 
     def lying(data, random):
-        return data.replace(b"(%d," % N, b"(%d," % (N * 10 ** int(random.integers(3, 9)))) if b"(%d," % N in data \
+        return (
+            data.replace(b"(%d," % N, b"(%d," % (N * 10 ** int(random.integers(3, 9))))
+            if b"(%d," % N in data
             else b"\x93NUMPY\x01\x00"
+        )
 
-    ways = [with_values(lambda v, x: v[:-1]), with_values(lambda v, x: np.concatenate([v, v])),
-            with_values(lambda v, x: v[..., None]), with_values(lambda v, x: v.astype("float64")),
-            with_values(lambda v, x: v.astype("U4")), with_values(lambda v, x: v.astype("complex64")), gone,
-            with_bytes(lambda d, x: d[:int(x.integers(0, len(d)))]), with_bytes(lying),
-            with_bytes(lambda d, x: x.bytes(int(x.integers(1, 400)))),
-            with_bytes(lambda d, x: d.replace(b"'<f4'", b"'|O'  ").replace(b"'<i8'", b"'|O'  ") + b"\x80\x04N.")]
+    ways = [
+        with_values(lambda v, x: v[:-1]),
+        with_values(lambda v, x: np.concatenate([v, v])),
+        with_values(lambda v, x: v[..., None]),
+        with_values(lambda v, x: v.astype("float64")),
+        with_values(lambda v, x: v.astype("U4")),
+        with_values(lambda v, x: v.astype("complex64")),
+        gone,
+        with_bytes(lambda d, x: d[: int(x.integers(0, len(d)))]),
+        with_bytes(lying),
+        with_bytes(lambda d, x: x.bytes(int(x.integers(1, 400)))),
+        with_bytes(lambda d, x: d.replace(b"'<f4'", b"'|O'  ").replace(b"'<i8'", b"'|O'  ") + b"\x80\x04N."),
+    ]
     return ways
 
 
@@ -168,14 +198,15 @@ def values(f):
             found[... if everywhere else tuple(random.integers(0, n) for n in found.shape)] = value
             record["arrays"][name] = Array(found)
             return name
+
         return broken
 
     ways = [put(np.nan), put(np.inf), put(-np.inf)] if dtype.startswith("float") else []
     ways += [put(1e30), put(-1e30)] if dtype == "float32" else []
     ways += [put(f.metadata["low"] - 1)] if f.metadata["low"] is not None else []
-    ways += [put(C), put(2 ** 40)] if f.metadata["below"] else []
-    ways += [put(2 ** 62), put(1, everywhere=True)] if name in ("ids", "known") else []
-    return ways + ([put(2 ** 33)] if name == "ids" else [])  # no such id was sent; of `known` only the client can tell
+    ways += [put(C), put(2**40)] if f.metadata["below"] else []
+    ways += [put(2**62), put(1, everywhere=True)] if name in ("ids", "known") else []
+    return ways + ([put(2**33)] if name == "ids" else [])  # no such id was sent; of `known` only the client can tell
 
 
 def blobs(f):
@@ -189,6 +220,7 @@ def blobs(f):
             record["arrays"][name] = Array(np.frombuffer(b"".join(values), np.uint8))
             record["arrays"][f"{name}.lengths"] = Array(np.array([len(v) for v in values], np.int64))
             return name
+
         return broken
 
     def lengths(change):
@@ -196,25 +228,39 @@ def blobs(f):
             found = np.load(io.BytesIO(record["arrays"][f"{name}.lengths"].data)).copy()
             record["arrays"][f"{name}.lengths"] = Array(change(found, random))
             return name
+
         return broken
 
     def without(part):
         def broken(record, random):
             del record["arrays"][part]
             return name
+
         return broken
 
     def wrapped(values, random):
         """Lengths whose sum comes out right in 64 bits, and nowhere else."""
         total = int(values.sum())
-        return np.array([2 ** 62] * 4 + [total] + [0] * (N - 5), np.int64)
+        return np.array([2**62] * 4 + [total] + [0] * (N - 5), np.int64)
 
-    ways = [lengths(lambda v, x: v[:-1]), lengths(lambda v, x: v + 1), lengths(lambda v, x: -v), lengths(wrapped),
-            lengths(lambda v, x: v.astype("float64")), without(f"{name}.lengths"), without(name)]
+    ways = [
+        lengths(lambda v, x: v[:-1]),
+        lengths(lambda v, x: v + 1),
+        lengths(lambda v, x: -v),
+        lengths(wrapped),
+        lengths(lambda v, x: v.astype("float64")),
+        without(f"{name}.lengths"),
+        without(name),
+    ]
     if name == "images":
-        return ways + [pieces(lambda x: png()[:int(x.integers(1, len(png()) - 1))]), pieces(lambda x: b"GIF89a" + b"0"),
-                       pieces(lambda x: bomb(int(x.integers(20_000, 60_000)))), pieces(lambda x: b""),
-                       pieces(lambda x: x.bytes(200)), pieces(lambda x: bomb(1024))]
+        return ways + [
+            pieces(lambda x: png()[: int(x.integers(1, len(png()) - 1))]),
+            pieces(lambda x: b"GIF89a" + b"0"),
+            pieces(lambda x: bomb(int(x.integers(20_000, 60_000)))),
+            pieces(lambda x: b""),
+            pieces(lambda x: x.bytes(200)),
+            pieces(lambda x: bomb(1024)),
+        ]
     return [*ways, pieces(lambda x: b"\xff\xfe\xfa")]
 
 
@@ -223,14 +269,18 @@ def scalars(f):
         def broken(record, random):
             record["scalars"][f.name] = value
             return f.name
+
         return broken
 
     def gone(record, random):
         del record["scalars"][f.name]
         return f.name
 
-    wrong = {"int": ["many", -1, 2.5, 2 ** 60, True], "str": [7, "x" * 10_000, b"word", ["a"]],
-             "list[int]": ["all", ["a"], [-1], [2 ** 60], [0.5]]}[str(f.type)]
+    wrong = {
+        "int": ["many", -1, 2.5, 2**60, True],
+        "str": [7, "x" * 10_000, b"word", ["a"]],
+        "list[int]": ["all", ["a"], [-1], [2**60], [0.5]],
+    }[str(f.type)]
     return [*map(put, wrong), gone] + ([put("sound")] if f.name == "modality" else [])
 
 
@@ -239,6 +289,7 @@ def states(f):
         def broken(record, random):
             record["tensors"]["a.weight"] = value(random) if callable(value) else value
             return "tensors[a.weight]"
+
         return broken
 
     def long(record, random):
@@ -246,10 +297,19 @@ def states(f):
         return "tensors"
 
     whole = Array(np.ones((2, 3), np.float32)).data
-    return [put(Array(np.array([1.0, np.nan]))), put(Array(np.array([np.inf]))), put(Array(np.array([1e30]))),
-            put(Array(np.array(["a"]))), put(Array(np.array([1j]))), put(Array(np.array([2 ** 62]))), long,
-            put(lambda x: raw(whole[:int(x.integers(1, len(whole) - 1))])), put(lambda x: raw(x.bytes(100))),
-            put(raw(whole.replace(b"(2, 3)", b"(-2, -3)"))), put(raw(whole.replace(b"(2, 3)", b"(9999, 9999)")))]
+    return [
+        put(Array(np.array([1.0, np.nan]))),
+        put(Array(np.array([np.inf]))),
+        put(Array(np.array([1e30]))),
+        put(Array(np.array(["a"]))),
+        put(Array(np.array([1j]))),
+        put(Array(np.array([2**62]))),
+        long,
+        put(lambda x: raw(whole[: int(x.integers(1, len(whole) - 1))])),
+        put(lambda x: raw(x.bytes(100))),
+        put(raw(whole.replace(b"(2, 3)", b"(-2, -3)"))),
+        put(raw(whole.replace(b"(2, 3)", b"(9999, 9999)"))),
+    ]
 
 
 def metrics(f):
@@ -257,10 +317,17 @@ def metrics(f):
         def broken(record, random):
             record["metrics"] = MetricRecord({name: value})
             return "metrics"
+
         return broken
 
-    return [put("loss", float("nan")), put("loss", float("inf")), put("loss", 1e300), put("loss", [1.0, 2.0]),
-            put("x" * 5000, 1.0), put("loss", -2 ** 62)]
+    return [
+        put("loss", float("nan")),
+        put("loss", float("inf")),
+        put("loss", 1e300),
+        put("loss", [1.0, 2.0]),
+        put("x" * 5000, 1.0),
+        put("loss", -(2**62)),
+    ]
 
 
 def ways(cls):

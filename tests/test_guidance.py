@@ -52,10 +52,10 @@ def test_the_guide_is_sent_once_and_rows_are_looked_at_once(conf_of, federated, 
     run = federated(conf_of("feddifrc", "rounds=2"))
     first, *later = metrics(run)
     rows = sum(len(c["rows"]) for c in json.loads((run / "partition.json").read_text())["clients"])
-    asked = rows * (2 + 3)                                        # H, F+ and the three wrong classes
+    asked = rows * (2 + 3)  # H, F+ and the three wrong classes
     assert first["guide/sent"] == 2 and first["cache/misses"] == asked
     public = len(open_dataset(conf_of("feddifrc").data).public("train"))
-    assert first["cache/passes"] == asked + 2 * public            # the PCA's images, and their mean
+    assert first["cache/passes"] == asked + 2 * public  # the PCA's images, and their mean
     assert [e["round"] for e in ledger(run, "represent")] == [0, 0]
     for m in later:
         assert m["cache/hits"] == asked and m["cache/misses"] == m["cache/passes"] == 0
@@ -72,8 +72,8 @@ def test_the_guide_is_sent_once_and_rows_are_looked_at_once(conf_of, federated, 
 def test_a_round_uploads_what_fedavg_uploads(method, conf_of, federated, tmp_path):
     guided = ledger(federated(conf_of(method)), "train")[-1]["up"]
     plain = ledger(federated(conf_of("fedavg", f"out={tmp_path / 'plain'}")), "train")[-1]["up"]
-    head = 32 * 16 * 4 if method == "semanticfl" else 0           # toy texts are 16 wide, z 32: a learned head
-    assert head <= guided - plain <= head + 700                   # and the figures of its terms
+    head = 32 * 16 * 4 if method == "semanticfl" else 0  # toy texts are 16 wide, z 32: a learned head
+    assert head <= guided - plain <= head + 700  # and the figures of its terms
 
 
 @pytest.mark.parametrize("method", AVERAGING)
@@ -89,8 +89,13 @@ def test_both_guides_compose_with_every_method_that_averages_weights(method, con
 
 def test_features_from_the_server_train_exactly_as_own_ones(conf_of, federated, tmp_path):
     own = metrics(federated(conf_of("feddifrc")))
-    conf = conf_of("feddifrc", f"{AT}.feddifrc.location=server", f"{AT}.allow_upload=true", f"out={tmp_path / 's'}",
-                   f"{AT}.cache={tmp_path / 'other'}")
+    conf = conf_of(
+        "feddifrc",
+        f"{AT}.feddifrc.location=server",
+        f"{AT}.allow_upload=true",
+        f"out={tmp_path / 's'}",
+        f"{AT}.cache={tmp_path / 'other'}",
+    )
     run = federated(conf)
     there = metrics(run)
     same = ("train/task", "train/tdcl", "train/ndcr", "client/accuracy")
@@ -101,16 +106,24 @@ def test_features_from_the_server_train_exactly_as_own_ones(conf_of, federated, 
 
 @pytest.mark.parametrize("source", ["generated", "private_local", "upload"])
 def test_sources_of_anchors(source, conf_of, federated):
-    run = federated(conf_of("semanticfl", f"{AT}.semanticfl.source={source}", f"{AT}.semanticfl.anchors.per_class=2",
-                            *([f"{AT}.allow_upload=true"] if source == "upload" else [])))
+    run = federated(
+        conf_of(
+            "semanticfl",
+            f"{AT}.semanticfl.source={source}",
+            f"{AT}.semanticfl.anchors.per_class=2",
+            *([f"{AT}.allow_upload=true"] if source == "upload" else []),
+        )
+    )
     m = metrics(run)
     assert sum(m[0][f"guide/weight/{level}"] for level in ("up1", "up2", "vae")) == pytest.approx(1)
     uploads = [e for e in ledger(run, "represent") if e["up"] > 1000]
     assert len(uploads) == (2 if source == "upload" else 0) and m[1]["train/consistency"] > 0
 
 
-@pytest.mark.parametrize("given", [{"feddifrc": {"location": "server"}, "name": "both"},
-                                   {"semanticfl": {"source": "upload"}, "name": "semanticfl"}])
+@pytest.mark.parametrize(
+    "given",
+    [{"feddifrc": {"location": "server"}, "name": "both"}, {"semanticfl": {"source": "upload"}, "name": "semanticfl"}],
+)
 def test_no_image_leaves_without_permission(given):
     with pytest.raises(SettingsError, match="private images to the server; allow_upload=true permits it"):
         composition.typed(GuidanceSettings, given, AT)
@@ -147,7 +160,7 @@ def test_a_client_that_lost_its_guide_is_named_and_gets_it_again(conf_of, federa
 def test_a_resumed_run_equals_an_uninterrupted_one(overrides, conf_of, resumed):
     whole, again = map(metrics, resumed(partial(conf_of, "feddifrc", "rounds=3", *overrides), "evaluate"))
     assert len(again) == 4
-    assert [m["guide/sent"] for m in again if "guide/sent" in m] == [2]       # the clients still keep it
+    assert [m["guide/sent"] for m in again if "guide/sent" in m] == [2]  # the clients still keep it
     for a, b in zip(whole[1:], again[1:], strict=True):
         assert {k: v for k, v in a.items() if "cache" not in k} == {k: v for k, v in b.items() if "cache" not in k}
 
@@ -155,19 +168,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(overrides, conf_of, resumed):
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides, line", [
-    (["clients.width=24"], r"diffusion.features.dims sum to 32, clients.width is 24; method.client.guidance"),
-    ([f"{AT}.prompt='a photo'"], "have the same prompt 'a photo'"),
-    ([f"+{AT}.prompts.disc='a disc'"], "class '.*' has no prompt in guidance.prompts"),
-    ([f"+{AT}.prompts.zebra='a zebra'"], "names 'zebra', which is no class"),
-    ([f"{AT}.prompt='a photo of a {{nam}}'"], "'nam'"),
-    ([f"{AT}.feddifrc.tdcl_form=tiled"], "tdcl_form must be one of per_sample, released_tiled, got 'tiled'"),
-    ([f"{AT}.feddifrc.temperature=0"], "temperature must lie between"),
-    ([f"{AT}.name=feddiffrc"], "name must be one of none, feddifrc"),
-    (["clients.mix=[{modality: text, model: bert}, {modality: text, model: bert}]"], "guides image clients"),
-    ([f"{AT}.feddifrc.condition=add_all_tokens", f"{AT}.feddifrc.location=server", f"{AT}.allow_upload=true"],
-     "location must be client"),
-])
+@pytest.mark.parametrize(
+    "overrides, line",
+    [
+        (["clients.width=24"], r"diffusion.features.dims sum to 32, clients.width is 24; method.client.guidance"),
+        ([f"{AT}.prompt='a photo'"], "have the same prompt 'a photo'"),
+        ([f"+{AT}.prompts.disc='a disc'"], "class '.*' has no prompt in guidance.prompts"),
+        ([f"+{AT}.prompts.zebra='a zebra'"], "names 'zebra', which is no class"),
+        ([f"{AT}.prompt='a photo of a {{nam}}'"], "'nam'"),
+        ([f"{AT}.feddifrc.tdcl_form=tiled"], "tdcl_form must be one of per_sample, released_tiled, got 'tiled'"),
+        ([f"{AT}.feddifrc.temperature=0"], "temperature must lie between"),
+        ([f"{AT}.name=feddiffrc"], "name must be one of none, feddifrc"),
+        (["clients.mix=[{modality: text, model: bert}, {modality: text, model: bert}]"], "guides image clients"),
+        (
+            [f"{AT}.feddifrc.condition=add_all_tokens", f"{AT}.feddifrc.location=server", f"{AT}.allow_upload=true"],
+            "location must be client",
+        ),
+    ],
+)
 def test_bad_settings_are_one_line_before_anything_starts(overrides, line, conf_of):
     with pytest.raises(SettingsError, match=line) as caught:
         preflight.validate(conf_of("feddifrc", *overrides))
@@ -178,7 +196,9 @@ def test_prompts_of_classes():
     classes = Classes(("coat", "trousers"), ("a", ""))
     assert class_prompts(classes, GuidanceSettings()) == ["A picture of a coat.", "A picture of trousers."]
     assert class_prompts(classes, GuidanceSettings(prompt="a photo of a {name}")) == [
-        "a photo of a coat", "a photo of a trousers"]
+        "a photo of a coat",
+        "a photo of a trousers",
+    ]
     own = GuidanceSettings(prompts={"coat": "a coat", "trousers": "two legs"})
     assert class_prompts(classes, own) == ["a coat", "two legs"]
 
@@ -198,10 +218,14 @@ def test_images_that_are_nobodys(toy_conf):
 
 
 def guide(width=32, rows=0):
-    pca = {"pca.up1.mean": torch.zeros(4), "pca.up1.components": torch.zeros(width, 4),
-           "pca.up1.explained": torch.zeros(width)}
-    return Guide("v", pca, torch.zeros(4, 0, 32), torch.zeros(4, 0), torch.arange(rows),
-                 torch.zeros(rows, 5, 32).half())
+    pca = {
+        "pca.up1.mean": torch.zeros(4),
+        "pca.up1.components": torch.zeros(width, 4),
+        "pca.up1.explained": torch.zeros(width),
+    }
+    return Guide(
+        "v", pca, torch.zeros(4, 0, 32), torch.zeros(4, 0), torch.arange(rows), torch.zeros(rows, 5, 32).half()
+    )
 
 
 def test_a_client_refuses_a_guide_that_does_not_fit():
@@ -212,8 +236,9 @@ def test_a_client_refuses_a_guide_that_does_not_fit():
     client_side.check(Half(), s, guide())
     with pytest.raises(ClientError, match="the guide projects to 16, this client's representations are 32 wide"):
         client_side.check(Half(), s, guide(width=16))
-    at_server = composition.typed(GuidanceSettings, {"name": "feddifrc", "allow_upload": True,
-                                                  "feddifrc": {"location": "server"}}, AT)
+    at_server = composition.typed(
+        GuidanceSettings, {"name": "feddifrc", "allow_upload": True, "feddifrc": {"location": "server"}}, AT
+    )
     with pytest.raises(ClientError, match="features of 3 rows, this client has 7"):
         client_side.check(Half(), at_server, guide(rows=3))
     broken = guide()

@@ -35,7 +35,7 @@ def test_kept_rows_are_those_of_the_partition_and_are_opened_once(modality, toy_
     client = ("image", "text", "pair").index(modality)
     opened = open_private(conf, client, modality, node)
     assert same(open_rows(conf, client, modality, node), opened)
-    monkeypatch.setattr(opening, "open_private", None)                  # whoever calls it fails
+    monkeypatch.setattr(opening, "open_private", None)  # whoever calls it fails
     assert same(open_rows(conf, client, modality, node), opened)
     assert len(opened.train) and (not opened.train.texts if modality == "image" else opened.train.texts)
 
@@ -45,7 +45,7 @@ def test_other_settings_are_other_rows_and_a_torn_file_is_had_again(toy_conf, tm
     confs = [toy_conf(f"seed={seed}") for seed in range(4)]
     dealt = [open_rows(conf, 0, "image", node) for conf in confs]
     assert not same(dealt[0], dealt[1])
-    assert len(list(place.iterdir())) == opening.KEPT == 3              # the oldest went
+    assert len(list(place.iterdir())) == opening.KEPT == 3  # the oldest went
     newest = max(place.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:100])
     assert same(open_rows(confs[3], 0, "image", node), dealt[3])
@@ -78,11 +78,13 @@ def test_a_client_with_kept_rows_imports_neither_partitioners_nor_tables(toy_con
     conf = toy_conf()
     open_rows(conf, 0, "image", {"state-dir": str(tmp_path / "site")})
     Path(tmp_path, "settings.json").write_text(json.dumps(composition.plain(conf)))
-    program = ("import sys; from pathlib import Path; import client_app.app; from florilegium import settings; "
-               "from florilegium.protocol.payloads import Header; from client_app.client import open_client; "
-               f"conf = settings.load({{'settings': Path({str(tmp_path)!r}, 'settings.json').read_text()}}); "
-               f"open_client(conf, {{'partition-id': 0, 'state-dir': {str(tmp_path / 'site')!r}}}, "
-               "Header('method', 1, 1)).data; "
-               "print(sorted({'flwr_datasets', 'datasets', 'pandas', 'diffusers', 'hydra'} & sys.modules.keys()))")
+    program = (
+        "import sys; from pathlib import Path; import client_app.app; from florilegium import settings; "
+        "from florilegium.protocol.payloads import Header; from client_app.client import open_client; "
+        f"conf = settings.load({{'settings': Path({str(tmp_path)!r}, 'settings.json').read_text()}}); "
+        f"open_client(conf, {{'partition-id': 0, 'state-dir': {str(tmp_path / 'site')!r}}}, "
+        "Header('method', 1, 1)).data; "
+        "print(sorted({'flwr_datasets', 'datasets', 'pandas', 'diffusers', 'hydra'} & sys.modules.keys()))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

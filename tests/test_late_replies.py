@@ -57,8 +57,11 @@ class SlowGrid:
             message.metadata.__dict__["_message_id"] = name
             self.asked.append((header.round, phase, node))
             self.open[name] = node
-            body = Profile(node % 10, "image", "vit", 10, [0]) if phase == "query.profile" else \
-                Weights({"w": torch.tensor([node % 10 + header.round / 10])}, 10)
+            body = (
+                Profile(node % 10, "image", "vit", 10, [0])
+                if phase == "query.profile"
+                else Weights({"w": torch.tensor([node % 10 + header.round / 10])}, 10)
+            )
             pace = 0.0 if phase == "query.profile" else self.pace(node)
             if pace is not None:
                 self.replies[name] = self.clock.now + pace, Message(codec.pack(body, header), reply_to=message)
@@ -75,6 +78,7 @@ class SlowGrid:
 @pytest.fixture
 def slow(monkeypatch):
     """`slow(pace, **settings)`: a federation of clients 1, 2, 3 on a clock of its own."""
+
     def made(pace, **given):
         clock = Clock()
         for module in ("federation", "exchange", "late"):
@@ -111,7 +115,7 @@ def test_a_client_ten_times_slower_never_holds_a_round_and_its_late_weights_are_
     assert lengths == pytest.approx([10, 2.5, 2.5, 2.5], abs=0.2)
     assert cohorts == [[(1, 1 + r / 10, 1.0), (2, 2 + r / 10, 1.0)] for r in range(1, 5)]
     clock.now = 26.0
-    assert [x.client.id for x in train(federation, 5)] == [1, 2]                       # free again, asked, late again
+    assert [x.client.id for x in train(federation, 5)] == [1, 2]  # free again, asked, late again
     assert [a for a in federation.grid.asked if a[2] == 13 and a[1] == "train"] == [(1, "train", 13), (5, "train", 13)]
     (late,) = [e for e in federation.ledger if "late" in e]
     assert late["late"] == "asked in round 1; dropped" and late["round"] == 5 and late["up"] > 0 and not late["fault"]
@@ -123,7 +127,7 @@ def test_with_decay_late_weights_stand_in_and_count_less_by_the_round(slow):
     for r in (1, 2):
         train(federation, r)
     clock.now = 25.5
-    replies = train(federation, 3)                 # asked again, misses again; what it made of round 1 counts 0.5 ** 2
+    replies = train(federation, 3)  # asked again, misses again; what it made of round 1 counts 0.5 ** 2
     assert told(replies) == [(1, 1.3, 1.0), (2, 2.3, 1.0), (3, 3.1, 0.25)]
     # p_k of 10, 10 and 0.25 * 10 examples
     assert shares(replies) == pytest.approx([10 / 22.5, 10 / 22.5, 2.5 / 22.5])
@@ -186,10 +190,10 @@ def test_the_cohort_follows_the_nodes(slow):
     grid = federation.grid
     grid.nodes = [11, 12]
     assert [x.client.id for x in train(federation, 1)] == [1, 2]
-    grid.nodes = [11, 12, 14, 23]                                    # client 4 is new, client 3 came back as node 23
+    grid.nodes = [11, 12, 14, 23]  # client 4 is new, client 3 came back as node 23
     assert [x.client.id for x in train(federation, 2)] == [1, 2, 3, 4]
     assert [node for r, phase, node in grid.asked if r == 2 and phase == "query.profile"] == [14, 23]
-    grid.nodes = [11, 12, 14, 21, 23]                                # a second client 1 is turned away
+    grid.nodes = [11, 12, 14, 21, 23]  # a second client 1 is turned away
     assert [(x.client.id, x.client.node) for x in train(federation, 3)] == [(1, 11), (2, 12), (3, 23), (4, 14)]
     grid.nodes = [12]
     with pytest.raises(FederationError, match="1 clients are connected, 2 are needed"):
@@ -224,10 +228,14 @@ def test_a_dead_node_is_told_by_an_error_and_free_at_once(slow):
     assert [e["late"] for e in federation.ledger if "late" in e] == ["asked in round 1; raised: node unavailable"]
 
 
-@pytest.mark.parametrize("bad, line", [
-    ({"late": "keep"}, "late must be one of drop, decay"), ({"decay": 2.0}, "decay must lie between 0 and 1"),
-    ({"give_up": 10.0}, "give_up must lie between 600"),
-])
+@pytest.mark.parametrize(
+    "bad, line",
+    [
+        ({"late": "keep"}, "late must be one of drop, decay"),
+        ({"decay": 2.0}, "decay must lie between 0 and 1"),
+        ({"give_up": 10.0}, "give_up must lie between 600"),
+    ],
+)
 def test_settings_are_checked(bad, line):
     with pytest.raises(composition.SettingsError, match=f"timeouts: {line}"):
         composition.typed(Timeouts, bad, "timeouts")
@@ -244,8 +252,14 @@ def test_real_apps_with_a_slow_client_that_leaves_and_another_that_comes(late, t
     from server_app import driver
     from tests.local_grid import LocalGrid
 
-    conf = toy_conf("method=fedavg", ALIKE, "rounds=4", "evaluation.images_per_class=1", f"timeouts.late={late}",
-                    "timeouts.quorum=1")
+    conf = toy_conf(
+        "method=fedavg",
+        ALIKE,
+        "rounds=4",
+        "evaluation.images_per_class=1",
+        f"timeouts.late={late}",
+        "timeouts.quorum=1",
+    )
     conf.timeouts.exchange = 1.5
 
     def delay(message):
@@ -267,11 +281,14 @@ def test_real_apps_with_a_slow_client_that_leaves_and_another_that_comes(late, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Federation, "begin", moving)
         driver.drive(conf, grid)
-    run = SimpleNamespace(**{name: [json.loads(x) for x in open(f"{conf.out}/{name}.jsonl")] for name in
-                             ("rounds", "ledger")})
+    run = SimpleNamespace(
+        **{name: [json.loads(x) for x in open(f"{conf.out}/{name}.jsonl")] for name in ("rounds", "ledger")}
+    )
     assert [r["round"] for r in run.rounds] == [0, 1, 2, 3, 4] and grid.most_under_way == 1
-    asked = {r: sorted(e["client"] for e in run.ledger if e["round"] == r and e["phase"] == "train" and "late" not in e)
-             for r in range(1, 5)}
+    asked = {
+        r: sorted(e["client"] for e in run.ledger if e["round"] == r and e["phase"] == "train" and "late" not in e)
+        for r in range(1, 5)
+    }
     assert asked == {1: [0, 1, 2], 2: [0], 3: [0, 1, 2], 4: [0, 1, 2]}
     (entry,) = [e for e in run.ledger if "late" in e]
     assert entry["client"] == 2 and entry["round"] == 3

@@ -26,12 +26,19 @@ LIMIT = 180
 def florilegium(*arguments: str, where: Path = ROOT) -> subprocess.Popen:
     """The command as a user's shell would start it, from any directory."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(where)}
-    return subprocess.Popen([sys.executable, "-m", "florilegium.cli.main", *arguments], cwd=where, env=environment,
-                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "florilegium.cli.main", *arguments],
+        cwd=where,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def nothing_left(where: Path) -> bool:
     """No process whose launch had its temporary files below `where`, and none of those files."""
+
     def ours(process: psutil.Process) -> bool:
         try:
             environment = process.environ()
@@ -139,8 +146,10 @@ def test_the_reason_is_the_servers_own_words(tmp_path: Path) -> None:
 
 def test_processes_that_detach_are_found_by_their_mark_and_ended() -> None:
     mark = "test-" + os.urandom(8).hex()
-    sleeper = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import signal, time; " \
-              "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'], start_new_session=True); time.sleep(60)"
+    sleeper = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import signal, time; "
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'], start_new_session=True); time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", sleeper], env={**os.environ, superlink.MARK: mark})
     deadline = time.monotonic() + 10
     while len(superlink.marked_processes(mark)) < 2 and time.monotonic() < deadline:
@@ -164,12 +173,21 @@ def no_flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_guard_ends_the_launch_when_the_launcher_is_killed(tmp_path: Path) -> None:
     mark, home = "test-" + os.urandom(8).hex(), tmp_path / "home"
     home.mkdir()
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
-                               env={**os.environ, superlink.MARK: mark})
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, superlink.MARK: mark}
+    )
     launcher = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time; from pathlib import Path; from florilegium import superlink; "
-         "superlink.start_guard(sys.argv[1], Path(sys.argv[2])); print('up', flush=True); time.sleep(60)",
-         mark, str(home)], cwd=ROOT, stdout=subprocess.PIPE)
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path; from florilegium import superlink; "
+            "superlink.start_guard(sys.argv[1], Path(sys.argv[2])); print('up', flush=True); time.sleep(60)",
+            mark,
+            str(home),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
     assert launcher.stdout.readline() == b"up\n" and sleeper.poll() is None
     launcher.kill()
     launcher.communicate()
@@ -181,17 +199,22 @@ def test_a_guard_ends_the_launch_when_the_launcher_is_killed(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("no_flower")
-@pytest.mark.parametrize(("given", "directories"), [
-    (["out=one"], ["one"]),
-    (["-m", "seed=0,1", "label=a", "out=sweep"], ["sweep/seed=0_label=a", "sweep/seed=1_label=a"]),
-    (["-m", "seed=0,1", "out=sweep/s${seed}"], ["sweep/s0", "sweep/s1"]),
-    (["-m", "out=a,b"], ["a", "b"]),
-])
+@pytest.mark.parametrize(
+    ("given", "directories"),
+    [
+        (["out=one"], ["one"]),
+        (["-m", "seed=0,1", "label=a", "out=sweep"], ["sweep/seed=0_label=a", "sweep/seed=1_label=a"]),
+        (["-m", "seed=0,1", "out=sweep/s${seed}"], ["sweep/s0", "sweep/s1"]),
+        (["-m", "out=a,b"], ["a", "b"]),
+    ],
+)
 def test_every_job_has_a_directory_and_the_last_lines_name_them(
-    given: list[str], directories: list[str], capsys: pytest.CaptureFixture[str],
+    given: list[str],
+    directories: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert launch.main(given) == 0
-    assert capsys.readouterr().out.splitlines()[-len(directories):] == directories
+    assert capsys.readouterr().out.splitlines()[-len(directories) :] == directories
     assert all(Path(directory).is_dir() for directory in directories)
 
 

@@ -60,8 +60,9 @@ def test_small_and_full_sizes_have_every_architecture(modality, name):
     small, full = (OmegaConf.load(CONF / "architectures" / f"{size}.yaml") for size in ("small", "full"))
     assert full[name].pretrained
     with seeds.scoped("small"):
-        model = build.build(OmegaConf.create({"width": 128, "architectures": small}), modality, name, 24,
-                             open_vocabulary("toy", 32))
+        model = build.build(
+            OmegaConf.create({"width": 128, "architectures": small}), modality, name, 24, open_vocabulary("toy", 32)
+        )
     assert 2e4 < sum(p.numel() for p in model.parameters()) < 2e6
 
 
@@ -83,11 +84,14 @@ def test_vocabulary_by_hand():
     assert vocabulary([]).shape[0] == 0
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"vit": {"hiden_size": 32}}, "clients.architectures.vit: ViTConfig has no key 'hiden_size'"),
-    ({"vit": None}, "clients.architectures.vit is missing"),
-    ({"vit": {"pretrained": "/nowhere/at/all"}}, "clients.architectures.vit: "),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vit": {"hiden_size": 32}}, "clients.architectures.vit: ViTConfig has no key 'hiden_size'"),
+        ({"vit": None}, "clients.architectures.vit is missing"),
+        ({"vit": {"pretrained": "/nowhere/at/all"}}, "clients.architectures.vit: "),
+    ],
+)
 def test_a_wrong_size_is_named(changes, message):
     clients = OmegaConf.create({"width": 32, "architectures": changes})
     with pytest.raises(bodies.ModelError) as caught:
@@ -108,10 +112,14 @@ def test_the_towers_of_a_clip_see_what_it_sees():
     assert torch.allclose(padded[0][0], padded[1][0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (["clients.architectures.clip.path=/nowhere"], "/nowhere is no directory of an open_clip model"),
-    (["clients.tokenizer=toy"], r"this CLIP knows 2943 tokens, clients.tokenizer \d+"),
-    (["clients.architectures.clip=null"], "clients.architectures.clip is missing")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["clients.architectures.clip.path=/nowhere"], "/nowhere is no directory of an open_clip model"),
+        (["clients.tokenizer=toy"], r"this CLIP knows 2943 tokens, clients.tokenizer \d+"),
+        (["clients.architectures.clip=null"], "clients.architectures.clip is missing"),
+    ],
+)
 def test_a_clip_that_cannot_be_had_is_named(changes, message):
     with pytest.raises((bodies.ModelError, ValueError), match=message) as caught:
         build_pair(composition.compose(["data=emoji", "clients=mixed", *changes]).clients, "clip+clip")

@@ -45,7 +45,7 @@ def test_normalised_has_mean_zero_and_variance_one():
 
 # two samples in the plane: z0 points along x, z1 along y
 Z = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-PLUS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])                       # cosine 1 with their own sample
+PLUS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # cosine 1 with their own sample
 MINUS = torch.tensor([[[0.0, 1.0], [0.0, 5.0]], [[1.0, 0.0], [0.0, -1.0]]])  # cosines 0, 0 and 0, -1
 
 
@@ -70,7 +70,7 @@ def test_tdcl_compares_a_sample_with_its_own_negatives_alone():
     z = Z.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(tdcl(z, PLUS, MINUS, 0.5), z)
     changed = MINUS.clone()
-    changed[1] = torch.tensor([[3.0, 1.0], [-1.0, 1.0]])            # only the other sample's negatives
+    changed[1] = torch.tensor([[3.0, 1.0], [-1.0, 1.0]])  # only the other sample's negatives
     other = Z.clone().requires_grad_()
     (again,) = torch.autograd.grad(tdcl(other, PLUS, changed, 0.5), other)
     assert torch.allclose(gradient[0], again[0]) and not torch.allclose(gradient[1], again[1])
@@ -101,10 +101,10 @@ def test_ndcr_forms_by_hand():
     assert ndcr(Z, teacher, "l2_raw").item() == pytest.approx((4 + 16 + 4) / 2)
     assert ndcr(Z, teacher, "l2_unit").item() == pytest.approx((2 + 0) / 2, abs=1e-6)
     assert ndcr(Z, teacher, "cos").item() == pytest.approx((1 + 0) / 2, abs=1e-6)
-    p = math.e / (1 + math.e)                                       # softmax of a unit vector along an axis
+    p = math.e / (1 + math.e)  # softmax of a unit vector along an axis
     kl = p * math.log(p / (1 - p)) + (1 - p) * math.log((1 - p) / p)
     assert ndcr(Z, teacher, "kl").item() == pytest.approx(kl / 2, abs=1e-6)
-    q = math.exp(2) / (1 + math.exp(2))                             # at temperature 1/2
+    q = math.exp(2) / (1 + math.exp(2))  # at temperature 1/2
     kl = q * math.log(q / (1 - q)) + (1 - q) * math.log((1 - q) / q)
     assert ndcr(Z, teacher, "kl_t", 0.5).item() == pytest.approx(kl / 2, abs=1e-5)
 
@@ -121,7 +121,8 @@ def test_info_nce_by_hand():
     anchors = torch.tensor([[5.0, 0.0], [0.0, 1.0]])
     assert info_nce(Z, anchors, torch.tensor([0, 1]), 0.5).item() == pytest.approx(math.log(1 + math.exp(-2)))
     assert info_nce(Z, anchors, torch.tensor([1, 1]), 0.5).item() == pytest.approx(
-        (math.log(1 + math.exp(2)) + math.log(1 + math.exp(-2))) / 2)
+        (math.log(1 + math.exp(2)) + math.log(1 + math.exp(-2))) / 2
+    )
 
 
 def test_nearest_anchor_and_scaled_kl():

@@ -99,8 +99,11 @@ def test_one_class_alone_and_a_train_folder_are_folders_too(tmp_path):
 @pytest.mark.parametrize("metadata", ["metadata.csv", "metadata.jsonl"])
 def test_pairs_are_a_folder_with_metadata_or_a_table_with_paths(metadata, tmp_path):
     place = folder(tmp_path / "own")
-    listed = [{"file_name": f"{name}/test_{n}.png", "text": f"{name} {n}", "label": name}
-              for name in COLOURS for n in range(2)]
+    listed = [
+        {"file_name": f"{name}/test_{n}.png", "text": f"{name} {n}", "label": name}
+        for name in COLOURS
+        for n in range(2)
+    ]
     written(place / metadata, listed)
     found = look(place, "pair").whole()
     table = [{"image": row["file_name"], "text": row["text"], "label": row["label"]} for row in listed]
@@ -143,13 +146,20 @@ def bomb(side=40_000):
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+        struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks
+    )
 
 
-@pytest.mark.parametrize("data, kind", [
-    (b"no image", "unreadable image"), (picture((1, 2, 3), 64, "JPEG")[:-200], "truncated image"),
-    (picture((1, 2, 3))[:60], "truncated image"), (bomb(), "image too large"), (b"", "unreadable image"),
-])
+@pytest.mark.parametrize(
+    "data, kind",
+    [
+        (b"no image", "unreadable image"),
+        (picture((1, 2, 3), 64, "JPEG")[:-200], "truncated image"),
+        (picture((1, 2, 3))[:60], "truncated image"),
+        (bomb(), "image too large"),
+        (b"", "unreadable image"),
+    ],
+)
 def test_a_bad_image_is_named_by_its_file(data, kind, tmp_path):
     place = folder(tmp_path / "own")
     (place / "disc" / "bad.png").write_bytes(data)
@@ -161,16 +171,19 @@ def test_a_bad_image_is_named_by_its_file(data, kind, tmp_path):
     assert len(found.rows) == 4  # the others
 
 
-@pytest.mark.parametrize("text, kind, where", [
-    (b"text,label\ncaf\xe9,disc\nok,disc\n", "wrong encoding", "line 2"),
-    ("text,label\na,disc\n".encode("utf-16"), "wrong encoding", "line 1"),
-    (b"text,label\na,disc\n ,disc\n", "empty text", "row 2"),
-    (b"text,label\na,disc\nb,\n", "no label", "row 2"),
-    (b"text,label\na,disc\nb,hexagon\n", "unknown class", "row 2"),
-    (b"text,label\na,disc\nb\n", "malformed row", "row 2"),
-    (b"text\na\n", "missing column", "t.csv"),
-    (b"text,label\n", "no rows", "t.csv"),
-])
+@pytest.mark.parametrize(
+    "text, kind, where",
+    [
+        (b"text,label\ncaf\xe9,disc\nok,disc\n", "wrong encoding", "line 2"),
+        ("text,label\na,disc\n".encode("utf-16"), "wrong encoding", "line 1"),
+        (b"text,label\na,disc\n ,disc\n", "empty text", "row 2"),
+        (b"text,label\na,disc\nb,\n", "no label", "row 2"),
+        (b"text,label\na,disc\nb,hexagon\n", "unknown class", "row 2"),
+        (b"text,label\na,disc\nb\n", "malformed row", "row 2"),
+        (b"text\na\n", "missing column", "t.csv"),
+        (b"text,label\n", "no rows", "t.csv"),
+    ],
+)
 def test_a_bad_row_of_a_table_is_named(text, kind, where, tmp_path):
     place = tmp_path / "own"
     place.mkdir()
@@ -193,8 +206,14 @@ def test_warnings_do_not_refuse(tmp_path):
     (place / "square").mkdir()
     found = look(place, "image", side=32)
     assert not found.refused and len(found.whole()) == 6
-    assert kinds(found, False) == {"duplicate", "two classes", "other file", "empty folder", "small image",
-                                   "class without rows"}
+    assert kinds(found, False) == {
+        "duplicate",
+        "two classes",
+        "other file",
+        "empty folder",
+        "small image",
+        "class without rows",
+    }
 
 
 def test_images_are_upright_and_on_white(tmp_path):
@@ -228,8 +247,13 @@ def test_the_server_hears_of_refused_data_without_names_or_contents(toy_conf, tm
     (place / "disc" / "jane-doe.png").write_bytes(b"no image")
     conf = toy_conf("clients.mix=[{modality: image, model: resnet}]")
     node = {"partition-id": 0, "data-path": str(place), "state-dir": str(tmp_path / "state")}
-    context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(),
-                      run_config={"settings": json.dumps(composition.plain(conf)), "overrides": ""})
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config=node,
+        state=RecordDict(),
+        run_config={"settings": json.dumps(composition.plain(conf)), "overrides": ""},
+    )
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     question = Message(codec.pack(Nothing(), Header("method", 0, 1)), 1, "query.profile")
     reason = app.answer("profile", question, context).error.reason
@@ -237,8 +261,9 @@ def test_the_server_hears_of_refused_data_without_names_or_contents(toy_conf, tm
     assert "jane" not in reason and str(tmp_path) not in reason
 
 
-@pytest.mark.parametrize("key, value, message", [("max-pixels", 0, "max-pixels must lie between"),
-                                                 ("data-path", "nowhere", "no such file")])
+@pytest.mark.parametrize(
+    "key, value, message", [("max-pixels", 0, "max-pixels must lie between"), ("data-path", "nowhere", "no such file")]
+)
 def test_a_bad_node_configuration_is_one_line(key, value, message, tmp_path, toy_conf):
     with pytest.raises(DataError, match=message) as caught:
         open_private(toy_conf(), 0, "text", {"data-path": str(written(tmp_path / "t.csv", rows())), key: value})

@@ -24,8 +24,10 @@ from florilegium.models.build import build_pair
 from florilegium.protocol.payloads import Report, Samples
 from server_app.evaluation import client_figures
 
-MIX = ("clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert},"
-       " {modality: pair, model: resnet+bert}, {modality: pair, model: vit+distilbert}]")
+MIX = (
+    "clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert},"
+    " {modality: pair, model: resnet+bert}, {modality: pair, model: vit+distilbert}]"
+)
 
 
 @pytest.fixture
@@ -65,8 +67,11 @@ def test_without_pair_clients_nobody_s_rows_change(toy_conf):
 
 
 def test_emoji_s_ten_clients_all_have_rows():
-    conf = composition.complete(composition.compose(
-        ["data=emoji", "clients=paper_mixed", "method=standalone", "references=none", "clients.partition.alpha=0.1"]))
+    conf = composition.complete(
+        composition.compose(
+            ["data=emoji", "clients=paper_mixed", "method=standalone", "references=none", "clients.partition.alpha=0.1"]
+        )
+    )
     dealt = partition(conf)["clients"]
     assert [c["modality"] for c in dealt] == ["image"] * 3 + ["text"] * 3 + ["pair"] * 4
     assert min(len(c["rows"]) for c in dealt) >= 10
@@ -154,27 +159,41 @@ def test_the_loss_of_a_batch_falls_when_it_is_trained(client):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("architecture, said", [
-    ("resnet", "a pair model is named image+text, such as resnet+bert, got 'resnet'"),
-    ("bert+resnet", "no image model 'bert'"), ("vit+gpt", "no text model 'gpt'")])
+@pytest.mark.parametrize(
+    "architecture, said",
+    [
+        ("resnet", "a pair model is named image+text, such as resnet+bert, got 'resnet'"),
+        ("bert+resnet", "no image model 'bert'"),
+        ("vit+gpt", "no text model 'gpt'"),
+    ],
+)
 def test_a_wrong_architecture_is_one_line(architecture, said, toy_conf):
-    conf = toy_conf("method=standalone", f"clients.mix=[{{modality: pair, model: {architecture}}}]",
-                    "timeouts.quorum=1")
+    conf = toy_conf(
+        "method=standalone", f"clients.mix=[{{modality: pair, model: {architecture}}}]", "timeouts.quorum=1"
+    )
     with pytest.raises(SettingsError, match="clients.mix") as caught:
         preflight.validate(conf)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override, said", [("loss=triplet", "clients.pair: loss must be one of info_nce"),
-                                            ("temperature=0", "clients.pair: temperature must lie between")])
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("loss=triplet", "clients.pair: loss must be one of info_nce"),
+        ("temperature=0", "clients.pair: temperature must lie between"),
+    ],
+)
 def test_bad_settings_of_the_loss_are_one_line(override, said, paired):
     with pytest.raises(SettingsError, match=said):
         preflight.validate(paired(f"clients.pair.{override}"))
 
 
 def test_a_method_without_retrieval_refuses_pair_clients(toy_conf):
-    with pytest.raises(SettingsError, match=r"method: fedmmkt has nothing for pair clients \(clients.mix\[2\]\); "
-                                            "these have: .*standalone"):
+    with pytest.raises(
+        SettingsError,
+        match=r"method: fedmmkt has nothing for pair clients \(clients.mix\[2\]\); "
+        "these have: .*standalone",
+    ):
         preflight.validate(toy_conf("method=fedmmkt", MIX))
 
 
@@ -190,9 +209,13 @@ def test_retrieval_clients_have_figures_of_their_own():
     def reply(k, modality, **metrics):
         return Reply(Known(k, k, modality), Report(metrics, 10))
 
-    figures = client_figures([reply(0, "image", accuracy=0.5, validation=0.25),
-                              reply(1, "pair", rsum_2x_r1=0.4, rsum_6=2.0, validation=0.125),
-                              reply(2, "pair", rsum_2x_r1=0.8, rsum_6=3.0, validation=0.375)])
+    figures = client_figures(
+        [
+            reply(0, "image", accuracy=0.5, validation=0.25),
+            reply(1, "pair", rsum_2x_r1=0.4, rsum_6=2.0, validation=0.125),
+            reply(2, "pair", rsum_2x_r1=0.8, rsum_6=3.0, validation=0.375),
+        ]
+    )
     assert figures["client/accuracy"] == 0.5 and "client/accuracy/pair" not in figures
     assert figures["client/rsum/pair"] == pytest.approx(0.6) and figures["client/rsum/1"] == 0.4
     assert figures["client/rsum_6/pair"] == 2.5 and figures["client/validation/pair"] == 0.25
@@ -203,8 +226,15 @@ def test_standalone_trains_and_judges_all_three_kinds(paired, federated):
     run = federated(paired("rounds=1", "evaluation.images_per_class=1"))
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     last = records[-1]["metrics"]
-    assert {"client/accuracy/image", "client/accuracy/text", "client/rsum/pair", "client/rsum/2", "client/rsum_6/pair",
-            "client/retrieval/i2t/r1/pair", "client/validation/pair"} <= last.keys()
+    assert {
+        "client/accuracy/image",
+        "client/accuracy/text",
+        "client/rsum/pair",
+        "client/rsum/2",
+        "client/rsum_6/pair",
+        "client/retrieval/i2t/r1/pair",
+        "client/validation/pair",
+    } <= last.keys()
     assert not any(json.loads(line)["fault"] for line in (run / "ledger.jsonl").read_text().splitlines())
     assert 0 < last["client/rsum/pair"] <= 2
     report = (run / "report.html").read_text()

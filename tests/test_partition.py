@@ -38,7 +38,7 @@ def random(seed=0):
 
 def test_effective_classes_by_hand():
     found = skew.effective_classes(np.array([[4, 0], [2, 2], [3, 1]]))
-    assert found == pytest.approx([1, 2, 4 / 27 ** 0.25])  # exp(-(3/4 ln 3/4 + 1/4 ln 1/4)) = 4 / 3^(3/4)
+    assert found == pytest.approx([1, 2, 4 / 27**0.25])  # exp(-(3/4 ln 3/4 + 1/4 ln 1/4)) = 4 / 3^(3/4)
 
 
 @pytest.mark.parametrize(("alpha", "classes"), [(0.05, 2.94), (0.2, 4.16), (0.5, 5.64)])
@@ -91,11 +91,14 @@ def test_nid2_is_feddiscos_on_cifar10():
     assert (counts(parts) == expected).all() and disjoint(parts)  # 8,330 each
 
 
-@pytest.mark.parametrize(("classes", "rows", "biased", "each", "size"), [
-    (100, 500, 5, 20, 20 * 83 * 5),  # CIFAR-100: client i holds 20i..20i+19
-    (24, 60, 6, 4, 4 * 8 * 6),       # 60 // 7 = 8 rows a class and client
-    (10, 1200, 9, 2, 1080),          # ten clients: two holders of classes 0-7, so 120 * 9 / 2 of each of two
-])
+@pytest.mark.parametrize(
+    ("classes", "rows", "biased", "each", "size"),
+    [
+        (100, 500, 5, 20, 20 * 83 * 5),  # CIFAR-100: client i holds 20i..20i+19
+        (24, 60, 6, 4, 4 * 8 * 6),  # 60 // 7 = 8 rows a class and client
+        (10, 1200, 9, 2, 1080),  # ten clients: two holders of classes 0-7, so 120 * 9 / 2 of each of two
+    ],
+)
 def test_nid2_has_equal_sizes_and_its_class_sets(classes, rows, biased, each, size):
     labels = np.repeat(np.arange(classes), rows)
     parts = skew.biased_unbiased(labels, classes, biased, each, 1, random())
@@ -157,14 +160,22 @@ def test_a_long_tail_comes_before_the_split():
     assert total.tolist() == [math.floor(1200 * 0.1 ** (c / 9) + 1e-9) for c in range(10)]
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["name=biased_unbiased", "biased=4", "unbiased=2"],
-     "clients.partition.biased: 4 biased and 2 unbiased clients are not the 10 there are"),
-    (["name=biased_unbiased", "classes_per_biased=11"], "clients.partition.classes_per_biased is 11, but there are 10"),
-    (["name=domain"], "clients.partition.by: the data have no column 'style'"),
-    (["imbalance=0"], "clients.partition: imbalance must lie between"),
-    (["shift=blur"], "clients.partition: shift must be one of none, rotation, contrast"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["name=biased_unbiased", "biased=4", "unbiased=2"],
+            "clients.partition.biased: 4 biased and 2 unbiased clients are not the 10 there are",
+        ),
+        (
+            ["name=biased_unbiased", "classes_per_biased=11"],
+            "clients.partition.classes_per_biased is 11, but there are 10",
+        ),
+        (["name=domain"], "clients.partition.by: the data have no column 'style'"),
+        (["imbalance=0"], "clients.partition: imbalance must lie between"),
+        (["shift=blur"], "clients.partition: shift must be one of none, rotation, contrast"),
+    ],
+)
 def test_what_cannot_be_dealt_names_its_key(overrides, message):
     conf = composition.compose(["clients=ten", "data=fashion", *(f"clients.partition.{o}" for o in overrides)])
     with pytest.raises(ValueError) as caught:
@@ -172,14 +183,23 @@ def test_what_cannot_be_dealt_names_its_key(overrides, message):
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("domains", "message"), [
-    ("[twemoji]", "clients.partition.domains names 1 domains for 4 clients"),
-    ("[twemoji,twemoji,noto,openmoji]", "clients.partition.domains: no style 'noto'; there are emojione, fluent-flat"),
-])
+@pytest.mark.parametrize(
+    ("domains", "message"),
+    [
+        ("[twemoji]", "clients.partition.domains names 1 domains for 4 clients"),
+        (
+            "[twemoji,twemoji,noto,openmoji]",
+            "clients.partition.domains: no style 'noto'; there are emojione, fluent-flat",
+        ),
+    ],
+)
 def test_domains_that_are_not_there_are_refused(domains, message):
     with pytest.raises(DataError, match=message):
-        partition(composition.compose(["clients=image", "partition@clients.partition=domain",
-                                    f"clients.partition.domains={domains}"]))
+        partition(
+            composition.compose(
+                ["clients=image", "partition@clients.partition=domain", f"clients.partition.domains={domains}"]
+            )
+        )
 
 
 def test_text_clients_have_no_domain_shift():
@@ -199,14 +219,23 @@ def test_a_quarter_turn_and_half_the_contrast_by_hand():
 
 
 def test_each_client_draws_in_its_own_style_and_is_judged_on_it():
-    conf = composition.compose(["clients=image", "data=emoji", "partition@clients.partition=domain",
-                             "clients.partition.domains=[openmoji,twemoji,openmoji,emojione]"])
+    conf = composition.compose(
+        [
+            "clients=image",
+            "data=emoji",
+            "partition@clients.partition=domain",
+            "clients.partition.domains=[openmoji,twemoji,openmoji,emojione]",
+        ]
+    )
     clients = partition(conf)["clients"]
     assert [client["domain"] for client in clients] == ["openmoji", "twemoji", "openmoji", "emojione"]
     assert abs(len(clients[0]["rows"]) - len(clients[2]["rows"])) <= 1
     splits = open_dataset(conf.data)
-    style = {i: name for split in ("train", "test") for i, name in
-             zip(getattr(splits, split)["id"][:], getattr(splits, split)["style"][:], strict=True)}
+    style = {
+        i: name
+        for split in ("train", "test")
+        for i, name in zip(getattr(splits, split)["id"][:], getattr(splits, split)["style"][:], strict=True)
+    }
     for k, client in enumerate(clients):
         data = open_private(conf, k, "image", {})
         assert {style[i] for i in data.train.ids.tolist()} == {client["domain"]}
@@ -217,8 +246,10 @@ def test_each_client_draws_in_its_own_style_and_is_judged_on_it():
 
 
 def test_a_rotation_turns_what_a_client_learns_and_what_it_is_judged_on(toy_conf):
-    overrides = ("clients.mix=[{modality:image,model:resnet},{modality:image,model:resnet}]",
-                 "clients.partition.rotation=90")
+    overrides = (
+        "clients.mix=[{modality:image,model:resnet},{modality:image,model:resnet}]",
+        "clients.partition.rotation=90",
+    )
     flat = [open_private(toy_conf(*overrides), k, "image", {}) for k in range(2)]
     turned = [open_private(toy_conf(*overrides, "clients.partition.shift=rotation"), k, "image", {}) for k in range(2)]
     for split in ("train", "validation", "test"):
@@ -239,20 +270,30 @@ def test_every_method_meets_the_same_cohorts(toy_conf, federated):
     met = {}
     for method in ("standalone", "fedavg", "fedmmkt"):
         assert method in CATALOGUE and half(method, "client")
-        conf = toy(toy_conf, method, "rounds=2", "cohort.fraction=0.5", "references=none",
-                   "clients.mix=[{modality:image,model:resnet},{modality:image,model:resnet},"
-                   "{modality:image,model:resnet},{modality:image,model:resnet}]")
+        conf = toy(
+            toy_conf,
+            method,
+            "rounds=2",
+            "cohort.fraction=0.5",
+            "references=none",
+            "clients.mix=[{modality:image,model:resnet},{modality:image,model:resnet},"
+            "{modality:image,model:resnet},{modality:image,model:resnet}]",
+        )
         conf.out += method
         conf.clients.state_dir = conf.out + "/state"
         entries = [json.loads(line) for line in (federated(conf) / "ledger.jsonl").read_text().splitlines()]
-        met[method] = [sorted({e["client"] for e in entries if e["round"] == r and e["phase"] == "train"})
-                       for r in (1, 2)]
+        met[method] = [
+            sorted({e["client"] for e in entries if e["round"] == r and e["phase"] == "train"}) for r in (1, 2)
+        ]
     assert met["standalone"] == met["fedavg"] == met["fedmmkt"] and all(len(cohort) == 2 for cohort in met["fedavg"])
 
 
 def test_a_client_says_it_is_judged_on_its_own_rows(toy_conf):
-    conf = toy_conf("clients.mix=[{modality:image,model:resnet}]", "clients.partition.name=domain",
-                    "clients.partition.domains=[red]")
+    conf = toy_conf(
+        "clients.mix=[{modality:image,model:resnet}]",
+        "clients.partition.name=domain",
+        "clients.partition.domains=[red]",
+    )
     client = open_client(conf, {"partition-id": 0}, Header("method", 0, 1))
     red = open_dataset(conf.data).test["style"][:].count("red")
     assert client.evaluate().examples == red

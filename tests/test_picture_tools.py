@@ -37,5 +37,8 @@ def test_the_partitions_are_drawn_and_what_cannot_be_dealt_is_said(tmp_path, mon
 
 def test_a_clients_mark_tells_its_domain(tool):
     mark = tool("partition_picture").mark
-    assert [mark({"client": 7}), mark({"client": 7, "shift": 105.0}), mark({"client": 1, "domain": "twemoji"})] == \
-        ["7", "7\n105", "1\ntwemoji"]
+    assert [mark({"client": 7}), mark({"client": 7, "shift": 105.0}), mark({"client": 1, "domain": "twemoji"})] == [
+        "7",
+        "7\n105",
+        "1\ntwemoji",
+    ]

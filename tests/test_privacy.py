@@ -16,8 +16,11 @@ from tests.test_every_method import ALIKE, faults, toy
 
 SPOKEN = [name for name in CATALOGUE if half(name, "client")]
 PHASE = {message_type: phase for phase, message_type in phases.PHASES.items()}
-SERVER_LOOKS = ["guidance@method.client.guidance=feddifrc", "method.client.guidance.allow_upload=true",
-                "method.client.guidance.feddifrc.location=server"]
+SERVER_LOOKS = [
+    "guidance@method.client.guidance=feddifrc",
+    "method.client.guidance.allow_upload=true",
+    "method.client.guidance.feddifrc.location=server",
+]
 
 
 def travelled(message):
@@ -29,9 +32,15 @@ def travelled(message):
     return str(record["header"]["kind"]), names | ({"metrics": 0} if "metrics" in record else {}), record["header"]
 
 
-@pytest.mark.parametrize("method, overrides", [*((m, []) for m in SPOKEN), ("fedavg", SERVER_LOOKS),
-                                               ("fedmmkt", ["method.variant=logit"]),
-                                               ("fedmmkt", ["method.server.exchanges=joined"])])
+@pytest.mark.parametrize(
+    "method, overrides",
+    [
+        *((m, []) for m in SPOKEN),
+        ("fedavg", SERVER_LOOKS),
+        ("fedmmkt", ["method.variant=logit"]),
+        ("fedmmkt", ["method.server.exchanges=joined"]),
+    ],
+)
 def test_everything_that_travels_is_listed(method, overrides, toy_conf, federated):
     conf = toy(toy_conf, method, "rounds=1", *overrides)
     found = listing.listing(conf)

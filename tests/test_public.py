@@ -67,9 +67,12 @@ def test_the_order_is_a_hash_of_ids_content_and_order():
     ids, images, labels = torch.tensor([4, 7]), torch.tensor([[10], [20]], dtype=torch.uint8), torch.tensor([0, 1])
     first = hashed(ids, images, ("a", "bc"), labels)
     assert first == hashed(ids.clone(), images.clone(), ("a", "bc"), labels.clone()) and len(first) == 64
-    others = [hashed(ids.flip(0), images.flip(0), ("bc", "a"), labels.flip(0)),
-              hashed(ids, images + 1, ("a", "bc"), labels), hashed(ids, images, ("ab", "c"), labels),
-              hashed(ids, images, ("a", "bc"), labels.flip(0))]
+    others = [
+        hashed(ids.flip(0), images.flip(0), ("bc", "a"), labels.flip(0)),
+        hashed(ids, images + 1, ("a", "bc"), labels),
+        hashed(ids, images, ("ab", "c"), labels),
+        hashed(ids, images, ("a", "bc"), labels.flip(0)),
+    ]
     assert len({first, *others}) == 5
 
 
@@ -101,10 +104,14 @@ def test_a_part_of_the_set_is_asked_by_ids(client):
         mine.public(PublicSet(whole.order, torch.tensor([999_999])))
 
 
-@pytest.mark.parametrize("override, error, said", [
-    ("data.public.pairs=5000", DataError, "data.public.pairs is 5000, but toy/train has 96 public rows"),
-    ("data.public.pairs=1", SettingsError, "data.public: pairs must lie between 2"),
-    ("+data.public.pair=3", SettingsError, "data.public.pair: Key 'pair' not in 'PublicSettings' (did you mean")])
+@pytest.mark.parametrize(
+    "override, error, said",
+    [
+        ("data.public.pairs=5000", DataError, "data.public.pairs is 5000, but toy/train has 96 public rows"),
+        ("data.public.pairs=1", SettingsError, "data.public: pairs must lie between 2"),
+        ("+data.public.pair=3", SettingsError, "data.public.pair: Key 'pair' not in 'PublicSettings' (did you mean"),
+    ],
+)
 def test_bad_settings_are_one_line(override, error, said, toy_conf):
     with pytest.raises(error) as caught:
         open_public(toy_conf(override))
@@ -177,8 +184,10 @@ def features(**changed_):
     return Features(**{"ids": torch.arange(3), "image": unit, "text": unit[:, :0]} | changed_)
 
 
-@pytest.mark.parametrize("payload", [
-    PublicSet("f" * 64, torch.arange(4)), features(), Modules("v1", "", {"project.weight": torch.randn(2, 3)})])
+@pytest.mark.parametrize(
+    "payload",
+    [PublicSet("f" * 64, torch.arange(4)), features(), Modules("v1", "", {"project.weight": torch.randn(2, 3)})],
+)
 def test_round_trip(payload):
     back = codec.unpack(codec.pack(payload, HEADER), type(payload))
     for name, value in vars(payload).items():
@@ -189,12 +198,16 @@ def test_round_trip(payload):
             assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"image": torch.eye(3) * 7}, "image has a value of 7.0, above 1.001"),
-    ({"image": torch.eye(4)}, "image has 4 along N, expected 3"),
-    ({"text": torch.full((3, 3), torch.nan)}, "text has NaN"),
-    ({"image": torch.eye(3)[:, :2]}, "image has 2 along I, expected 3"),
-    ({"image": torch.zeros(3, 0)}, "image has 0 along I, expected 3")])  # a reply that misses its modality
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"image": torch.eye(3) * 7}, "image has a value of 7.0, above 1.001"),
+        ({"image": torch.eye(4)}, "image has 4 along N, expected 3"),
+        ({"text": torch.full((3, 3), torch.nan)}, "text has NaN"),
+        ({"image": torch.eye(3)[:, :2]}, "image has 2 along I, expected 3"),
+        ({"image": torch.zeros(3, 0)}, "image has 0 along I, expected 3"),
+    ],
+)  # a reply that misses its modality
 def test_bad_features_are_named(change, said):
     with pytest.raises(WireError, match="Features") as caught:
         codec.unpack(codec.pack(features(**change), HEADER), Features, bounds={"I": 3})
@@ -254,8 +267,15 @@ def test_other_names_mean_everything():
 
 
 def test_a_fingerprint_tells_type_shape_and_bits():
-    made = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.zeros(4).half(),
-            -torch.zeros(4), torch.zeros(0), torch.tensor(0.0)]
+    made = [
+        torch.zeros(4),
+        torch.zeros(2, 2),
+        torch.zeros(4, dtype=torch.int32),
+        torch.zeros(4).half(),
+        -torch.zeros(4),
+        torch.zeros(0),
+        torch.tensor(0.0),
+    ]
     assert len({deltas.fingerprint(t) for t in made}) == len(made)
     assert deltas.fingerprint(torch.zeros(4, 2).T) == deltas.fingerprint(torch.zeros(2, 4))
 

@@ -37,7 +37,7 @@ def test_the_page_asks_nobody_for_anything(whole):
 
 def test_every_picture_decodes(whole):
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', whole)
-    assert len(found) == 3 * 4                          # three classes; before, after, self-tuned, centralised
+    assert len(found) == 3 * 4  # three classes; before, after, self-tuned, centralised
     for text in found:
         with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
             picture.load()
@@ -49,10 +49,10 @@ def test_the_headline_is_the_hand_worked_one(whole):
     assert "50.0<small>%</small>" in whole and '30.0 <span class="up">+20.0</span>' in whole
     assert '20.0 <span class="up">+20.0</span>' in whole and '60.0 <span class="down">−20.0</span>' in whole
     assert "↑ 1.00 MB" in whole and "↓ 3.00 MB" in whole and "<dd>2.50 MB</dd>" in whole
-    assert "<b>80.0 %</b>" in whole                     # the judge on real images
+    assert "<b>80.0 %</b>" in whole  # the judge on real images
     # one standard error of 40 % on 3 classes x 4 images: sqrt(.4 * .6 / 12) = 14.1 points
     assert "12 generated images" in whole and "14.1 points" in whole
-    assert "9 of 12 samples (75.0 %)" in whole          # the diagonal 3 + 4 + 2 of the last vote
+    assert "9 of 12 samples (75.0 %)" in whole  # the diagonal 3 + 4 + 2 of the last vote
 
 
 def test_bytes_and_faults_are_counted(whole):
@@ -99,8 +99,14 @@ def test_mean_and_standard_deviation_over_seeds(tmp_path):
     runs = [build(tmp_path / f"s{n}", seed=n, lift=0.03 * n) for n in range(3)]
     lines = {line.name: line for line in report.compare(runs).lines}
     # last round: .50, .53, .56: mean .53, sample std sqrt((.03^2 + 0 + .03^2) / 2) = .03; CLIP .2 + T2I / 10
-    assert comparison.texts(lines["FedMMKT"], SHOWN) == ["53.0 ± 3.0", "73.0 ± 3.0", "43.0 ± 3.0", "0.243 ± 0.003",
-                                                  "1.00 ± 0.00", "3.00 ± 0.00"]
+    assert comparison.texts(lines["FedMMKT"], SHOWN) == [
+        "53.0 ± 3.0",
+        "73.0 ± 3.0",
+        "43.0 ± 3.0",
+        "0.243 ± 0.003",
+        "1.00 ± 0.00",
+        "3.00 ± 0.00",
+    ]
     assert comparison.texts(lines["Standalone"], SHOWN)[:3] == ["30.0 ± 0.0", "50.0 ± 0.0", "–"]
     assert comparison.texts(lines["Un-tuned T2I"], SHOWN)[2] == "20.0 ± 0.0"
     assert comparison.texts(lines["Centralised T2I"], SHOWN)[2] == "60.0 ± 0.0"
@@ -189,8 +195,13 @@ def test_reading_and_reporting_need_no_torch():
         imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not {m for m in imported if m and m.split(".")[0] in {"torch", "flwr", "hydra", "diffusers"}}, name
-    said = subprocess.run([sys.executable, "-c", "import sys, florilegium.report.page; print('torch' in sys.modules)"],
-                          text=True, capture_output=True, cwd=Path(report.__file__).parents[1], check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, florilegium.report.page; print('torch' in sys.modules)"],
+        text=True,
+        capture_output=True,
+        cwd=Path(report.__file__).parents[1],
+        check=True,
+    )
     assert said.stdout.strip() == "False"
 
 
@@ -206,9 +217,26 @@ document.body.dataset.seen = `${shown.length} pictures, ${bad} bad, ${fit}`; });
 def test_a_browser_shows_it(whole, tmp_path, width):
     (tmp_path / "page.html").write_text(whole.replace("</body>", SCRIPT + "</body>"))
     seen = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
-         "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0", "--dump-dom",
-         (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60, check=True)
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--disable-component-update",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--virtual-time-budget=3000",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--dump-dom",
+            (tmp_path / "page.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert 'data-seen="12 pictures, 0 bad, fits"' in seen.stdout
     assert not [line for line in seen.stderr.splitlines() if "CONSOLE" in line]

@@ -16,8 +16,14 @@ from server_app.evaluation import Evaluation
 
 def pairs_of(texts, concepts):
     n = len(texts)
-    return PublicPairs(torch.arange(n), torch.zeros(n, 3, 4, 4, dtype=torch.uint8), tuple(texts),
-                       torch.zeros(n, dtype=torch.int64), grouped(concepts, texts), "")
+    return PublicPairs(
+        torch.arange(n),
+        torch.zeros(n, 3, 4, 4, dtype=torch.uint8),
+        tuple(texts),
+        torch.zeros(n, dtype=torch.int64),
+        grouped(concepts, texts),
+        "",
+    )
 
 
 def test_recall_by_hand():
@@ -80,8 +86,9 @@ def test_pairs_come_in_any_order(toy_conf):
     image, text = (normalize(torch.randn(len(pairs), 8, generator=random), dim=-1) for _ in range(2))
     text = text[[pairs.texts.index(t) for t in pairs.texts]]  # equal texts have equal vectors
     shuffled = torch.randperm(len(pairs), generator=random)
-    assert retrieval(image, text, pairs) == pytest.approx(retrieval(image[shuffled], text[shuffled],
-                                                                    pairs.select(shuffled)))
+    assert retrieval(image, text, pairs) == pytest.approx(
+        retrieval(image[shuffled], text[shuffled], pairs.select(shuffled))
+    )
 
 
 def test_the_server_s_task_is_retrieval_in_the_public_domain(toy_conf):
@@ -94,8 +101,13 @@ def test_the_server_s_task_is_retrieval_in_the_public_domain(toy_conf):
         server_model = model
 
     figures = evaluation.server(Strategy())
-    assert {"server/rsum", "server/rsum_6", "server/validation", "server/retrieval/i2t/r1",
-            "server/retrieval/t2i/r10"} <= figures.keys()
+    assert {
+        "server/rsum",
+        "server/rsum_6",
+        "server/validation",
+        "server/retrieval/i2t/r1",
+        "server/retrieval/t2i/r10",
+    } <= figures.keys()
     both = figures["server/retrieval/i2t/r1"] + figures["server/retrieval/t2i/r1"]
     assert figures["server/rsum"] == pytest.approx(both)
     assert evaluation.server(Strategy()) == figures and evaluation.server(object()) == {}

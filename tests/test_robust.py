@@ -31,7 +31,7 @@ def test_two_of_five_are_cut_together():
 def test_who_is_below_the_bound_keeps_the_weight_and_too_few_become_equal():
     even = T([[1.0, 0.0], [1.2, 3.0], [0.9, 1.0]])
     capped = robust.capped(even, 0.5)
-    assert torch.equal(capped[:, 0], even[:, 0])           # the largest holds 1.2 / 3.1
+    assert torch.equal(capped[:, 0], even[:, 0])  # the largest holds 1.2 / 3.1
     assert capped[:, 1].tolist() == pytest.approx([0, 1, 1])
     assert robust.capped(T([[5.0], [1.0]]), 0.3).flatten().tolist() == pytest.approx([1, 1])  # 2 < 1 / 0.3
     assert robust.capped(torch.zeros(3, 2), 0.4).eq(0).all()
@@ -44,7 +44,7 @@ def test_no_share_is_above_the_bound():
 
 
 def test_a_long_vector_is_shortened_to_its_share_and_keeps_its_direction():
-    x = T([[[30.0, 40.0]], [[0.0, 1.0]], [[1.0, 0.0]]])    # lengths 50, 1, 1 -> 2, 1, 1 at one half
+    x = T([[[30.0, 40.0]], [[0.0, 1.0]], [[1.0, 0.0]]])  # lengths 50, 1, 1 -> 2, 1, 1 at one half
     assert torch.allclose(robust.shortened(x, 0.5)[0], T([[1.2, 1.6]]))
 
 
@@ -54,9 +54,9 @@ def test_a_long_vector_is_shortened_to_its_share_and_keeps_its_direction():
 def test_the_mean_of_trimmed_values_is_the_trimmed_mean():
     x = T([[1.0, 5.0], [2.0, 6.0], [3.0, -900.0], [100.0, 7.0]])
     out = robust.trimmed(x, 0.25)
-    assert out.mean(0).tolist() == [2.5, 5.5]              # of 2, 3 and of 5, 6
-    assert out[:, 0].tolist() == [2.5, 2.0, 3.0, 2.5]      # the outer two stand at it
-    assert torch.equal(robust.trimmed(x, 0.2), x)          # 0.2 of four clients is none
+    assert out.mean(0).tolist() == [2.5, 5.5]  # of 2, 3 and of 5, 6
+    assert out[:, 0].tolist() == [2.5, 2.0, 3.0, 2.5]  # the outer two stand at it
+    assert torch.equal(robust.trimmed(x, 0.2), x)  # 0.2 of four clients is none
     wild = torch.randn(9, 5, 3, generator=torch.Generator().manual_seed(1)) ** 3
     expected = torch.from_numpy(trim_mean(wild.numpy(), 0.25, axis=0))
     assert torch.allclose(robust.trimmed(wild, 0.25).mean(0), expected, atol=1e-5)
@@ -73,8 +73,8 @@ def test_geometric_medians_of_known_points():
     square = T([[0.0, 0], [2, 0], [2, 2], [0, 2]])[:, None]
     assert torch.allclose(robust.geometric_median(square), T([[1.0, 1.0]]), atol=1e-4)
     # an equilateral triangle's is its centre: (0 + 1 + 1/2) / 3, sqrt(3) / 6
-    triangle = T([[0.0, 0], [1, 0], [0.5, 0.75 ** 0.5]])[:, None]
-    assert torch.allclose(robust.geometric_median(triangle), T([[0.5, 0.75 ** 0.5 / 3]]), atol=1e-4)
+    triangle = T([[0.0, 0], [1, 0], [0.5, 0.75**0.5]])[:, None]
+    assert torch.allclose(robust.geometric_median(triangle), T([[0.5, 0.75**0.5 / 3]]), atol=1e-4)
     # the inner point of a convex hull of four is the one where the diagonals cross, however long these are
     kite = T([[-1.0, 0], [1000.0, 0], [0, -3.0], [0, 50.0]])[:, None]
     assert torch.allclose(robust.geometric_median(kite), T([[0.0, 0.0]]), atol=0.05)
@@ -87,13 +87,13 @@ def test_on_a_line_it_is_the_median():
 
 def test_recentred_points_have_the_weighted_mean_as_their_mean():
     x = T([[[0.0, 0.0]], [[4.0, 0.0]], [[100.0, 60.0]]])
-    out = robust.recentred(x, T([[0.5], [0.5], [0.0]]))    # the third counts nothing: it stands at the centre (2, 0)
+    out = robust.recentred(x, T([[0.5], [0.5], [0.0]]))  # the third counts nothing: it stands at the centre (2, 0)
     assert out[:, 0].tolist() == [[-1.0, 0.0], [5.0, 0.0], [2.0, 0.0]]
     assert out.mean(0).tolist() == [[2.0, 0.0]]
     median = robust.recentred(x, robust.median_weights(x))
     assert torch.allclose(median.mean(0), robust.geometric_median(x), atol=1e-4)
     reach = (median - robust.geometric_median(x)).norm(dim=-1)
-    assert reach.max() < 10                                # an outlier at 115 is no farther than the others now
+    assert reach.max() < 10  # an outlier at 115 is no farther than the others now
 
 
 # -- reputation ------------------------------------------------------------------------------------------
@@ -131,8 +131,12 @@ def reply(client, labels, vector):
 
 
 def four():
-    return [reply(IMAGE[0], [0, 1], [1.0, 0.0]), reply(IMAGE[1], [0, 1], [3.0, 2.0]),
-            reply(IMAGE[2], [0, 0], [2.0, 1.0]), reply(TEXT[0], [2, 2], [-90.0, 80.0])]
+    return [
+        reply(IMAGE[0], [0, 1], [1.0, 0.0]),
+        reply(IMAGE[1], [0, 1], [3.0, 2.0]),
+        reply(IMAGE[2], [0, 0], [2.0, 1.0]),
+        reply(TEXT[0], [2, 2], [-90.0, 80.0]),
+    ]
 
 
 def means(replies):
@@ -152,23 +156,25 @@ def test_a_method_that_averages_gets_the_robust_centre():
     stacked = torch.stack([x.body.representations[0] for x in four()])[:, None]
     assert means(by_median) == pytest.approx(robust.geometric_median(stacked)[0].tolist(), abs=1e-3)
     apart = Guard(DefenceSettings(centre="trimmed", among="modality", trim=0.34), classes=3).cleaned(four())
-    assert means(apart[:3]) == [2.0, 1.0]                  # of the three image clients
+    assert means(apart[:3]) == [2.0, 1.0]  # of the three image clients
     assert apart[3].body.representations[0].tolist() == [-90.0, 80.0]  # alone in its modality: nobody to compare with
     assert [x.body.labels.tolist() for x in apart] == [[0, 1], [0, 1], [0, 0], [2, 2]]
 
 
 def test_class_scores_stay_within_the_wire():
-    scores = [Reply(c, Logits(torch.arange(1), T([x]))) for c, x in zip(IMAGE, ([9e3, 0.0], [1.0, 0.0], [0.0, 9e3]),
-                                                                       strict=True)]
+    scores = [
+        Reply(c, Logits(torch.arange(1), T([x])))
+        for c, x in zip(IMAGE, ([9e3, 0.0], [1.0, 0.0], [0.0, 9e3]), strict=True)
+    ]
     out = Guard(DefenceSettings(centre="median", reputation=True), classes=2).cleaned(scores)
     assert max(x.body.logits.abs().max().item() for x in out) <= 1e4
 
 
 def test_reputation_follows_agreement_and_weighs_later_rounds():
     guard = Guard(DefenceSettings(reputation=True, momentum=0.5, sharpness=1.0), classes=3)
-    first = guard.cleaned(four())                          # consensus 0, 1: agreements 1, 1, 1/2, 0
+    first = guard.cleaned(four())  # consensus 0, 1: agreements 1, 1, 1/2, 0
     assert guard.reputation == {0: 1.0, 1: 1.0, 2: 0.75, 3: 0.5}
-    assert means(first) == means(four())                   # this round's weights were equal
+    assert means(first) == means(four())  # this round's weights were equal
     # shares of 3.25: 4/13, 4/13, 3/13, 2/13; votes weigh four times that
     weights = guard.votes(torch.ones(4, 1), four()).flatten().tolist()
     assert weights == pytest.approx([16 / 13, 16 / 13, 12 / 13, 8 / 13])
@@ -183,7 +189,7 @@ def test_reputation_follows_agreement_and_weighs_later_rounds():
 
 def test_votes_are_bounded_after_reputation():
     guard = Guard(DefenceSettings(bound=0.4), classes=3)
-    out = guard.votes(T([[6.0], [1], [1], [1]]), four())   # t = 0.4 (t + 3): t = 2
+    out = guard.votes(T([[6.0], [1], [1], [1]]), four())  # t = 0.4 (t + 3): t = 2
     assert out.flatten().tolist() == pytest.approx([2, 1, 1, 1]) and guard.metrics()["defence/votes_bounded"] == 0.25
 
 
@@ -192,7 +198,7 @@ def test_gnmax_releases_labels_and_goes_on_after_a_restart():
     guard = Guard(None, private, classes=3)
     votes = T([[0, 1], [0, 2], [0, 0], [1, 1]])
     label, keep = guard.released(votes, T([9, 9]), T([False, False]))
-    assert label.tolist() == [0, 1] and keep[0]            # 3 of 4; 2 of 4 is at the threshold
+    assert label.tolist() == [0, 1] and keep[0]  # 3 of 4; 2 of 4 is at the threshold
     assert guard.counted.history[0] == (1e-3, 1.0, 2)
     noisy = Guard(None, PrivacySettings(votes=Votes(0.5, 5.0, 5.0)), classes=3)
     noisy.released(votes, T([9, 9]), T([False, False]))

@@ -74,7 +74,7 @@ def test_summary_has_first_best_and_last(tmp_path):
     assert method["seconds"] == 10 + 11 + 12
     assert told["seconds"] == 33 + 3 * 1 + 2 * 5
     assert set(told["references"]) == {"standalone", "self_label", "centralised"}
-    assert told["references"]["centralised"]["best_on_validation"] is None        # it has no clients, so no validation
+    assert told["references"]["centralised"]["best_on_validation"] is None  # it has no clients, so no validation
     assert told["protocol"]["seed"] == 0 and told["protocol"]["judge_accuracy"] == 0.8
 
 
@@ -96,9 +96,14 @@ def test_grids_keep_every_pixel(tmp_path):
         assert sheet.getpixel((6, 6)) == tuple(shown[0, :, 0, 0])
 
 
-@pytest.mark.parametrize(("wrong", "said"), [
-    (np.zeros((2, 3, 8, 8), np.float32), "uint8"), (np.zeros((2, 8, 8, 3), np.uint8), "N,3,H,W"),
-    (np.zeros((3, 3, 8, 8), np.uint8), "as many captions")])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (np.zeros((2, 3, 8, 8), np.float32), "uint8"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "N,3,H,W"),
+        (np.zeros((3, 3, 8, 8), np.uint8), "as many captions"),
+    ],
+)
 def test_a_wrong_grid_is_refused(tmp_path, wrong, said):
     with pytest.raises(ValueError, match=said):
         Run.open(tmp_path / "run", conf()).grid("method", 0, wrong, ["a", "b"])
@@ -124,9 +129,14 @@ def test_a_second_run_does_not_overwrite_the_first(tmp_path):
         Run.open(out, conf())
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"seed": 1}, "seed=0, not 1"), ({"data": {"name": "fashion", "image_size": 8}}, "data.name=emoji, not fashion"),
-    ({"rounds": 1}, "rounds=2")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"data": {"name": "fashion", "image_size": 8}}, "data.name=emoji, not fashion"),
+        ({"rounds": 1}, "rounds=2"),
+    ],
+)
 def test_resume_wants_the_same_settings(tmp_path, change, said):
     out = build(tmp_path / "run")
     with pytest.raises(RunError, match=said):
@@ -154,7 +164,7 @@ def test_progress_keeps_what_is_not_said_again(tmp_path):
     assert [t["phase"] for t in told] == ["synthesize", "synthesize", "vote"]
     assert told[1] == {"row": "method", "round": 1, "rounds": 2, "phase": "synthesize", "done": 9, "total": 9}
     run.progress(done=1, total=9)
-    assert len(lines(run.out, "progress.jsonl")) == 3                                  # within a quarter of a second
+    assert len(lines(run.out, "progress.jsonl")) == 3  # within a quarter of a second
 
 
 def test_votes_and_ledger_are_read_back(tmp_path):

@@ -59,8 +59,10 @@ def test_png_is_lossless_and_bombs_are_not_opened():
 
 
 def test_weighted_mean_by_hand():
-    states = [{"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(2)},
-              {"w": torch.tensor([5.0, 2.0]), "n": torch.tensor(4)}]
+    states = [
+        {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(2)},
+        {"w": torch.tensor([5.0, 2.0]), "n": torch.tensor(4)},
+    ]
     mean = weighted_mean(states, [1, 3])
     assert mean["w"].tolist() == [4.0, 2.0] and mean["n"].item() == 4  # (1 + 15) / 4; (2 + 12) / 4 = 3.5 -> 4
 

@@ -44,32 +44,41 @@ def test_each_experiment_composes_and_types(experiment: str) -> None:
     checked(f"experiment={experiment}")
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("roundz=3", "no setting 'roundz' (did you mean 'rounds'?)"),
-    ("datas=emoji", "no setting 'datas' (did you mean 'data'?)"),
-    ("method=fedmkt", "no method 'fedmkt' (did you mean 'fedmmkt'?); there are centralised, creamfl, fedafd, fedavg"),
-    ("method.server.vote_treshold=0.4", "did you mean 'method.server.vote_threshold'?"),
-    ("+method.server.vote_treshold=0.4", "method.server.vote_treshold: Key 'vote_treshold' not in 'FedMMKTSettings'"
-                                         " (did you mean 'vote_threshold'?)"),
-    ("+method.server.t2i.mrge=add", "method.server.t2i.mrge"),
-    ("method.server.vote_threshold=1.4", "method.server: vote_threshold must lie between 0 and 1, got 1.4"),
-    ("method.server.samples=many", "method.server.samples: Value 'many'"),
-    ("rounds=abc", "rounds: Value 'abc'"),
-    ("rounds=-1", "rounds must lie between 0"),
-    ("cohort.fraction=2", "cohort: fraction must lie between 0 and 1, got 2"),
-    ("timeouts.quorum=9", "timeouts.quorum is 9, but there are"),
-    ("resume=true", "resume=true needs out=DIR"),
-    ("runtime=deployment", "runtime.superlink: Missing mandatory value"),
-    ("method=fedavg & clients=mixed", "fedavg averages weights and needs one architecture"),
-    ("rounds=[1", "cannot read an override"),
-    ("clients.mix=[]", "clients.mix is empty"),
-    ("clients.mix=[{modality: smell, model: nose}]", "clients.mix[0]: a client has a modality (image, text, pair)"),
-    ("clients.mix=[{modality: image, model: bert}] & timeouts.quorum=1", "clients.mix[0]: no image model 'bert'"),
-    ("clients.partition.alpha=-1", "clients.partition: alpha must lie between"),
-    ("diffusion.model=mini-sdd", "no asset models/mini-sdd"),
-    ("diffusion.steps=0", "diffusion: steps must lie between"),
-    ("data.name=emojy", "no asset data/emojy"),
-])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("roundz=3", "no setting 'roundz' (did you mean 'rounds'?)"),
+        ("datas=emoji", "no setting 'datas' (did you mean 'data'?)"),
+        (
+            "method=fedmkt",
+            "no method 'fedmkt' (did you mean 'fedmmkt'?); there are centralised, creamfl, fedafd, fedavg",
+        ),
+        ("method.server.vote_treshold=0.4", "did you mean 'method.server.vote_threshold'?"),
+        (
+            "+method.server.vote_treshold=0.4",
+            "method.server.vote_treshold: Key 'vote_treshold' not in 'FedMMKTSettings'"
+            " (did you mean 'vote_threshold'?)",
+        ),
+        ("+method.server.t2i.mrge=add", "method.server.t2i.mrge"),
+        ("method.server.vote_threshold=1.4", "method.server: vote_threshold must lie between 0 and 1, got 1.4"),
+        ("method.server.samples=many", "method.server.samples: Value 'many'"),
+        ("rounds=abc", "rounds: Value 'abc'"),
+        ("rounds=-1", "rounds must lie between 0"),
+        ("cohort.fraction=2", "cohort: fraction must lie between 0 and 1, got 2"),
+        ("timeouts.quorum=9", "timeouts.quorum is 9, but there are"),
+        ("resume=true", "resume=true needs out=DIR"),
+        ("runtime=deployment", "runtime.superlink: Missing mandatory value"),
+        ("method=fedavg & clients=mixed", "fedavg averages weights and needs one architecture"),
+        ("rounds=[1", "cannot read an override"),
+        ("clients.mix=[]", "clients.mix is empty"),
+        ("clients.mix=[{modality: smell, model: nose}]", "clients.mix[0]: a client has a modality (image, text, pair)"),
+        ("clients.mix=[{modality: image, model: bert}] & timeouts.quorum=1", "clients.mix[0]: no image model 'bert'"),
+        ("clients.partition.alpha=-1", "clients.partition: alpha must lie between"),
+        ("diffusion.model=mini-sdd", "no asset models/mini-sdd"),
+        ("diffusion.steps=0", "diffusion: steps must lie between"),
+        ("data.name=emojy", "no asset data/emojy"),
+    ],
+)
 def test_a_bad_setting_gets_one_line_that_names_it(override: str, said: str) -> None:
     assert said in message(*override.split(" & "))
 

@@ -23,8 +23,13 @@ def tell_all(run):
     """Two rounds of one row, one fault, one late reply, one grid."""
     run.progress(row="method", round=0, rounds=2, phase="train", done=1, total=4)
     run.record("method", 0, 1.5, FIGURES)
-    run.ledger([entry("method", 1, "train", 0, 100, 40), entry("method", 1, "train", 1, 100, 0, "raised: x"),
-                entry("method", 1, "train", 2, 0, 7) | {"late": "asked in round 0; dropped"}])
+    run.ledger(
+        [
+            entry("method", 1, "train", 0, 100, 40),
+            entry("method", 1, "train", 1, 100, 0, "raised: x"),
+            entry("method", 1, "train", 2, 0, 7) | {"late": "asked in round 0; dropped"},
+        ]
+    )
     run.grid("method", 1, images(), captions())
     run.record("method", 1, 2.5, {"client/accuracy/image": 0.75})
     run.progress(row="method", round=1, rounds=2, phase="evaluate", done=2, total=4)
@@ -65,7 +70,7 @@ def test_prometheus_has_the_last_round_and_counts_faults_and_bytes(prometheus):
     told = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     told = {name: float(value) for name, value in told.items()}
     assert status == 200 and told['florilegium_metric{name="client/accuracy/image",row="method"}'] == 0.75
-    assert 'florilegium_metric{name="loss",row="method"}' not in told               # NaN is no figure
+    assert 'florilegium_metric{name="loss",row="method"}' not in told  # NaN is no figure
     assert told['florilegium_round{row="method"}'] == 1 and told["florilegium_rounds_planned"] == 2
     assert told['florilegium_rounds_total{row="method"}'] == 2
     assert told['florilegium_bytes_total{phase="train",row="method",way="down"}'] == 200
@@ -83,8 +88,15 @@ def test_health_says_where_the_run_is_and_whether_it_moves(prometheus):
     status, text = got(sink.port, "/healthz")
     told = json.loads(text)
     assert status == 200 and told.pop("seconds_since_progress") < 10
-    assert told == {"status": "running", "row": "method", "round": 1, "rounds": 2, "phase": "evaluate", "done": 2,
-                    "total": 4}
+    assert told == {
+        "status": "running",
+        "row": "method",
+        "round": 1,
+        "rounds": 2,
+        "phase": "evaluate",
+        "done": 2,
+        "total": 4,
+    }
     sink.heard -= 51
     status, text = got(sink.port, "/healthz")
     assert status == 503 and json.loads(text)["status"] == "stalled" and json.loads(text)["seconds_since_progress"] > 50
@@ -175,17 +187,29 @@ def test_a_sink_that_cannot_start_is_left_out(tmp_path, caplog, prometheus):
     assert caplog.records[-1].getMessage().startswith("the sink prometheus is left out: OSError: ")
 
 
-@pytest.mark.parametrize("bad, line", [
-    ({"prometheus": {"port": 70000}}, "port must lie between 0 and 65535, got 70000"),
-    ({"prometheus": {"prot": 1}}, "sinks.prometheus.prot"), ({"grafana": {}}, "sinks.grafana")])
+@pytest.mark.parametrize(
+    "bad, line",
+    [
+        ({"prometheus": {"port": 70000}}, "port must lie between 0 and 65535, got 70000"),
+        ({"prometheus": {"prot": 1}}, "sinks.prometheus.prot"),
+        ({"grafana": {}}, "sinks.grafana"),
+    ],
+)
 def test_settings_are_checked(bad, line):
     with pytest.raises(composition.SettingsError, match=line):
         composition.typed(SinkSettings, bad, "sinks")
 
 
-@pytest.mark.parametrize("choice, enabled", [("none", []), ("prometheus", ["prometheus"]), ("mlflow", ["mlflow"]),
-                                             ("tensorboard", ["tensorboard"]),
-                                             ("all", ["prometheus", "tensorboard", "mlflow"])])
+@pytest.mark.parametrize(
+    "choice, enabled",
+    [
+        ("none", []),
+        ("prometheus", ["prometheus"]),
+        ("mlflow", ["mlflow"]),
+        ("tensorboard", ["tensorboard"]),
+        ("all", ["prometheus", "tensorboard", "mlflow"]),
+    ],
+)
 def test_the_group_turns_sinks_on(choice, enabled):
     given = composition.typed(SinkSettings, composition.compose([f"sinks={choice}"]).sinks, "sinks")
     assert [name for name, one in vars(given).items() if one.enabled] == enabled
@@ -207,8 +231,14 @@ def test_the_log_says_run_row_round_phase_and_client(tmp_path):
     logger.warning("after the run")
     fault, plain, finished = log_lines(run.out)
     assert {k: fault[k] for k in ("level", "message", "run", "row", "round", "phase", "client")} == {
-        "level": "WARNING", "message": "client 2 did not answer", "run": "mine", "row": "method", "round": 3,
-        "phase": "train", "client": 2}
+        "level": "WARNING",
+        "message": "client 2 did not answer",
+        "run": "mine",
+        "row": "method",
+        "round": 3,
+        "phase": "train",
+        "client": 2,
+    }
     assert plain["phase"] == "represent" and plain["client"] is None and "timestamp" in plain
     assert finished["message"] == "round finished" and finished["seconds"] == 1.25
     assert finished["metrics"] == {"loss": 0.5} and finished["round"] == 3
@@ -231,7 +261,8 @@ def test_a_log_that_cannot_be_written_is_left_out(tmp_path, caplog):
     log.close()
     assert [r.getMessage() for r in caplog.records if "left out" in r.getMessage()] == [
         f"{tmp_path / 'gone' / 'log.jsonl'} is left out from here on: "
-        f"[Errno 2] No such file or directory: '{tmp_path / 'gone' / 'log.jsonl'}'"]
+        f"[Errno 2] No such file or directory: '{tmp_path / 'gone' / 'log.jsonl'}'"
+    ]
 
 
 def test_a_run_with_all_sinks_through_the_real_apps(toy_conf, federated):

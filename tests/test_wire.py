@@ -16,17 +16,30 @@ BOUNDS = {"N": 4, "C": 5, "D": 6, "A": 0}
 
 
 def answers(**changes):
-    fields = {"ids": torch.arange(4), "labels": torch.tensor([0, 1, 4, 2]), "confidence": torch.rand(4),
-              "representations": torch.randn(4, 6), "augmented": torch.zeros(4, 0)}
+    fields = {
+        "ids": torch.arange(4),
+        "labels": torch.tensor([0, 1, 4, 2]),
+        "confidence": torch.rand(4),
+        "representations": torch.randn(4, 6),
+        "augmented": torch.zeros(4, 0),
+    }
     return Answers(**fields | changes)
 
 
-@pytest.mark.parametrize("payload", [
-    Nothing(), Profile(3, "image", "vit", 120, [0, 4]), Report({"accuracy": 0.5}, 10), answers(),
-    Weights({"a.weight": torch.randn(2, 3), "count": torch.tensor(7)}, 12),
-    Samples(torch.arange(2), images=PNG), Samples(torch.arange(2), texts=("a red apple", "déjà vu")),
-    Targets(torch.arange(2), torch.tensor([1, 0]), torch.zeros(2, 0)), Logits(torch.arange(3), torch.randn(3, 5)),
-])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Nothing(),
+        Profile(3, "image", "vit", 120, [0, 4]),
+        Report({"accuracy": 0.5}, 10),
+        answers(),
+        Weights({"a.weight": torch.randn(2, 3), "count": torch.tensor(7)}, 12),
+        Samples(torch.arange(2), images=PNG),
+        Samples(torch.arange(2), texts=("a red apple", "déjà vu")),
+        Targets(torch.arange(2), torch.tensor([1, 0]), torch.zeros(2, 0)),
+        Logits(torch.arange(3), torch.randn(3, 5)),
+    ],
+)
 def test_round_trip(payload):
     record = codec.pack(payload, HEADER)
     back = codec.unpack(record, type(payload))
@@ -41,20 +54,23 @@ def test_round_trip(payload):
             assert got == value
 
 
-@pytest.mark.parametrize("changes, complaint", [
-    ({"ids": torch.arange(3)}, "ids has 3 along N, expected 4"),
-    ({"labels": torch.tensor([0, 1, 5, 2])}, "labels has a value of 5, but there are 5 of C"),
-    ({"labels": torch.tensor([0, -1, 1, 2])}, "labels has a value of -1, below 0"),
-    ({"labels": torch.rand(4)}, "labels has dtype float32, expected int64"),
-    ({"confidence": torch.tensor([0.1, -0.1, 0.2, 0.3])}, "confidence has a value of -0.1"),
-    ({"confidence": torch.tensor([0.1, 1e9, 0.2, 0.3])}, "confidence has a value of 1000000000.0, above 100.0"),
-    ({"representations": torch.randn(4, 7)}, "representations has 7 along D, expected 6"),
-    ({"representations": torch.randn(4, 6, 1)}, "representations has shape"),
-    ({"representations": torch.full((4, 6), float("nan"))}, "representations has NaN or infinite values"),
-    ({"representations": torch.full((4, 6), float("inf"))}, "representations has NaN or infinite values"),
-    ({"representations": torch.randn(4, 6).double()}, "representations has dtype float64"),
-    ({"augmented": torch.randn(4, 6)}, "augmented has 6 along A, expected 0"),
-])
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"ids": torch.arange(3)}, "ids has 3 along N, expected 4"),
+        ({"labels": torch.tensor([0, 1, 5, 2])}, "labels has a value of 5, but there are 5 of C"),
+        ({"labels": torch.tensor([0, -1, 1, 2])}, "labels has a value of -1, below 0"),
+        ({"labels": torch.rand(4)}, "labels has dtype float32, expected int64"),
+        ({"confidence": torch.tensor([0.1, -0.1, 0.2, 0.3])}, "confidence has a value of -0.1"),
+        ({"confidence": torch.tensor([0.1, 1e9, 0.2, 0.3])}, "confidence has a value of 1000000000.0, above 100.0"),
+        ({"representations": torch.randn(4, 7)}, "representations has 7 along D, expected 6"),
+        ({"representations": torch.randn(4, 6, 1)}, "representations has shape"),
+        ({"representations": torch.full((4, 6), float("nan"))}, "representations has NaN or infinite values"),
+        ({"representations": torch.full((4, 6), float("inf"))}, "representations has NaN or infinite values"),
+        ({"representations": torch.randn(4, 6).double()}, "representations has dtype float64"),
+        ({"augmented": torch.randn(4, 6)}, "augmented has 6 along A, expected 0"),
+    ],
+)
 def test_a_bad_answer_is_named_by_field(changes, complaint):
     with pytest.raises(WireError, match="Answers") as caught:
         codec.unpack(codec.pack(answers(**changes), HEADER), Answers, bounds=BOUNDS)
@@ -118,9 +134,12 @@ def test_garbage_never_raises_anything_but_a_wire_error():
         for place in random.integers(0, len(data), size=random.integers(1, 20)):
             data[place] = random.integers(256)
         cut = bytes(data[: random.integers(1, len(data) + 1)])
-        record["arrays"] = ArrayRecord({
-            k: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=cut if k == name else a.data)
-            for k, a in record["arrays"].items()})
+        record["arrays"] = ArrayRecord(
+            {
+                k: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=cut if k == name else a.data)
+                for k, a in record["arrays"].items()
+            }
+        )
         try:
             back = codec.unpack(record, Answers, bounds=BOUNDS)
         except WireError:

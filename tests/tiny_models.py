@@ -28,10 +28,19 @@ def tokenizer():
 def text_encoder(vocabulary: int, tokenizer):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def write_diffusion(folder: Path, prediction: str = "epsilon", channels: tuple[int, ...] = (8, 16)) -> Path:
@@ -39,17 +48,36 @@ def write_diffusion(folder: Path, prediction: str = "epsilon", channels: tuple[i
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     spelling = tokenizer()
-    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                        block_out_channels=(8, 8), norm_num_groups=4, sample_size=SIDE, scaling_factor=1.0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        sample_size=SIDE,
+        scaling_factor=1.0,
+    )
     unet = UNet2DConditionModel(
-        sample_size=SIDE // 2, block_out_channels=channels, layers_per_block=1, norm_num_groups=4,
+        sample_size=SIDE // 2,
+        block_out_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=4,
         down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
-        cross_attention_dim=WIDTH, attention_head_dim=2)
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1, prediction_type=prediction)
-    pipe = StableDiffusionPipeline(vae, text_encoder(len(spelling), spelling), spelling, unet, scheduler, None, None,
-                                   requires_safety_checker=False)
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+    pipe = StableDiffusionPipeline(
+        vae, text_encoder(len(spelling), spelling), spelling, unet, scheduler, None, None, requires_safety_checker=False
+    )
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(folder)
     return folder
@@ -61,11 +89,29 @@ def write_captioner(folder: Path) -> Path:
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a picture of the red blue cat dog tree house".split()]
     speller = BertTokenizer({word: i for i, word in enumerate(dict.fromkeys(words))})
-    text = dict(vocab_size=len(speller), hidden_size=WIDTH, encoder_hidden_size=WIDTH, intermediate_size=32,
-                num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32, projection_dim=WIDTH,
-                bos_token_id=2, eos_token_id=3, sep_token_id=3, pad_token_id=0)
-    vision = dict(hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                  image_size=SIDE, patch_size=8, projection_dim=WIDTH)
+    text = dict(
+        vocab_size=len(speller),
+        hidden_size=WIDTH,
+        encoder_hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        projection_dim=WIDTH,
+        bos_token_id=2,
+        eos_token_id=3,
+        sep_token_id=3,
+        pad_token_id=0,
+    )
+    vision = dict(
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=8,
+        projection_dim=WIDTH,
+    )
     BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     pixels = BlipImageProcessor(size={"height": SIDE, "width": SIDE})
     BlipProcessor(pixels, speller).save_pretrained(folder)
@@ -82,11 +128,24 @@ def write_clip(folder: Path) -> Path:
     config = {
         "embed_dim": WIDTH,
         "vision_cfg": {"image_size": SIDE, "layers": 1, "width": WIDTH, "head_width": 8, "patch_size": 8},
-        "text_cfg": {"context_length": TOKENS, "vocab_size": len(spelling), "hf_tokenizer_name": ".", "width": WIDTH,
-                     "heads": 2, "layers": 1},
+        "text_cfg": {
+            "context_length": TOKENS,
+            "vocab_size": len(spelling),
+            "hf_tokenizer_name": ".",
+            "width": WIDTH,
+            "heads": 2,
+            "layers": 1,
+        },
     }
-    preprocess = {"size": [SIDE, SIDE], "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3,
-                  "interpolation": "bicubic", "resize_mode": "squash", "fill_color": 0}
+    preprocess = {
+        "size": [SIDE, SIDE],
+        "mode": "RGB",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+        "fill_color": 0,
+    }
     model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
@@ -99,8 +158,14 @@ def write_judge(folder: Path, classes: int | list[str] = 3) -> Path:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     names = [f"class {c}" for c in range(classes)] if isinstance(classes, int) else list(classes)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic",
-                          id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    config = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        id2label=dict(enumerate(names)),
+        label2id={n: i for i, n in enumerate(names)},
+    )
     ResNetForImageClassification(config).save_pretrained(folder)
     return folder
 
@@ -109,8 +174,12 @@ def build(folder: Path, classes: int | list[str] = 3) -> dict[str, Path]:
     """All four below `folder`, with the same weights every time: {"model", "captioner", "clip", "judge"}."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = {"model": write_diffusion(folder / "sd"), "captioner": write_captioner(folder / "captioner"),
-                "clip": write_clip(folder / "clip"), "judge": write_judge(folder / "judge", classes)}
+        made = {
+            "model": write_diffusion(folder / "sd"),
+            "captioner": write_captioner(folder / "captioner"),
+            "clip": write_clip(folder / "clip"),
+            "judge": write_judge(folder / "judge", classes),
+        }
     return made
 
 

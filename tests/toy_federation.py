@@ -100,8 +100,13 @@ class ToyFederation:
     """Runs `half` of each client in turn. `tamper(client id, upload)` may change an upload."""
 
     def __init__(
-        self, half: Any, folder: Path, sizes: tuple[int, ...] = (16, 24), norm: bool = False,
-        cohort: tuple[int, ...] | None = None, tamper: Callable[[int, Any], Any] = lambda k, up: up,
+        self,
+        half: Any,
+        folder: Path,
+        sizes: tuple[int, ...] = (16, 24),
+        norm: bool = False,
+        cohort: tuple[int, ...] | None = None,
+        tamper: Callable[[int, Any], Any] = lambda k, up: up,
     ) -> None:
         self.half, self.folder, self.norm, self.tamper = half, folder, norm, tamper
         self.seed, self.round, self.faults = 0, 0, []

@@ -78,8 +78,16 @@ def panel(axes, points_N2: Tensor, group_N: Tensor, names: list[str], title: str
     axes.set_xticks([])
     axes.set_yticks([])
     if legend:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=5, fontsize=6, frameon=False, markerscale=2,
-                    columnspacing=0.8, handletextpad=0.1)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.02),
+            ncols=5,
+            fontsize=6,
+            frameon=False,
+            markerscale=2,
+            columnspacing=0.8,
+            handletextpad=0.1,
+        )
 
 
 def draw(target: Path, lines: list[tuple[str, DictConfig, Path | None]], each: int, pca: bool) -> None:
@@ -91,8 +99,9 @@ def draw(target: Path, lines: list[tuple[str, DictConfig, Path | None]], each: i
 
     from florilegium.data.datasets import open_dataset
 
-    figure, axes = pyplot.subplots(len(lines), 2, squeeze=False, figsize=(7, 3.4 * len(lines) + 0.4),
-                                   layout="constrained")
+    figure, axes = pyplot.subplots(
+        len(lines), 2, squeeze=False, figsize=(7, 3.4 * len(lines) + 0.4), layout="constrained"
+    )
     for n, (title, conf, run) in enumerate(lines):
         z_ND, label_N, client_N = features(conf, run, each)
         points_N2 = torch.from_numpy(plane(pca, len(z_ND)).fit_transform(z_ND.numpy()))
@@ -112,8 +121,9 @@ def main() -> None:
     reader.add_argument("--pca", action="store_true", help="principal components instead of t-SNE")
     reader.add_argument("--each", type=int, default=20, help="images of each class that every client encodes")
     given = reader.parse_args()
-    lines = [(str(conf.get("label") or conf.method.name), conf, run)
-             for run in given.runs for conf in [settings_of(run)]]
+    lines = [
+        (str(conf.get("label") or conf.method.name), conf, run) for run in given.runs for conf in [settings_of(run)]
+    ]
     start = [("start", lines[0][1], None)] if given.start else []
     draw(given.target, start + lines, given.each, given.pca)
 

@@ -45,8 +45,16 @@ def panel(axes, title: str, found: dict) -> None:
         colours = matplotlib.colormaps["turbo"].resampled(len(names))
     below = np.zeros(len(clients))
     for c in range(len(names)):
-        axes.bar(range(len(clients)), counts_KC[:, c], bottom=below, width=0.85, color=colours(c),
-                 label=names[c], linewidth=0.3, edgecolor="white")
+        axes.bar(
+            range(len(clients)),
+            counts_KC[:, c],
+            bottom=below,
+            width=0.85,
+            color=colours(c),
+            label=names[c],
+            linewidth=0.3,
+            edgecolor="white",
+        )
         below += counts_KC[:, c]
     axes.set_title(f"{title}: {effective_classes(counts_KC).mean():.1f} classes", fontsize=9)
     axes.set_xticks(range(len(clients)), [mark(client) for client in clients], fontsize=6)
@@ -64,7 +72,7 @@ def mark(client: dict) -> str:
 def main() -> None:
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
-    (target, *presets), overrides = given[:cut], given[cut + 1:]
+    (target, *presets), overrides = given[:cut], given[cut + 1 :]
     presets = presets or sorted(path.stem for path in (composition.CONF / "partition").glob("*.yaml"))
     warnings.simplefilter("ignore")  # a class that nobody has is seen in the picture
     found = []
@@ -80,9 +88,14 @@ def main() -> None:
     from matplotlib import pyplot
 
     lines = -(-len(found) // COLUMNS)
-    figure, axes = pyplot.subplots(lines, min(COLUMNS, len(found)), squeeze=False, layout="constrained",
-                                   figsize=(WIDE * min(COLUMNS, len(found)), HIGH * lines + 0.5))
-    for place in axes.flat[len(found):]:
+    figure, axes = pyplot.subplots(
+        lines,
+        min(COLUMNS, len(found)),
+        squeeze=False,
+        layout="constrained",
+        figsize=(WIDE * min(COLUMNS, len(found)), HIGH * lines + 0.5),
+    )
+    for place in axes.flat[len(found) :]:
         place.axis("off")
     for place, (title, one) in zip(axes.flat, found, strict=False):
         panel(place, title, one)

@@ -1,6 +1,6 @@
 """Draws README's picture: one generated image of each class before and after a run, same prompts and seeds.
 
-    python tools/readme_picture.py runs/demo docs/pictures/demo.png
+python tools/readme_picture.py runs/demo docs/pictures/demo.png
 """
 
 import sys

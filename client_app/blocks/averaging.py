@@ -29,13 +29,13 @@ Terms = Callable[[Tensor, Batch], dict[str, Tensor]]  # (z [B, D], batch) -> nam
 class LocalSettings:
     """E, B, eta and SGD of the papers' common protocol."""
 
-    local_epochs: int = 2          # E; 10 in the papers
-    batch: int = 64                # B
-    optimizer: str = "sgd"         # sgd | adamw
+    local_epochs: int = 2  # E; 10 in the papers
+    batch: int = 64  # B
+    optimizer: str = "sgd"  # sgd | adamw
     learning_rate: LearningRate = field(default_factory=lambda: LearningRate(0.01, 0.01))  # eta
-    momentum: float = 0.9          # rho, sgd only
+    momentum: float = 0.9  # rho, sgd only
     weight_decay: float = 1e-5
-    clip: float | None = 10.0      # norm the gradient is clipped to; null: not at all
+    clip: float | None = 10.0  # norm the gradient is clipped to; null: not at all
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance
 
     def __post_init__(self) -> None:
@@ -49,8 +49,13 @@ class LocalSettings:
 
 
 def local(
-    client: Client, settings: LocalSettings, down: Weights, extra_terms: Terms | None = None, *,
-    head: Callable[[Tensor], Tensor] | None = None, beside: Mapping[str, nn.Parameter] | None = None,
+    client: Client,
+    settings: LocalSettings,
+    down: Weights,
+    extra_terms: Terms | None = None,
+    *,
+    head: Callable[[Tensor], Tensor] | None = None,
+    beside: Mapping[str, nn.Parameter] | None = None,
     before_step: Callable[[nn.Module], None] | None = None,
 ) -> Weights:
     """Local epochs from the server's weights, then the new weights with the training's figures.
@@ -61,8 +66,9 @@ def local(
     """
     if client.modality == "pair" and (extra_terms or head or settings.guidance.name != "none"):
         raise ClientError("only plain averaging has something for retrieval clients: no terms, head or guidance")
-    if client.protection.settings.training and (extra_terms or head or beside or before_step
-                                                or settings.guidance.name != "none"):
+    if client.protection.settings.training and (
+        extra_terms or head or beside or before_step or settings.guidance.name != "none"
+    ):
         raise ClientError("privacy.training covers plain averaging: no terms, head, corrections or guidance")
     model, guide = client.model, guides.of(client, settings.guidance)
     beside = {**(beside or {}), **{f"guidance.{name}": p for name, p in guide.parameters.items()}}
@@ -80,19 +86,36 @@ def local(
             terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch)
             return terms | extra_terms(z_BD, batch) if extra_terms else terms
 
-        figures = private(client, settings) if client.protection.settings.training else fit(
-            model, lambda epoch: client.private_batches(settings.batch, epoch, "private"), objective,
-            lr=settings.learning_rate.of(client.modality), weight_decay=settings.weight_decay,
-            epochs=settings.local_epochs, clip=settings.clip, optimizer=settings.optimizer,
-            momentum=settings.momentum, beside=beside.values(), before_step=before_step)
+        figures = (
+            private(client, settings)
+            if client.protection.settings.training
+            else fit(
+                model,
+                lambda epoch: client.private_batches(settings.batch, epoch, "private"),
+                objective,
+                lr=settings.learning_rate.of(client.modality),
+                weight_decay=settings.weight_decay,
+                epochs=settings.local_epochs,
+                clip=settings.clip,
+                optimizer=settings.optimizer,
+                momentum=settings.momentum,
+                beside=beside.values(),
+                before_step=before_step,
+            )
+        )
     tensors = {name: value.detach().cpu().clone() for name, value in {**model.state_dict(), **beside}.items()}
     return Weights(tensors, client.examples, figures | guide.metrics())
 
 
 def private(client: Client, settings: LocalSettings) -> dict[str, float]:
     """The local epochs by DP-SGD."""
-    stepper = optimizer_of(list(client.model.parameters()), settings.optimizer,
-                           settings.learning_rate.of(client.modality), settings.weight_decay, settings.momentum)
+    stepper = optimizer_of(
+        list(client.model.parameters()),
+        settings.optimizer,
+        settings.learning_rate.of(client.modality),
+        settings.weight_decay,
+        settings.momentum,
+    )
     return fit_dpsgd(client, stepper, settings.batch, settings.local_epochs, "private")
 
 

@@ -43,8 +43,9 @@ def code(tower: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The unit representation [B, D] of an encoder, and its body's output as a unit vector [B, H]."""
     h_BH = tower.body(x)
     z_BD = tower.project(h_BH)
-    return normalize(normalised(z_BD) if isinstance(tower, Classifier) else z_BD, dim=-1), \
-        normalize(normalised(h_BH), dim=-1)
+    return normalize(normalised(z_BD) if isinstance(tower, Classifier) else z_BD, dim=-1), normalize(
+        normalised(h_BH), dim=-1
+    )
 
 
 @torch.no_grad()
@@ -60,8 +61,9 @@ def seen(client: Client, inputs: dict[str, Tensor]) -> Codes:
 
 def told(client: Client, found: Codes, second: bool) -> dict[str, Tensor]:
     """What is sent of each side: the representation, and beside it the body's output where that is as wide."""
-    return {side: torch.cat([z, h], 1) if second and h.shape[1] == client.width else z
-            for side, (z, h) in found.items()}
+    return {
+        side: torch.cat([z, h], 1) if second and h.shape[1] == client.width else z for side, (z, h) in found.items()
+    }
 
 
 def answer(client: Client, question: Samples | PublicSet, second: bool = False) -> Answers | Features:
@@ -71,8 +73,9 @@ def answer(client: Client, question: Samples | PublicSet, second: bool = False) 
     if not len(question.ids):
         nothing = torch.zeros(0, client.width)
         inputs_of(client, question)  # refuses what it has not
-        return Features(question.ids, *(nothing if side in towers(client) else nothing[:, :0]
-                                        for side in ("image", "text")))
+        return Features(
+            question.ids, *(nothing if side in towers(client) else nothing[:, :0] for side in ("image", "text"))
+        )
     inputs = inputs_of(client, question)
     sides = told(client, seen(client, inputs), second)
     if isinstance(question, PublicSet) or client.modality == "pair":
@@ -107,8 +110,10 @@ def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[
 def keep(client: Client, samples: Samples) -> None:
     """Hold on to each side of the samples that this client reads."""
     for side in towers(client):
-        client.memory.write(f"public{side}", distillation_set.to_tensors(Samples(samples.ids, **{f"{side}s": getattr(
-            samples, f"{side}s")})))
+        client.memory.write(
+            f"public{side}",
+            distillation_set.to_tensors(Samples(samples.ids, **{f"{side}s": getattr(samples, f"{side}s")})),
+        )
 
 
 def recalled(client: Client, down: Features) -> dict[str, Tensor]:
@@ -126,7 +131,10 @@ def recalled(client: Client, down: Features) -> dict[str, Tensor]:
 
 
 def learn(
-    client: Client, settings: Any, inputs: dict[str, Tensor], terms: Callable[[Tensor, Codes], dict[str, Tensor]],
+    client: Client,
+    settings: Any,
+    inputs: dict[str, Tensor],
+    terms: Callable[[Tensor, Codes], dict[str, Tensor]],
     epochs: int,
 ) -> dict[str, float]:
     """Passes over public samples, a private batch beside each where `settings.mix_private`; the mean of each term.
@@ -147,5 +155,6 @@ def learn(
         beside = private_without_end(client, s.batch, epoch, s.mix_private)
         return zip(shuffled(count, s.public_batch, random), beside, strict=False)
 
-    return fit(model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay,
-               epochs=epochs)
+    return fit(
+        model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay, epochs=epochs
+    )

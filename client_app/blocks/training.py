@@ -21,12 +21,22 @@ def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str,
     `privacy.training` by DP-SGD.
     """
     if client.protection.settings.training:
-        stepper = optimizer_of(list(client.model.parameters()), "adamw", settings.learning_rate.of(client.modality),
-                             settings.weight_decay, 0.0)
+        stepper = optimizer_of(
+            list(client.model.parameters()),
+            "adamw",
+            settings.learning_rate.of(client.modality),
+            settings.weight_decay,
+            0.0,
+        )
         return fit_dpsgd(client, stepper, settings.batch, epochs, name)
-    return fit(client.model, lambda epoch: client.private_batches(settings.batch, epoch, name),
-               lambda batch: task_terms(client, batch),
-               lr=settings.learning_rate.of(client.modality), weight_decay=settings.weight_decay, epochs=epochs)
+    return fit(
+        client.model,
+        lambda epoch: client.private_batches(settings.batch, epoch, name),
+        lambda batch: task_terms(client, batch),
+        lr=settings.learning_rate.of(client.modality),
+        weight_decay=settings.weight_decay,
+        epochs=epochs,
+    )
 
 
 def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
@@ -44,4 +54,3 @@ def private_without_end(client: Any, size: int, epoch: int, mixed: bool = True) 
             yield None
         else:
             yield from client.private_batches(size, turn, f"mixed-{epoch}")
-

@@ -36,11 +36,11 @@ class FedDifRCGuide:
         h_BD, plus_BD, minus_BKD = seen_BQD[:, 0], seen_BQD[:, 1], seen_BQD[:, 2:]
         terms = {}
         if s.tdcl:
-            terms["tdcl"] = s.tdcl * tdcl(z_BD, plus_BD, minus_BKD, s.temperature, s.tdcl_form, s.u_norm)   # (d)
+            terms["tdcl"] = s.tdcl * tdcl(z_BD, plus_BD, minus_BKD, s.temperature, s.tdcl_form, s.u_norm)  # (d)
         if s.ndcr:
-            terms["ndcr"] = s.ndcr * ndcr(z_BD, h_BD, s.ndcr_form, s.ndcr_temperature)                      # (e)
+            terms["ndcr"] = s.ndcr * ndcr(z_BD, h_BD, s.ndcr_form, s.ndcr_temperature)  # (e)
         if not s.supervised:  # the linear probe: labels train the head, never the encoder
-            terms["probe"] = cross_entropy(self.client.model.head(z_BD.detach()), batch.labels)             # (g)
+            terms["probe"] = cross_entropy(self.client.model.head(z_BD.detach()), batch.labels)  # (g)
         return terms
 
     @cached_property
@@ -68,4 +68,3 @@ class FedDifRCGuide:
         mapped_NW = c_ND @ orthogonal(c_ND.shape[-1], tokens_UTW.shape[-1])
         norm = self.settings.condition_scale * tokens_UTW.norm(dim=-1).mean()
         return mapped_NW * (norm / mapped_NW.norm(dim=-1).mean().clamp_min(1e-9))
-

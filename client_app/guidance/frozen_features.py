@@ -106,22 +106,30 @@ class Sight:
 
         images = self.client.data.train.images[self.order]
         s, weights = self.settings, {name: a.item() for name, a in under("amda", self.tensors).items()}
-        found = representations(self.extractor, images, self.rows, s.semanticfl.anchors.timestep, s.noise_seed, weights,
-                                Projection.of(under("levels", self.tensors)))
+        found = representations(
+            self.extractor,
+            images,
+            self.rows,
+            s.semanticfl.anchors.timestep,
+            s.noise_seed,
+            weights,
+            Projection.of(under("levels", self.tensors)),
+        )
         self.client.memory.keep("levels", {"ids": self.rows, "levels": found}, {"version": self.version})
         return found
 
     def counted(self) -> dict[str, float]:
         """Rows found and computed, and rows of the U-Net, since this sight was opened."""
-        return {"cache/hits": float(self.cache.hits), "cache/misses": float(self.cache.misses),
-                "cache/passes": float(self.extractor.passes - self.before)}
+        return {
+            "cache/hits": float(self.cache.hits),
+            "cache/misses": float(self.cache.misses),
+            "cache/passes": float(self.extractor.passes - self.before),
+        }
 
 
 def under(first: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors named `<first>.<name>`, by name."""
     return {name.removeprefix(f"{first}."): value for name, value in tensors.items() if name.startswith(f"{first}.")}
-
-
 
 
 def orthogonal(width: int, onto: int) -> Tensor:

@@ -60,4 +60,3 @@ def of(client: Client, s: GuidanceSettings) -> Guides:
     if s.semanticfl_on:
         each.append(SemanticFLGuide(s.semanticfl, client, sight))
     return Guides(each, sight)
-

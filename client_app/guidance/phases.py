@@ -67,4 +67,3 @@ def check(client: Client, s: GuidanceSettings, guide: Guide) -> None:
             raise ClientError(f"the guide has features of {len(guide.ids)} rows, this client has {client.examples}")
     if s.semanticfl_on and guide.visual.numel() and guide.visual.shape[-1] != client.width:
         raise ClientError(f"anchors are {guide.visual.shape[-1]} wide, representations {client.width}")
-

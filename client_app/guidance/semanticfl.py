@@ -34,8 +34,11 @@ class SemanticFLGuide:
         s, terms = self.settings, {}
         if s.consistency:
             v_BD = self.visual(z_BD, batch)
-            kl = feature_kl(v_BD, z_BD) if s.consistency_form == "literal" else \
-                unit_kl(v_BD, z_BD, s.consistency_temperature, s.consistency_scaled)
+            kl = (
+                feature_kl(v_BD, z_BD)
+                if s.consistency_form == "literal"
+                else unit_kl(v_BD, z_BD, s.consistency_temperature, s.consistency_scaled)
+            )
             terms["consistency"] = s.consistency * kl
         if s.contrast:
             z_BW = z_BD if self.head_DW is None else z_BD @ self.head_DW
@@ -59,12 +62,13 @@ class SemanticFLGuide:
             kind = "none" if wide == self.client.width else "learned"
         if kind == "none":
             if wide != self.client.width:
-                raise ClientError(f"text_head is none, but texts are {wide} wide and representations "
-                                  f"{self.client.width}: choose auto, learned or fixed")
+                raise ClientError(
+                    f"text_head is none, but texts are {wide} wide and representations "
+                    f"{self.client.width}: choose auto, learned or fixed"
+                )
             return None
         start_DW = orthogonal(self.client.width, wide).to(self.client.device)
         if kind == "fixed":
             return start_DW
         self.parameters["text"] = nn.Parameter(start_DW)
         return self.parameters["text"]
-

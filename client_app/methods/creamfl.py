@@ -27,18 +27,18 @@ OTHER = {"image": "text", "text": "image"}
 class CreamFLClientSettings:
     """Client settings; `ours` where the released code, as our notes have it, is silent."""
 
-    inter: bool = True             # contrast with the server's features of the other modality
-    intra: bool = True             # MOON's contrast with the server's of the same and the client's own last ones
-    contrast: float = 0.5          # weight of both
+    inter: bool = True  # contrast with the server's features of the other modality
+    intra: bool = True  # MOON's contrast with the server's of the same and the client's own last ones
+    contrast: float = 0.5  # weight of both
     temperature: float = 0.5
-    pretrain_epochs: int = 12      # private epochs at a client's first training; ours
-    local_epochs: int = 1          # private epochs a round; 5 in the code
-    contrast_epochs: int = 1       # passes over the public pairs
-    mix_private: bool = True       # a private batch beside each public one, as FedMMKT's clients have; ours
+    pretrain_epochs: int = 12  # private epochs at a client's first training; ours
+    local_epochs: int = 1  # private epochs a round; 5 in the code
+    contrast_epochs: int = 1  # passes over the public pairs
+    mix_private: bool = True  # a private batch beside each public one, as FedMMKT's clients have; ours
     learning_rate: LearningRate = field(default_factory=LearningRate)
     weight_decay: float = 0.01
     batch: int = 32
-    public_batch: int = 64         # 128 in the code
+    public_batch: int = 64  # 128 in the code
 
     def __post_init__(self) -> None:
         between("contrast", self.contrast, 0, 1e4)
@@ -73,8 +73,10 @@ class CreamFLClient:
         s, inputs = self.settings, recalled(client, down)
         global_ = {"image": down.image.to(client.device), "text": down.text.to(client.device)}
         if any(g.shape[1] not in (0, client.width) for g in global_.values()):
-            raise ClientError(f"the server's features are {down.image.shape[1]} and {down.text.shape[1]} wide,"
-                              f" representations {client.width}")
+            raise ClientError(
+                f"the server's features are {down.image.shape[1]} and {down.text.shape[1]} wide,"
+                f" representations {client.width}"
+            )
         if not (s.inter or s.intra) or not s.contrast or len(down.ids) < 2:
             return Report({}, len(down.ids))
         before = self.before(client, inputs) if s.intra else {}
@@ -86,8 +88,9 @@ class CreamFLClient:
                 if s.inter and other_ND.shape[1]:
                     found[f"inter_{side}"] = s.contrast * info_nce(z_BD, other_ND, rows.to(z_BD.device), s.temperature)
                 if s.intra and g_ND.shape[1]:
-                    found[f"intra_{side}"] = s.contrast * model_contrast(z_BD, g_ND[rows], before[side][rows],
-                                                                         s.temperature)
+                    found[f"intra_{side}"] = s.contrast * model_contrast(
+                        z_BD, g_ND[rows], before[side][rows], s.temperature
+                    )
             return found
 
         return Report(learn(client, s, inputs, terms, s.contrast_epochs), len(down.ids))

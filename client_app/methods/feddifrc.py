@@ -12,4 +12,3 @@ from client_app.methods.fedavg import FedAvgClient
 
 class FedDifRCClient(FedAvgClient):
     """L = L_TDCL + L_NDCR + L_CE from the server's weights; the terms are the guide's."""
-

@@ -24,13 +24,13 @@ from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet,
 class FedMEKTClientSettings:
     """Client settings; the released code's values as our notes have them, `ours` where these are silent."""
 
-    transfer: float = 0.1          # of KL_T with the server's embeddings
-    second_layer: float = 0.04     # of KL_T with its body's outputs, where widths agree; 0: these are not sent
-    temperature: float = 3.0       # T
-    pretrain_epochs: int = 12      # private epochs at a client's first training; ours
-    local_epochs: int = 1          # private epochs before a round's embeddings; ours
-    transfer_epochs: int = 2       # passes over the public samples, a private batch beside each; 2 local epochs
-    mix_private: bool = True       # the task is part of the objective; adapted: cross-entropy for reconstruction
+    transfer: float = 0.1  # of KL_T with the server's embeddings
+    second_layer: float = 0.04  # of KL_T with its body's outputs, where widths agree; 0: these are not sent
+    temperature: float = 3.0  # T
+    pretrain_epochs: int = 12  # private epochs at a client's first training; ours
+    local_epochs: int = 1  # private epochs before a round's embeddings; ours
+    transfer_epochs: int = 2  # passes over the public samples, a private batch beside each; 2 local epochs
+    mix_private: bool = True  # the task is part of the objective; adapted: cross-entropy for reconstruction
     learning_rate: LearningRate = field(default_factory=LearningRate)
     weight_decay: float = 0.01
     batch: int = 32
@@ -76,12 +76,18 @@ class FedMEKTClient:
         def terms(rows: Tensor, codes: Codes) -> dict[str, Tensor]:
             found: dict[str, Tensor] = {}
             for side, layers in codes.items():
-                pairs = zip(("transfer", "second"), (s.transfer, s.second_layer), teacher[side][rows].split(width, 1),
-                            layers, strict=False)
+                pairs = zip(
+                    ("transfer", "second"),
+                    (s.transfer, s.second_layer),
+                    teacher[side][rows].split(width, 1),
+                    layers,
+                    strict=False,
+                )
                 for name, weight, given, own in pairs:
                     if weight and own.shape[1] == width:
-                        found[f"{name}_{side}"] = weight * feature_kl(given * width**0.5, own * width**0.5,
-                                                                      s.temperature)
+                        found[f"{name}_{side}"] = weight * feature_kl(
+                            given * width**0.5, own * width**0.5, s.temperature
+                        )
             return found
 
         return Report(learn(client, s, inputs, terms, s.transfer_epochs), len(down.ids))

@@ -27,19 +27,19 @@ from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samp
 class FedMMKTClientSettings:
     """Client settings; the paper's symbol in the comment, `ours` where the paper is silent."""
 
-    variant: str = "representation"    # representation (FedMMKT) | logit (l-) | unimodal (u-)
-    confidence: str = "exp_neg"        # eq 3: exp_neg | inverse | normalized; ours
-    alignment: float = 1.0             # lambda, eq 13; ours
-    feature_temperature: float = 1.0   # tau_r, eq 13; ours
-    renorm_target: bool = True         # LayerNorm on the fused target, whose norm shrinks when clients disagree; ours
-    mix_private: bool = True           # a private batch beside each batch of the lesson, against forgetting; ours
-    pretrain_epochs: int = 10          # E0, at a client's first training; ours
-    local_epochs: int = 1              # private epochs before each round's answers; ours
-    distill_epochs: int = 2            # passes over the lesson; ours
+    variant: str = "representation"  # representation (FedMMKT) | logit (l-) | unimodal (u-)
+    confidence: str = "exp_neg"  # eq 3: exp_neg | inverse | normalized; ours
+    alignment: float = 1.0  # lambda, eq 13; ours
+    feature_temperature: float = 1.0  # tau_r, eq 13; ours
+    renorm_target: bool = True  # LayerNorm on the fused target, whose norm shrinks when clients disagree; ours
+    mix_private: bool = True  # a private batch beside each batch of the lesson, against forgetting; ours
+    pretrain_epochs: int = 10  # E0, at a client's first training; ours
+    local_epochs: int = 1  # private epochs before each round's answers; ours
+    distill_epochs: int = 2  # passes over the lesson; ours
     learning_rate: LearningRate = field(default_factory=LearningRate)
     weight_decay: float = 0.01
     batch: int = 32
-    replay: int = 1600                 # earlier samples in the lesson; 0 is the literal reading
+    replay: int = 1600  # earlier samples in the lesson; 0 is the literal reading
 
     def __post_init__(self) -> None:
         one_of("variant", self.variant, ("representation", "logit", "unimodal"))
@@ -64,21 +64,21 @@ class FedMMKTClient:
     def train(self, client: Client, _: Nothing) -> Nothing:
         """Private epochs: E0 of them the first time, `local_epochs` in later rounds."""
         s = self.settings
-        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")            # eq 1
+        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")  # eq 1
         return Nothing()
 
     def represent(self, client: Client, samples: Samples) -> Answers | Logits:
         s = self.settings
-        client.keep(samples)                                   # the targets come later and are joined by id
+        client.keep(samples)  # the targets come later and are joined by id
         z_ND = client.encoded(client.inputs(samples))
         logits_NC = client.logits(z_ND)
         if s.variant == "logit":
-            return Logits(samples.ids, logits_NC)                                                             # eq 28
+            return Logits(samples.ids, logits_NC)  # eq 28
         p_NC = logits_NC.softmax(-1)
         augmented = z_ND[:, :0]
         if s.variant == "unimodal":
-            augmented = client.encoded(client.inputs(samples, augment_seed=client.seed("view")))              # eq 33
-        return Answers(samples.ids, p_NC.argmax(-1), confidence(p_NC, s.confidence), z_ND, augmented)         # eq 3
+            augmented = client.encoded(client.inputs(samples, augment_seed=client.seed("view")))  # eq 33
+        return Answers(samples.ids, p_NC.argmax(-1), confidence(p_NC, s.confidence), z_ND, augmented)  # eq 3
 
     def distill(self, client: Client, targets: Targets) -> Report:
         s, model = self.settings, client.model
@@ -88,7 +88,7 @@ class FedMMKTClient:
             return Report({}, 0)
         inputs = client.inputs(lesson.samples)
 
-        def objective(pair: tuple[Batch, Batch | None]) -> dict[str, Tensor]:                                 # eq 13
+        def objective(pair: tuple[Batch, Batch | None]) -> dict[str, Tensor]:  # eq 13
             batch, private = pair
             z_BD = model.encode(batch.inputs)
             terms = {"label": cross_entropy(model.head(z_BD), batch.labels)}
@@ -103,6 +103,12 @@ class FedMMKTClient:
             beside = private_without_end(client, s.batch, epoch, s.mix_private)
             return zip(client.lesson_batches(lesson, inputs, s.batch, epoch), beside, strict=False)
 
-        means = fit(model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay,
-                    epochs=s.distill_epochs)
+        means = fit(
+            model,
+            batches,
+            objective,
+            lr=s.learning_rate.of(client.modality),
+            weight_decay=s.weight_decay,
+            epochs=s.distill_epochs,
+        )
         return Report(means, len(lesson))

@@ -28,7 +28,7 @@ MEASURED = 256  # rows encoded at once
 class FedNHClientSettings(LocalSettings):
     """FedAvg's, and the head that is not trained."""
 
-    scale: float = 20.0            # s at the start; learnt
+    scale: float = 20.0  # s at the start; learnt
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,7 @@ class FedNHClient:
         encoder = {name: value for name, value in down.tensors.items() if name != PROTOTYPES}
         start = Weights(encoder | prototype_head(w_CD, encoder[SCALE]))
 
-        def head(z_BD: Tensor) -> Tensor:                                               # s cos(z, w_c), W is given
+        def head(z_BD: Tensor) -> Tensor:  # s cos(z, w_c), W is given
             return scale * normalize(z_BD, dim=-1) @ w_CD.T
 
         up = local(client, self.settings, start, head=head, beside={SCALE: scale})

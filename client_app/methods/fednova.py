@@ -26,5 +26,5 @@ class FedNovaClient:
         s, up = self.settings, local(client, self.settings, down)
         if not down.tensors:
             return up
-        a = effective_steps(up.metrics["steps"], s.momentum if s.optimizer == "sgd" else 0.0)    # |a_k|_1
+        a = effective_steps(up.metrics["steps"], s.momentum if s.optimizer == "sgd" else 0.0)  # |a_k|_1
         return Weights(up.tensors, up.examples, up.metrics | {"effective_steps": a})

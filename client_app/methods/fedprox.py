@@ -22,7 +22,7 @@ from florilegium.protocol.payloads import Weights
 class FedProxClientSettings(LocalSettings):
     """FedAvg's, and the pull towards the server's weights."""
 
-    proximal: float = 0.01         # mu
+    proximal: float = 0.01  # mu
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,8 +42,8 @@ class FedProxClient:
         s, model = self.settings, client.model
         start = {name: value.to(client.device) for name, value in down.tensors.items()}
 
-        def proximal(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:                  # h_k = F_k + mu/2 |w - w_t|^2
-            away = torch.stack([((w - start[name])**2).sum() for name, w in model.named_parameters()])
+        def proximal(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:  # h_k = F_k + mu/2 |w - w_t|^2
+            away = torch.stack([((w - start[name]) ** 2).sum() for name, w in model.named_parameters()])
             return {"proximal": s.proximal / 2 * away.sum()}
 
         return local(client, s, down, proximal if s.proximal else None)

@@ -29,6 +29,6 @@ class FlowerClient:
             return up
         update = {n: up.tensors[n] - v for n, v in down.tensors.items() if v.is_floating_point()}
         norm = torch.stack([u.double().square().sum() for u in update.values()]).sum().sqrt().item()
-        factor = min(1.0, down.metrics["clipping_norm"] / max(norm, 1e-12))            # FlatClip, arXiv 1710.06963
+        factor = min(1.0, down.metrics["clipping_norm"] / max(norm, 1e-12))  # FlatClip, arXiv 1710.06963
         clipped = {n: down.tensors[n] + factor * u for n, u in update.items()}
         return Weights(up.tensors | clipped, up.examples, up.metrics | {"norm_bit": float(factor < 1)})

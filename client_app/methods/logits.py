@@ -29,23 +29,23 @@ from florilegium.protocol.payloads import Logits, Nothing, Report, Samples, Soft
 class LogitsClientSettings:
     """Client settings: FedMD | FedGEMS | Fed-ET; `ours` where their sources are silent."""
 
-    distance: str = "kl"           # to the others' scores: l1 (FedMD's MAE) | kl (FedGEMS, Fed-ET)
-    label_weight: float = 1.0      # of cross-entropy with the label: 0 | e = 0.75 | 1
-    logit_weight: float = 1.0      # of the distance: 1 | 1 - e = 0.25 | lambda = 0.05
-    temperature: float = 1.0       # of the KL; papers: 1
-    pretrain_epochs: int = 12      # private epochs at a client's first training
-    local_epochs: int = 1          # private epochs before each round's answers: none | 10 | some
-    distill_epochs: int = 1        # passes over the lesson: FedMD's digest 1 | 10 | 128 iterations at the server
-    revisit_epochs: int = 0        # private epochs after the lesson: FedMD's revisit 4 | none | none
-    alone_batches: int = 46        # private batches a round, in whole epochs, in the place of a lesson for a client
-                                   # that gets none; as Standalone's extra_batches; ours
-    warmup_epochs: int = 10        # passes over labelled public samples before the first private training (FedMD)
-    mix_private: bool = True       # a private batch beside each batch of the lesson, as FedMMKT's clients have; ours
+    distance: str = "kl"  # to the others' scores: l1 (FedMD's MAE) | kl (FedGEMS, Fed-ET)
+    label_weight: float = 1.0  # of cross-entropy with the label: 0 | e = 0.75 | 1
+    logit_weight: float = 1.0  # of the distance: 1 | 1 - e = 0.25 | lambda = 0.05
+    temperature: float = 1.0  # of the KL; papers: 1
+    pretrain_epochs: int = 12  # private epochs at a client's first training
+    local_epochs: int = 1  # private epochs before each round's answers: none | 10 | some
+    distill_epochs: int = 1  # passes over the lesson: FedMD's digest 1 | 10 | 128 iterations at the server
+    revisit_epochs: int = 0  # private epochs after the lesson: FedMD's revisit 4 | none | none
+    alone_batches: int = 46  # private batches a round, in whole epochs, in the place of a lesson for a client
+    # that gets none; as Standalone's extra_batches; ours
+    warmup_epochs: int = 10  # passes over labelled public samples before the first private training (FedMD)
+    mix_private: bool = True  # a private batch beside each batch of the lesson, as FedMMKT's clients have; ours
     learning_rate: LearningRate = field(default_factory=LearningRate)
     weight_decay: float = 0.01
-    batch: int = 32                # of private rows; FedMD 5
-    lesson_batch: int = 32         # of public samples; FedMD 256
-    replay: int = 0                # earlier public samples in the lesson, with the scores of their day; ours
+    batch: int = 32  # of private rows; FedMD 5
+    lesson_batch: int = 32  # of public samples; FedMD 256
+    replay: int = 0  # earlier public samples in the lesson, with the scores of their day; ours
 
     def __post_init__(self) -> None:
         one_of("distance", self.distance, ("l1", "kl"))
@@ -54,8 +54,15 @@ class LogitsClientSettings:
         if not self.label_weight + self.logit_weight:
             raise ValueError("label_weight and logit_weight are both 0: nothing would be learnt from the lesson")
         between("temperature", self.temperature, 1e-3, 1e3)
-        for key in ("pretrain_epochs", "local_epochs", "distill_epochs", "revisit_epochs", "alone_batches",
-                    "warmup_epochs", "replay"):
+        for key in (
+            "pretrain_epochs",
+            "local_epochs",
+            "distill_epochs",
+            "revisit_epochs",
+            "alone_batches",
+            "warmup_epochs",
+            "replay",
+        ):
             between(key, getattr(self, key), 0, 1_000_000)
         between("weight_decay", self.weight_decay, 0, 10)
         for key in ("batch", "lesson_batch"):
@@ -76,25 +83,25 @@ class LogitsClient:
         s, later = self.settings, self.settings.local_epochs
         if client.modality not in ("image", "text"):
             later += max(s.revisit_epochs, math.ceil(s.alone_batches / math.ceil(client.examples / s.batch)))
-        begun = client.memory.read("begun") is not None                 # a warm-up trains the model before this
+        begun = client.memory.read("begun") is not None  # a warm-up trains the model before this
         fit_private(client, s, later if begun else s.pretrain_epochs, "private")
         if not begun:
             client.memory.write("begun", {"round": torch.tensor([client.round])})
         return Nothing()
 
     def represent(self, client: Client, samples: Samples) -> Logits:
-        client.keep(samples)                                             # the lesson comes later and is joined by id
+        client.keep(samples)  # the lesson comes later and is joined by id
         return Logits(samples.ids, client.logits(client.encoded(client.inputs(samples))))
 
     def distill(self, client: Client, down: Logits | SoftTargets | Targets) -> Report:
         s = self.settings
-        if isinstance(down, Targets):                                                        # FedMD's warm-up: labels
+        if isinstance(down, Targets):  # FedMD's warm-up: labels
             return self.lesson(client, client.recall(down), s.warmup_epochs, warmup=True)
         lesson = joined(recalled(client, down), client.replayed())
         client.store(lesson, s.replay)
-        report = self.lesson(client, lesson, s.distill_epochs)                               # FedMD's digest
+        report = self.lesson(client, lesson, s.distill_epochs)  # FedMD's digest
         if s.revisit_epochs:
-            means = fit_private(client, s, s.revisit_epochs, "revisit")                      # FedMD's revisit
+            means = fit_private(client, s, s.revisit_epochs, "revisit")  # FedMD's revisit
             report.metrics.update({"revisit": means["task"]} if "task" in means else {})
         return report
 
@@ -113,8 +120,10 @@ class LogitsClient:
             if s.logit_weight and not warmup:
                 teacher_BC, weight_B = batch.fused[:, :-1], batch.fused[:, -1]
                 terms["logits"] = s.logit_weight * (
-                    logit_l1(teacher_BC, logits_BC, weight_B) if s.distance == "l1"
-                    else logit_kl(teacher_BC, logits_BC, weight_B, s.temperature))
+                    logit_l1(teacher_BC, logits_BC, weight_B)
+                    if s.distance == "l1"
+                    else logit_kl(teacher_BC, logits_BC, weight_B, s.temperature)
+                )
             if private is not None:
                 terms["private"] = cross_entropy(model(private.inputs), private.labels)
             return terms
@@ -123,8 +132,14 @@ class LogitsClient:
             beside = private_without_end(client, s.batch, epoch, s.mix_private and not warmup)
             return zip(client.lesson_batches(lesson, inputs, s.lesson_batch, epoch), beside, strict=False)
 
-        means = fit(model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay,
-                    epochs=epochs)
+        means = fit(
+            model,
+            batches,
+            objective,
+            lr=s.learning_rate.of(client.modality),
+            weight_decay=s.weight_decay,
+            epochs=epochs,
+        )
         return Report(means, len(lesson))
 
 

@@ -29,9 +29,9 @@ MOON = "moon"  # the part of the memory, and the first name on the wire
 class MoonClientSettings(LocalSettings):
     """FedAvg's, and the contrast between models."""
 
-    contrast: float = 5.0          # mu; 1 on data sets of many classes
-    temperature: float = 0.5       # tau
-    projection: int = 256          # width of the projection head's output; 0: contrast on z itself
+    contrast: float = 5.0  # mu; 1 on data sets of many classes
+    temperature: float = 0.5  # tau
+    projection: int = 256  # width of the projection head's output; 0: contrast on z itself
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,16 +53,17 @@ class MoonClient:
         s, project, left = self.settings, self.projection(client), client.left[0]
         if down.tensors:
             weights, head = model_part(down.tensors), part(down.tensors, MOON)
-            client.load(weights)                                                        # ClientError, before we copy it
+            client.load(weights)  # ClientError, before we copy it
             current = self.frozen(client, weights, head)
             before = self.frozen(client, left, self.last_head(client)) if left else current
 
-        def contrast(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:                  # l_con
+        def contrast(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:  # l_con
             near, far = current(batch.inputs), before(batch.inputs)
             return {"contrast": s.contrast * model_contrast(project(z_BD), near, far, s.temperature)}
 
-        up = local(client, s, down, contrast if s.contrast else None,
-                   beside=named(MOON, dict(project.named_parameters())))
+        up = local(
+            client, s, down, contrast if s.contrast else None, beside=named(MOON, dict(project.named_parameters()))
+        )
         if s.projection:
             client.memory.write(MOON, part(up.tensors, MOON))
         return up
@@ -72,8 +73,9 @@ class MoonClient:
         if not self.settings.projection:
             return nn.Identity()
         with seeds.scoped(client.conf.seed, "model", "moon"):
-            head = nn.Sequential(nn.Linear(client.width, client.width), nn.ReLU(),
-                                 nn.Linear(client.width, self.settings.projection))
+            head = nn.Sequential(
+                nn.Linear(client.width, client.width), nn.ReLU(), nn.Linear(client.width, self.settings.projection)
+            )
         return head.to(client.device)
 
     def last_head(self, client: Client) -> dict[str, Tensor]:

@@ -50,14 +50,14 @@ class ScaffoldClient:
         own = self.remembered(client, zero)
         correction = {name: (c[name] - own[name]).to(client.device) for name in own}
 
-        def corrected(model: nn.Module) -> None:                                        # y <- y - eta (g(y) - c_k + c)
+        def corrected(model: nn.Module) -> None:  # y <- y - eta (g(y) - c_k + c)
             for name, p in model.named_parameters():
                 if p.grad is not None:
                     p.grad += correction[name]
 
         up = local(client, s, Weights(start), before_step=corrected)
         length = effective_steps(up.metrics["steps"], s.momentum) * s.learning_rate.of(client.modality)  # S eta
-        new = {name: own[name] - c[name] + (start[name] - up.tensors[name]) / length for name in own}    # option II
+        new = {name: own[name] - c[name] + (start[name] - up.tensors[name]) / length for name in own}  # option II
         client.memory.write(CONTROL, new)
         change = {name: new[name] - own[name] for name in own}
         return Weights(up.tensors | named(CONTROL, change), up.examples, up.metrics)

@@ -12,4 +12,3 @@ from client_app.methods.fedavg import FedAvgClient
 
 class SemanticFLClient(FedAvgClient):
     """L = L_CE + lambda_kd KL(softmax(V) || softmax(z)) + lambda_con L_con; the terms are the guide's."""
-

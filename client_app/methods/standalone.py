@@ -20,8 +20,8 @@ class StandaloneClientSettings:
 
     pretrain_epochs: int = 10
     local_epochs: int = 1
-    extra_epochs: int = 2          # more private epochs a round
-    extra_batches: int = 0         # or at least so many more private batches a round (whole epochs of them)
+    extra_epochs: int = 2  # more private epochs a round
+    extra_batches: int = 0  # or at least so many more private batches a round (whole epochs of them)
     learning_rate: LearningRate = field(default_factory=LearningRate)
     weight_decay: float = 0.01
     batch: int = 32

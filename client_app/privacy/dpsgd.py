@@ -45,7 +45,8 @@ def row_gradients(model: nn.Module, inputs: Tensor, labels_B: Tensor) -> dict[st
     try:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for vmap
             return vmap(grad(loss), in_dims=(None, 0, 0), randomness="different", chunk_size=GROUPS)(
-                trained, inputs, labels_B)
+                trained, inputs, labels_B
+            )
     except (RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0][:160]
         architecture = getattr(getattr(model, "body", None), "architecture", type(model).__name__)
@@ -66,10 +67,17 @@ def fit_dpsgd(client: Client, optimizer: torch.optim.Optimizer, size: int, epoch
         raise PrivacyError("a retrieval loss has no single rows: privacy.training does not cover pair clients")
     rate = min(1.0, size / len(rows))
     steps = epochs * max(1, round(1 / rate))
-    stepper = DPOptimizer(optimizer, noise_multiplier=s.noise, max_grad_norm=s.clip, loss_reduction="mean",
-                          expected_batch_size=rate * len(rows), generator=client.protection.noise("dpsgd", "sum", name))
-    sampler = UniformWithReplacementSampler(num_samples=len(rows), sample_rate=rate, steps=steps,
-                                            generator=client.protection.noise("dpsgd", "rows", name))
+    stepper = DPOptimizer(
+        optimizer,
+        noise_multiplier=s.noise,
+        max_grad_norm=s.clip,
+        loss_reduction="mean",
+        expected_batch_size=rate * len(rows),
+        generator=client.protection.noise("dpsgd", "sum", name),
+    )
+    sampler = UniformWithReplacementSampler(
+        num_samples=len(rows), sample_rate=rate, steps=steps, generator=client.protection.noise("dpsgd", "rows", name)
+    )
     augmented = torch.Generator().manual_seed(client.seed("batches", name))
     client.protection.spend("dpsgd", s.noise, steps, rate)  # before: a step that fails has been taken
     model.train()

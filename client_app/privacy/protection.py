@@ -69,8 +69,10 @@ class Protection:
         s = self.settings.representations
         if s is not None:
             if isinstance(up, (Weights, Modules, Examples)):
-                raise PrivacyError(f"privacy.representations does not cover {type(up).__name__.lower()}: "
-                                   "privacy.training does, or one of Flower's DP strategies (method=flower)")
+                raise PrivacyError(
+                    f"privacy.representations does not cover {type(up).__name__.lower()}: "
+                    "privacy.training does, or one of Flower's DP strategies (method=flower)"
+                )
             up = self.noised(up)
         self.save()
         return up
@@ -90,8 +92,11 @@ class Protection:
     def save(self) -> None:
         """Remember what was spent, if this message spent anything."""
         if self.touched:
-            self.client.memory.write(PART, {"round": torch.tensor([self.client.round])},
-                                     {name: kept.history for name, kept in self.spent.items()})
+            self.client.memory.write(
+                PART,
+                {"round": torch.tensor([self.client.round])},
+                {name: kept.history for name, kept in self.spent.items()},
+            )
 
     def figures(self) -> dict[str, float]:
         """Epsilon of each mechanism over everything so far; for the Gaussian also of a single row."""

@@ -28,7 +28,8 @@ def add_command(commands: Any) -> None:
     """Add `data check` to the command line's sub-commands."""
     data = commands.add_parser("data", help="look at a site's own data: florilegium data check PATH")
     check = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
-        "check", help="say what is wrong with data, naming file and row; exit code 1 when a client would refuse them")
+        "check", help="say what is wrong with data, naming file and row; exit code 1 when a client would refuse them"
+    )
     check.add_argument("path", metavar="PATH", help="an image folder, a table, or a saved data set (docs/data.md)")
     check.add_argument("--data", default="emoji", help="the federation's data, whose classes count (conf/data)")
     check.add_argument("--modality", choices=MODALITIES, help="what the client reads; default: what the data have")
@@ -83,17 +84,23 @@ def show(found: Examined, classes: Classes, modality: str, console: Console, lin
     for finding in found.findings:
         by_kind.setdefault((not finding.refused, finding.kind), []).append(finding)
     for (warned, kind), those in sorted(by_kind.items()):
-        console.print(f"{'warning' if warned else 'refused'}: {kind} ({len(those)})",
-                      style="yellow" if warned else "bold red", highlight=False)
-        for finding in those[:lines or None]:
+        console.print(
+            f"{'warning' if warned else 'refused'}: {kind} ({len(those)})",
+            style="yellow" if warned else "bold red",
+            highlight=False,
+        )
+        for finding in those[: lines or None]:
             console.print(f"  {finding}", markup=False, highlight=False, soft_wrap=True)
         if lines and len(those) > lines:
             console.print(f"  ... and {len(those) - lines} more (--lines 0 shows all)", highlight=False)
     if found.findings:
         console.print()
-    console.print(f"{found.layout}, read as {modality}: {found.found} rows, {len(found.rows)} of them usable; "
-                  f"{len(found.refused)} reasons to refuse, {len(found.findings) - len(found.refused)} warnings",
-                  markup=False, highlight=False)
+    console.print(
+        f"{found.layout}, read as {modality}: {found.found} rows, {len(found.rows)} of them usable; "
+        f"{len(found.refused)} reasons to refuse, {len(found.findings) - len(found.refused)} warnings",
+        markup=False,
+        highlight=False,
+    )
     for line in sizes(found):
         console.print(line, highlight=False)
     if len(found.rows):

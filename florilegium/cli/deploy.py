@@ -33,18 +33,28 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def _keys(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--sites", nargs="+", default=[], metavar="NAME", help="a folder and a key for each")
-    parser.add_argument("--names", nargs="+", default=[], metavar="HOST",
-                        help="host names and addresses by which sites and operators reach the server")
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        default=[],
+        metavar="HOST",
+        help="host names and addresses by which sites and operators reach the server",
+    )
     parser.add_argument("--days", type=int, default=365, help="how long the server's certificate is valid")
     parser.set_defaults(command=make_keys)
 
 
 def _superlink(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, required=True, help="the folder server/ of `deploy keys`")
-    parser.add_argument("--control", default=f"127.0.0.1:{commands.CONTROL_PORT}", metavar="HOST:PORT",
-                        help="where operators and the server app connect: never open to sites")
-    parser.add_argument("--fleet", default=f"0.0.0.0:{commands.FLEET_PORT}", metavar="HOST:PORT",
-                        help="where sites connect")
+    parser.add_argument(
+        "--control",
+        default=f"127.0.0.1:{commands.CONTROL_PORT}",
+        metavar="HOST:PORT",
+        help="where operators and the server app connect: never open to sites",
+    )
+    parser.add_argument(
+        "--fleet", default=f"0.0.0.0:{commands.FLEET_PORT}", metavar="HOST:PORT", help="where sites connect"
+    )
     parser.add_argument("--database", type=Path, required=True, help="runs, nodes and messages, in SQLite")
     _process(parser, run_superlink)
 
@@ -64,10 +74,18 @@ def _supernode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="this site's own data; without it, its part of the embedded data")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more of the node configuration")
     libraries = parser.add_mutually_exclusive_group()
-    libraries.add_argument("--cold", action="store_true", help="keep no process with a client's libraries imported: "
-                           "every message imports them anew, and the site needs 600 MB less between messages")
-    libraries.add_argument("--warm", type=Path, metavar="FOLDER", help="use another site's such process, on the same "
-                           "machine: the folder `warm` of its --home")
+    libraries.add_argument(
+        "--cold",
+        action="store_true",
+        help="keep no process with a client's libraries imported: "
+        "every message imports them anew, and the site needs 600 MB less between messages",
+    )
+    libraries.add_argument(
+        "--warm",
+        type=Path,
+        metavar="FOLDER",
+        help="use another site's such process, on the same machine: the folder `warm` of its --home",
+    )
     _process(parser, run_supernode)
 
 
@@ -93,8 +111,12 @@ def _health(parser: argparse.ArgumentParser) -> None:
 
 def _process(parser: argparse.ArgumentParser, command: object) -> None:
     parser.add_argument("--home", type=Path, help="Flower's home of this process (default: a folder beside its state)")
-    parser.add_argument("--restart", type=float, metavar="SECONDS",
-                        help="start again so long after it ended (containers have a restart policy instead)")
+    parser.add_argument(
+        "--restart",
+        type=float,
+        metavar="SECONDS",
+        help="start again so long after it ended (containers have a restart policy instead)",
+    )
     parser.set_defaults(command=command)
 
 
@@ -112,8 +134,13 @@ def make_keys(options: argparse.Namespace) -> None:
 def run_superlink(options: argparse.Namespace) -> None:
     host, port = processes.split(options.control)
     home = options.home or options.database.resolve().parent / "flower"
-    sys.exit(processes.run(lambda: processes.superlink_command(
-        options.keys, host, port, options.fleet, options.database), home, options.restart))
+    sys.exit(
+        processes.run(
+            lambda: processes.superlink_command(options.keys, host, port, options.fleet, options.database),
+            home,
+            options.restart,
+        )
+    )
 
 
 def run_serverapp(options: argparse.Namespace) -> None:
@@ -127,8 +154,11 @@ def run_supernode(options: argparse.Namespace) -> None:
     if not 0 <= options.client < options.clients:
         raise LaunchError(f"--client: {options.client} is none of the {options.clients} clients, 0 is the first")
     options.state.mkdir(parents=True, exist_ok=True)
-    config: dict[str, str | int] = {"partition-id": options.client, "num-partitions": options.clients,
-                                    "state-dir": str(options.state.resolve())}
+    config: dict[str, str | int] = {
+        "partition-id": options.client,
+        "num-partitions": options.clients,
+        "state-dir": str(options.state.resolve()),
+    }
     if options.data:
         config["data-path"] = str(options.data.resolve())
     for text in options.set:
@@ -138,8 +168,14 @@ def run_supernode(options: argparse.Namespace) -> None:
         config[key] = value
     _offer_assets()
     home = options.home or options.state.resolve() / "flower"
-    sys.exit(processes.run(lambda: processes.supernode_command(options.keys, options.superlink, config), home,
-                           options.restart, warm=options.warm or not options.cold))
+    sys.exit(
+        processes.run(
+            lambda: processes.supernode_command(options.keys, options.superlink, config),
+            home,
+            options.restart,
+            warm=options.warm or not options.cold,
+        )
+    )
 
 
 def register(options: argparse.Namespace) -> None:

@@ -58,8 +58,12 @@ def parser() -> argparse.ArgumentParser:
     reports = commands.add_parser("report", help="write report.html of each run")
     reports.set_defaults(command=write_reports)
     table = commands.add_parser("compare", help="one table over runs: mean and spread over seeds")
-    table.add_argument("--at", choices=("last", "best_on_validation", "second_half"), default="last",
-                       help="which round's figures, or the mean of the evaluated rounds of the second half")
+    table.add_argument(
+        "--at",
+        choices=("last", "best_on_validation", "second_half"),
+        default="last",
+        help="which round's figures, or the mean of the evaluated rounds of the second half",
+    )
     table.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     table.add_argument("--force", action="store_true", help="also runs under different protocols")
     table.set_defaults(command=compare_runs)
@@ -103,4 +107,3 @@ def compare_runs(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     main()
-

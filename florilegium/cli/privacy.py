@@ -82,4 +82,3 @@ def _print(found: Listing) -> None:
         console().print(table, highlight=False)
     for note in found.notes:
         console().print(f"- {note}", markup=False, highlight=False)
-

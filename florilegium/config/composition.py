@@ -157,6 +157,7 @@ def explain(error: BaseException) -> str:
 
 def _known_keys() -> list[str]:
     """Every dotted key of the default settings, and the names of the groups."""
+
     def walk(node: Any, above: str) -> Iterable[str]:
         for key, value in node.items():
             yield f"{above}{key}"
@@ -165,4 +166,3 @@ def _known_keys() -> list[str]:
 
     keys = OmegaConf.to_container(compose(), resolve=False)
     return [*walk(keys, ""), *(group.name for group in CONF.iterdir() if group.is_dir())]
-

@@ -223,8 +223,10 @@ def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Seque
         if unknown := [i for i in ids if int(i) not in where]:
             raise DataError(f"{place} has no row with id {unknown[0]}")
         dataset = dataset.select([where[int(i)] for i in ids])
-    numbers = {name: torch.tensor(dataset[column][:], dtype=torch.int64).reshape(-1)
-               for name, column in (("ids", "id"), ("labels", "label"))}
+    numbers = {
+        name: torch.tensor(dataset[column][:], dtype=torch.int64).reshape(-1)
+        for name, column in (("ids", "id"), ("labels", "label"))
+    }
     found: dict[str, Any] = {}
     if modality in ("text", "pair"):
         tags = dataset["tags"][:] if "tags" in dataset.column_names else [()] * len(dataset)
@@ -233,8 +235,9 @@ def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Seque
         found["images"] = _images(dataset, numbers["ids"].tolist(), side, place)
     if modality == "pair":
         concepts = dataset["concept"][:] if "concept" in dataset.column_names else numbers["ids"].tolist()
-        found["groups"] = grouped(concepts, [", ".join([t, *g]) for t, g in zip(found["texts"], found["tags"],
-                                                                                strict=True)])
+        found["groups"] = grouped(
+            concepts, [", ".join([t, *g]) for t, g in zip(found["texts"], found["tags"], strict=True)]
+        )
     return Rows(numbers["ids"], numbers["labels"], **found)
 
 

@@ -41,27 +41,27 @@ MANY = 1_000_000
 class PartitionSettings:
     """`conf.clients.partition`; the groups of conf/partition are presets of it."""
 
-    name: str = "dirichlet"                 # one of NAMES
-    alpha: float = 0.5                      # dirichlet, both forms: concentration; small is skewed
-    self_balancing: bool = False            # dirichlet: who holds the average gets nothing more of a class
-    group: int = 5                          # dirichlet_grouped_balanced: clients of one draw
-    biased: int | None = None               # biased_unbiased: null is all clients but the unbiased
-    unbiased: int = 1                       # biased_unbiased
-    classes_per_biased: int | None = None   # biased_unbiased: null is a fifth, or as many as cover all
-    classes_per_client: int = 2             # pathological
-    class_assignment: str = "random"        # pathological: random | deterministic | first-deterministic
-    shards_per_client: int = 2              # shard
-    by: str = "style"                       # natural, domain: the column whose values are dealt out
-    domains: list[str] | None = None        # domain: each image client's; null is in turn
-    imbalance: float = 1.0                  # long tail, before any split: rarest / most frequent class
-    shift: str = "none"                     # none | rotation | contrast, of image clients' rows
-    rotation: float = 15.0                  # degrees from one client to the next
-    contrast: float = 0.8                   # factor from one client to the next
-    judged: str = "own"                     # own | all: held-out rows of the client's own domain, or as they are
-    min_samples: int = 10                   # rows every client has at least
-    disjoint_modalities: bool = True        # image and text clients see different concepts
-    image_share: float = 0.5                # of the concepts, when they are disjoint (of those that pairs leave)
-    pair_share: float = 0.3333              # of the concepts, when they are disjoint
+    name: str = "dirichlet"  # one of NAMES
+    alpha: float = 0.5  # dirichlet, both forms: concentration; small is skewed
+    self_balancing: bool = False  # dirichlet: who holds the average gets nothing more of a class
+    group: int = 5  # dirichlet_grouped_balanced: clients of one draw
+    biased: int | None = None  # biased_unbiased: null is all clients but the unbiased
+    unbiased: int = 1  # biased_unbiased
+    classes_per_biased: int | None = None  # biased_unbiased: null is a fifth, or as many as cover all
+    classes_per_client: int = 2  # pathological
+    class_assignment: str = "random"  # pathological: random | deterministic | first-deterministic
+    shards_per_client: int = 2  # shard
+    by: str = "style"  # natural, domain: the column whose values are dealt out
+    domains: list[str] | None = None  # domain: each image client's; null is in turn
+    imbalance: float = 1.0  # long tail, before any split: rarest / most frequent class
+    shift: str = "none"  # none | rotation | contrast, of image clients' rows
+    rotation: float = 15.0  # degrees from one client to the next
+    contrast: float = 0.8  # factor from one client to the next
+    judged: str = "own"  # own | all: held-out rows of the client's own domain, or as they are
+    min_samples: int = 10  # rows every client has at least
+    disjoint_modalities: bool = True  # image and text clients see different concepts
+    image_share: float = 0.5  # of the concepts, when they are disjoint (of those that pairs leave)
+    pair_share: float = 0.3333  # of the concepts, when they are disjoint
 
     def __post_init__(self) -> None:
         one_of("name", self.name, NAMES)
@@ -191,7 +191,11 @@ def deal(
 
 
 def _skewed(
-    rows: Dataset, count: int, s: PartitionSettings, classes: int, domains: list[str] | None,
+    rows: Dataset,
+    count: int,
+    s: PartitionSettings,
+    classes: int,
+    domains: list[str] | None,
     random: np.random.Generator,
 ) -> list[np.ndarray]:
     """Positions from skew.py's splits."""
@@ -230,8 +234,9 @@ def _flower(rows: Dataset, count: int, s: PartitionSettings, modality: str, seed
     # IID deals the rows out in order, so they are shuffled first
     partitioner.dataset = table.shuffle(seed=seed) if s.name == "iid" else table
     if partitioner.num_partitions != count:
-        raise DataError(f"clients.partition: {s.name} makes {partitioner.num_partitions} parts"
-                        f" for {count} {modality} clients")
+        raise DataError(
+            f"clients.partition: {s.name} makes {partitioner.num_partitions} parts for {count} {modality} clients"
+        )
     return [np.array(partitioner.load_partition(k)["position"][:]) for k in range(count)]
 
 

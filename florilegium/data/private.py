@@ -65,8 +65,11 @@ def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapp
         train = _part(data, modality, tuple(mine["rows"]), domain)
         domain = domain if s["judged"] == "own" else Domain()
     validation, test = (
-        _own(given, names, modality, side) if (given := OwnSettings.of(node_config, f"{split}-path"))
-        else _judged(data, split, modality, domain) for split in ("validation", "test"))
+        _own(given, names, modality, side)
+        if (given := OwnSettings.of(node_config, f"{split}-path"))
+        else _judged(data, split, modality, domain)
+        for split in ("validation", "test")
+    )
     return PrivateData(train, validation, test, names)
 
 

@@ -30,9 +30,9 @@ SHOWN = 16  # digits of a hash in a message
 class PublicSettings:
     """`conf.data.public`: which of the data's public train rows are the set."""
 
-    pairs: int | None = 1200   # |P|; null: all there are
-    seed: int = 0              # of the choice; the same set for all seeds of a run
-    path: str | None = None    # a directory of its own; null: the data's
+    pairs: int | None = 1200  # |P|; null: all there are
+    seed: int = 0  # of the choice; the same set for all seeds of a run
+    path: str | None = None  # a directory of its own; null: the data's
 
     def __post_init__(self) -> None:
         between("pairs", 2 if self.pairs is None else self.pairs, 2, 100_000_000)
@@ -116,8 +116,9 @@ def _held_out(data: str, split: str, part: str) -> PublicPairs:
 def as_pairs(rows: Rows) -> PublicPairs:
     """Rows of modality `pair`, each text with all its tags."""
     texts = tuple(", ".join([text, *tags]) for text, tags in zip(rows.texts, rows.tags, strict=True))
-    return PublicPairs(rows.ids, rows.images, texts, rows.labels, rows.groups,
-                       hashed(rows.ids, rows.images, texts, rows.labels))
+    return PublicPairs(
+        rows.ids, rows.images, texts, rows.labels, rows.groups, hashed(rows.ids, rows.images, texts, rows.labels)
+    )
 
 
 def hashed(ids_P: Tensor, images: Tensor, texts: tuple[str, ...], labels_P: Tensor) -> str:
@@ -133,5 +134,7 @@ def hashed(ids_P: Tensor, images: Tensor, texts: tuple[str, ...], labels_P: Tens
 def same_order(ours: PublicPairs, order: str, whose: str = "this client") -> None:
     """DataError with both hashes unless the two sides have one public set in one order."""
     if ours.order != order:
-        raise DataError(f"the public set of {whose} is {ours.order[:SHOWN]}, the server's is {order[:SHOWN]}: other"
-                        " rows or another order (data.public must be the same on both sides)")
+        raise DataError(
+            f"the public set of {whose} is {ours.order[:SHOWN]}, the server's is {order[:SHOWN]}: other"
+            " rows or another order (data.public must be the same on both sides)"
+        )

@@ -27,8 +27,11 @@ def grouped_balanced(
     The cuts run across the lists of neighbours, so it is milder than its alpha says. Sizes differ by one row at most.
     """
     shuffled = random.permutation(len(labels_N))
-    lists = [rows for part in np.array_split(shuffled, math.ceil(clients / group))
-             for rows in _capped_dirichlet(labels_N, part, group, alpha, random)]
+    lists = [
+        rows
+        for part in np.array_split(shuffled, math.ceil(clients / group))
+        for rows in _capped_dirichlet(labels_N, part, group, alpha, random)
+    ]
     return np.array_split(np.concatenate(lists), clients)
 
 
@@ -73,9 +76,9 @@ def biased_unbiased(
         each = len(own) // (biased + unbiased)
         holders = [i for i, mine in enumerate(held) if label in mine]
         for k in range(unbiased):
-            dealt[biased + k].append(own[k * each:(k + 1) * each])
+            dealt[biased + k].append(own[k * each : (k + 1) * each])
         if holders:
-            rest = own[unbiased * each:(unbiased + biased) * each]
+            rest = own[unbiased * each : (unbiased + biased) * each]
             for i, part in zip(holders, np.array_split(rest, len(holders)), strict=True):
                 dealt[i].append(part)
     whole = [random.permutation(np.concatenate(mine)) for mine in dealt]
@@ -93,9 +96,7 @@ def long_tail(labels_N: np.ndarray, classes: int, imbalance: float, random: np.r
     return np.sort(np.concatenate(kept))
 
 
-def by_domain(
-    values_N: Sequence[str], domains_K: Sequence[str], random: np.random.Generator
-) -> list[np.ndarray]:
+def by_domain(values_N: Sequence[str], domains_K: Sequence[str], random: np.random.Generator) -> list[np.ndarray]:
     """Client k gets rows of domain `domains_K[k]` alone; clients of one domain share it in equal, random parts."""
     values = np.array([str(value) for value in values_N])
     dealt: list[np.ndarray] = [np.zeros(0, dtype=int)] * len(domains_K)

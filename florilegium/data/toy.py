@@ -19,20 +19,46 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CLASSES = ("disc", "square", "triangle", "cross")
-COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "orange": (240, 150, 30),
-           "violet": (150, 60, 190), "black": (20, 20, 20)}
-HINTS = {"disc": ("round", "circle", "ball"), "square": ("box", "edges", "block"),
-         "triangle": ("corner", "roof", "pyramid"), "cross": ("plus", "bars", "sum")}
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "orange": (240, 150, 30),
+    "violet": (150, 60, 190),
+    "black": (20, 20, 20),
+}
+HINTS = {
+    "disc": ("round", "circle", "ball"),
+    "square": ("box", "edges", "block"),
+    "triangle": ("corner", "roof", "pyramid"),
+    "cross": ("plus", "bars", "sum"),
+}
 SIZES = {"train": 40, "validation": 8, "test": 16}  # rows of each class
 PUBLIC = {"train": 24, "validation": 8, "test": 8}
-WORDS = (*CLASSES, *COLOURS, *(word for hints in HINTS.values() for word in hints),
-         "a", "an", "A", "picture", "of", "shape", ",", ".", "small", "large", "also", "named")
+WORDS = (
+    *CLASSES,
+    *COLOURS,
+    *(word for hints in HINTS.values() for word in hints),
+    "a",
+    "an",
+    "A",
+    "picture",
+    "of",
+    "shape",
+    ",",
+    ".",
+    "small",
+    "large",
+    "also",
+    "named",
+)
 
 
 def draw(
     shape: str, colour: tuple[int, int, int], side: int, random: torch.Generator, brightest: float = 245
 ) -> Tensor:
     """uint8 [3, side, side]."""
+
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=random).item()
 
@@ -68,10 +94,28 @@ def dataset(split: str, side: int) -> Dataset:
             label, name = n % len(CLASSES), CLASSES[n % len(CLASSES)]
             colour = list(COLOURS)[int(torch.randint(len(COLOURS), (), generator=random))]
             image = draw(name, COLOURS[colour], side, random, brightest)
-            rows.append({"id": start + n, "image": {"bytes": png(image), "path": None}, "text": f"{colour} {name}",
-                         "tags": list(HINTS[name]), "label": label, "concept": f"{split}-{start - first + n}",
-                         "style": colour if part == "private" else "dark", "part": part})
-    features = Features({"id": Value("int32"), "image": ImageColumn(), "text": Value("string"),
-                         "tags": List(Value("string")), "label": Value("int32"), "concept": Value("string"),
-                         "style": Value("string"), "part": Value("string")})
+            rows.append(
+                {
+                    "id": start + n,
+                    "image": {"bytes": png(image), "path": None},
+                    "text": f"{colour} {name}",
+                    "tags": list(HINTS[name]),
+                    "label": label,
+                    "concept": f"{split}-{start - first + n}",
+                    "style": colour if part == "private" else "dark",
+                    "part": part,
+                }
+            )
+    features = Features(
+        {
+            "id": Value("int32"),
+            "image": ImageColumn(),
+            "text": Value("string"),
+            "tags": List(Value("string")),
+            "label": Value("int32"),
+            "concept": Value("string"),
+            "style": Value("string"),
+            "part": Value("string"),
+        }
+    )
     return Dataset.from_list(rows, features=features)

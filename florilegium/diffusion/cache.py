@@ -64,8 +64,12 @@ class Request:
 
     @property
     def meta(self) -> dict[str, str | int]:
-        return {"model": self.extractor.name, "extractor": self.extractor.version,
-                "projection": self.projection.version, "seed": self.seed}
+        return {
+            "model": self.extractor.name,
+            "extractor": self.extractor.version,
+            "projection": self.projection.version,
+            "seed": self.seed,
+        }
 
     @property
     def shared(self) -> bool:
@@ -96,8 +100,16 @@ class FeatureCache:
         self.folder, self.hits, self.misses = Path(folder), 0, 0
 
     def features(
-        self, extractor: FeatureExtractor, images: Tensor, ids: Tensor, prompts: Sequence[str], which_NQ: Tensor,
-        projection: Projection, seed: int, progress: Progress | None = None, condition: Tensor | None = None,
+        self,
+        extractor: FeatureExtractor,
+        images: Tensor,
+        ids: Tensor,
+        prompts: Sequence[str],
+        which_NQ: Tensor,
+        projection: Projection,
+        seed: int,
+        progress: Progress | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """float16 [N, Q, D], mapped from its file. CacheError where that file is another model's."""
         request = Request(extractor, images, ids, prompts, which_NQ, projection, seed, condition)
@@ -132,8 +144,10 @@ class FeatureCache:
             _say(f"{path} cannot be read ({str(error).splitlines()[0][:80]}); its features are computed again")
             return None
         if meta["extractor"] != expected:
-            raise CacheError(f"{path} holds features of {meta['model']} {meta['extractor'][:12]}, not of version "
-                             f"{expected[:12]} that is asked for; delete it or choose another cache folder")
+            raise CacheError(
+                f"{path} holds features of {meta['model']} {meta['extractor'][:12]}, not of version "
+                f"{expected[:12]} that is asked for; delete it or choose another cache folder"
+            )
         if not whole:
             _say(f"{path} was altered or is torn (its checksum differs); its features are computed again")
             return None
@@ -153,14 +167,16 @@ class FeatureCache:
             values[found], missing[found] = theirs, False
         asked, done = int(missing[place_NQ].sum()), 0
         self.hits, self.misses = self.hits + len(all_R) - asked, self.misses + asked
-        order = np.lexsort((n_R, q_R))                                             # as `conditional` computes them
+        order = np.lexsort((n_R, q_R))  # as `conditional` computes them
         todo_R = torch.from_numpy(order[missing[order]])
         for number, todo in enumerate(_blocks(rows_R2, todo_R, BLOCK if request.shared else len(request.images))):
             values[todo] = _computed(request, rows_R2[todo], done, int(missing.sum()), progress)
             done += len(todo)
             if request.shared and done < missing.sum():
-                files.save(path.with_name(f"part-{path.stem}-{number}.safetensors"),
-                            *_content(values[todo], names_R[todo.numpy()], request.meta))
+                files.save(
+                    path.with_name(f"part-{path.stem}-{number}.safetensors"),
+                    *_content(values[todo], names_R[todo.numpy()], request.meta),
+                )
         return _content(values[torch.from_numpy(place_NQ.ravel())], all_R, request.meta)
 
     def _found(self, names_R: np.ndarray, folder: Path, expected: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -188,8 +204,15 @@ def _computed(request: Request, rows_R2: Tensor, done: int, total: int, progress
     chosen, place = rows_R2[:, 0].unique(return_inverse=True)
     condition = None if request.condition is None else request.condition[chosen]
     values = request.extractor.pairs(
-        request.images[chosen], request.ids[chosen], request.prompts, torch.stack([place, rows_R2[:, 1]], 1),
-        request.projection, request.seed, progress and (lambda now, _: progress(done + now, total)), condition).half()
+        request.images[chosen],
+        request.ids[chosen],
+        request.prompts,
+        torch.stack([place, rows_R2[:, 1]], 1),
+        request.projection,
+        request.seed,
+        progress and (lambda now, _: progress(done + now, total)),
+        condition,
+    ).half()
     if not values.isfinite().all():
         raise ValueError(f"features of {request.extractor.name} are NaN or too large for float16")
     return values
@@ -219,8 +242,7 @@ def _mapped(path: Path) -> tuple[dict[str, Tensor], dict]:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
-        return ({name: file.get_tensor(name) for name in ("features", "names")},
-                json.loads(file.metadata()["meta"]))
+        return ({name: file.get_tensor(name) for name in ("features", "names")}, json.loads(file.metadata()["meta"]))
 
 
 def _say(line: str) -> None:

@@ -64,8 +64,14 @@ class Captioner:
             encoded = self.processor.tokenizer([s.prefix] * len(images), return_tensors="pt")
             prompt = {k: encoded[k].to(self.device) for k in ("input_ids", "attention_mask")}
         tokens = self.model.generate(
-            pixel_values=pixels.to(self.device), **prompt, do_sample=False, num_beams=s.beams,
-            min_new_tokens=s.min_tokens or None, max_new_tokens=s.max_tokens, repetition_penalty=s.repetition_penalty)
+            pixel_values=pixels.to(self.device),
+            **prompt,
+            do_sample=False,
+            num_beams=s.beams,
+            min_new_tokens=s.min_tokens or None,
+            max_new_tokens=s.max_tokens,
+            repetition_penalty=s.repetition_penalty,
+        )
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [self._told(" ".join(text.split())) for text in texts]
 

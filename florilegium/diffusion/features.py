@@ -25,8 +25,8 @@ from florilegium.diffusion.origin import directory, weights_hash
 from florilegium.diffusion.projection import Projection
 from florilegium.protocol.pixels import scaled
 
-FORMAT = 1                              # raised whenever the same settings would give other features
-FEWEST_IMAGES = 256                     # that a PCA is fitted on, even where fewer have tokens enough
+FORMAT = 1  # raised whenever the same settings would give other features
+FEWEST_IMAGES = 256  # that a PCA is fitted on, even where fewer have tokens enough
 PROMPTS_AT_ONCE = 256
 
 
@@ -46,15 +46,28 @@ class FeatureExtractor:
         self.device, self.name, self.passes = device_of(settings.device), self.folder.name, 0
         self.blocks = len(json.loads((self.folder / "unet" / "config.json").read_text())["up_block_types"])
         if self.features.layers[-1] > self.blocks:
-            raise ValueError(f"diffusion.features.layers: layer {self.features.layers[-1]}, but the U-Net of "
-                             f"{self.name} has {self.blocks} up blocks")
+            raise ValueError(
+                f"diffusion.features.layers: layer {self.features.layers[-1]}, but the U-Net of "
+                f"{self.name} has {self.blocks} up blocks"
+            )
 
     @cached_property
     def version(self) -> str:
         """A hash of the weights and of what changes features."""
         f = self.features
-        told = [FORMAT, weights_hash(self.folder), self.settings.dtype, f.timestep, list(f.layers), f.pool, f.size,
-                f.posterior, f.ensemble, f.pca, f.batch if f.pca == "per_batch" else None]
+        told = [
+            FORMAT,
+            weights_hash(self.folder),
+            self.settings.dtype,
+            f.timestep,
+            list(f.layers),
+            f.pool,
+            f.size,
+            f.posterior,
+            f.ensemble,
+            f.pca,
+            f.batch if f.pca == "per_batch" else None,
+        ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
     @cached_property
@@ -86,8 +99,15 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def conditional(
-        self, images: Tensor, ids: Tensor, prompts: Sequence[str], which_NQ: Tensor, projection: Projection, seed: int,
-        progress: Progress | None = None, condition: Tensor | None = None,
+        self,
+        images: Tensor,
+        ids: Tensor,
+        prompts: Sequence[str],
+        which_NQ: Tensor,
+        projection: Projection,
+        seed: int,
+        progress: Progress | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """float32 [N, Q, D]: what the decoder sees in uint8 image n [3, S, S] under the prompt `prompts[which[n, q]]`.
 
@@ -95,14 +115,21 @@ class FeatureExtractor:
         ValueError where lengths differ or a prompt's number is out of range.
         """
         count, many = which_NQ.shape
-        rows_R2 = torch.stack([torch.arange(count).repeat(many), which_NQ.T.reshape(-1)], 1)   # all n of q = 0 first
+        rows_R2 = torch.stack([torch.arange(count).repeat(many), which_NQ.T.reshape(-1)], 1)  # all n of q = 0 first
         found = self.pairs(images, ids, prompts, rows_R2, projection, seed, progress, condition)
         return found.reshape(many, count, -1).transpose(0, 1).contiguous()
 
     @torch.no_grad()
     def pairs(
-        self, images: Tensor, ids: Tensor, prompts: Sequence[str], rows_R2: Tensor, projection: Projection, seed: int,
-        progress: Progress | None = None, condition: Tensor | None = None,
+        self,
+        images: Tensor,
+        ids: Tensor,
+        prompts: Sequence[str],
+        rows_R2: Tensor,
+        projection: Projection,
+        seed: int,
+        progress: Progress | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """float32 [R, D] for rows (number of the image, number of the prompt), as `conditional`."""
         self._check(images, ids, prompts, rows_R2, condition)
@@ -147,8 +174,14 @@ class FeatureExtractor:
             seen, held = seen + len(chosen), held + min(len(parts[-1]) for parts in tokens.values())
             if progress:
                 progress(min(held, f.calibration), f.calibration)
-        return Projection.fitted({name: _some(torch.cat(parts), f.calibration, seeds.generator(seed, "tokens", name))
-                                  for name, parts in tokens.items()}, f.dims, seed)
+        return Projection.fitted(
+            {
+                name: _some(torch.cat(parts), f.calibration, seeds.generator(seed, "tokens", name))
+                for name, parts in tokens.items()
+            },
+            f.dims,
+            seed,
+        )
 
     # -- levels and texts (SemanticFL) ---------------------------------------------------------------------------------
 
@@ -161,8 +194,7 @@ class FeatureExtractor:
         blank_1TW = self._text([""])
         for part, here in zip(images.split(self.features.batch), ids.split(self.features.batch), strict=True):
             latents = self._latents(part, here, seed)
-            maps = self._maps(self._noisy(latents, here, timestep, seed), timestep,
-                              blank_1TW.expand(len(part), -1, -1))
+            maps = self._maps(self._noisy(latents, here, timestep, seed), timestep, blank_1TW.expand(len(part), -1, -1))
             for name, map_BPC in maps.items():
                 found[name].append(map_BPC.mean(1).cpu())
             found["vae"].append(adaptive_avg_pool2d(latents, 8).flatten(1).cpu())
@@ -176,8 +208,13 @@ class FeatureExtractor:
         if not pooled:
             return self._text(prompts).cpu()
         tokenizer = self.pipe.tokenizer
-        tokens = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-                           return_tensors="pt").input_ids
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
         return self.pipe.text_encoder(tokens.to(self.device)).pooler_output.float().cpu()
 
     # -- the model -----------------------------------------------------------------------------------------------------
@@ -190,8 +227,12 @@ class FeatureExtractor:
     def _text(self, prompts: Sequence[str]) -> Tensor:
         """[U, T, W]: each prompt once."""
         with self._autocast():
-            return torch.cat([self.pipe.encode_prompt(list(prompts[i: i + PROMPTS_AT_ONCE]), self.device, 1, False)[0]
-                              for i in range(0, len(prompts), PROMPTS_AT_ONCE)]).float()
+            return torch.cat(
+                [
+                    self.pipe.encode_prompt(list(prompts[i : i + PROMPTS_AT_ONCE]), self.device, 1, False)[0]
+                    for i in range(0, len(prompts), PROMPTS_AT_ONCE)
+                ]
+            ).float()
 
     def _latents(self, images: Tensor, ids: Tensor, seed: int) -> Tensor:
         """x0 = s E(x): uint8 [N, 3, S, S], white +1 and black -1, -> [N, 4, h, w]."""
@@ -221,8 +262,10 @@ class FeatureExtractor:
     def _called(self, noisy_NCHW: Tensor, timestep: int, text_NTW: Tensor) -> dict[str, Tensor]:
         """One U-Net call as far as the last wanted block."""
         maps: dict[str, Tensor] = {}
-        wanted = {name: self.pipe.unet.up_blocks[layer - 1]
-                  for name, layer in zip(self.layers, self.features.layers, strict=True)}
+        wanted = {
+            name: self.pipe.unet.up_blocks[layer - 1]
+            for name, layer in zip(self.layers, self.features.layers, strict=True)
+        }
 
         def hook(name: str) -> Any:
             def keep(module: Any, inputs: Any, output: Tensor) -> None:
@@ -254,8 +297,10 @@ class FeatureExtractor:
     @staticmethod
     def _check(images: Tensor, ids: Tensor, prompts: Sequence[str], rows_R2: Tensor, condition: Tensor | None) -> None:
         if len(images) != len(ids) or (condition is not None and len(condition) != len(images)):
-            raise ValueError(f"{len(images)} images, {len(ids)} ids"
-                             + ("" if condition is None else f", {len(condition)} conditions"))
+            raise ValueError(
+                f"{len(images)} images, {len(ids)} ids"
+                + ("" if condition is None else f", {len(condition)} conditions")
+            )
         for axis, what, there in ((0, "image", len(images)), (1, "prompt", len(prompts))):
             numbers = rows_R2[:, axis]
             if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < there:

@@ -27,16 +27,16 @@ SCHEDULERS = ("ddim", "ddpm", "dpm", "euler", "euler_ancestral", "pndm", "unipc"
 class FeatureSettings:
     """conf.diffusion.features: what the frozen decoder's layers become when a method looks at an image."""
 
-    timestep: int = 300                                           # t
-    layers: list[int] = field(default_factory=lambda: [1, 2])     # up blocks from 1, as the paper counts; SD: [2, 3, 4]
-    dims: list[int] = field(default_factory=lambda: [64, 64])     # PCA width of each layer; they sum to D
-    pool: str = "l2norm"                                          # l2norm | gap | rms, over the positions of a layer
-    size: int | None = None                                       # pixels on a side that the VAE sees; None: native
-    posterior: str = "mean"                                       # mean | sample
-    ensemble: int = 1                                             # noise draws whose maps are averaged
-    calibration: int = 20_000                                     # tokens of a layer that its PCA is fitted on
-    pca: str = "shared"                                           # shared | per_batch (the released form)
-    batch: int = 64                                               # rows of one U-Net call
+    timestep: int = 300  # t
+    layers: list[int] = field(default_factory=lambda: [1, 2])  # up blocks from 1, as the paper counts; SD: [2, 3, 4]
+    dims: list[int] = field(default_factory=lambda: [64, 64])  # PCA width of each layer; they sum to D
+    pool: str = "l2norm"  # l2norm | gap | rms, over the positions of a layer
+    size: int | None = None  # pixels on a side that the VAE sees; None: native
+    posterior: str = "mean"  # mean | sample
+    ensemble: int = 1  # noise draws whose maps are averaged
+    calibration: int = 20_000  # tokens of a layer that its PCA is fitted on
+    pca: str = "shared"  # shared | per_batch (the released form)
+    batch: int = 64  # rows of one U-Net call
 
     def __post_init__(self) -> None:
         one_of("pool", self.pool, ("l2norm", "gap", "rms"))
@@ -85,7 +85,10 @@ class Generator(Protocol):
     """What a method may ask of a text-to-image model; another backend (GLIDE) has these five verbs too."""
 
     def synthesize(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """uint8 [N, 3, H, W]; image n depends on prompt n, seed n and the weights alone, not on its batch.
@@ -94,8 +97,15 @@ class Generator(Protocol):
         """
 
     def finetune(
-        self, images: Tensor, texts: TuneTexts, representations: Tensor | None, settings: TuneSettings, *,
-        rounds: tuple[int, int], seed: int, progress: Progress | None = None,
+        self,
+        images: Tensor,
+        texts: TuneTexts,
+        representations: Tensor | None,
+        settings: TuneSettings,
+        *,
+        rounds: tuple[int, int],
+        seed: int,
+        progress: Progress | None = None,
     ) -> dict[str, float]:
         """Train the decoder on uint8 [N, 3, H, W], texts and representations [N, D]; `rounds` is (this one, all)."""
 
@@ -116,4 +126,3 @@ def device_of(name: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-

@@ -10,4 +10,3 @@ def load(settings: DiffusionSettings, model: str) -> Generator:
     from florilegium.diffusion.stable import StableGenerator
 
     return StableGenerator(model, settings)
-

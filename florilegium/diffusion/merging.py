@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 
 def predict(
-    decoder: nn.Module, noisy_B: Tensor, time_B: Tensor, text_BTW: Tensor, extra_BW: Tensor | None, omit_B: Tensor,
+    decoder: nn.Module,
+    noisy_B: Tensor,
+    time_B: Tensor,
+    text_BTW: Tensor,
+    extra_BW: Tensor | None,
+    omit_B: Tensor,
     merge: str,
 ) -> Tensor:
     """Dec(x_t, t, h) of eqs 11-12. A row with b = 1 gives the text-only decoder's output, bit for bit.

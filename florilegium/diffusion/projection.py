@@ -55,8 +55,10 @@ class Projection:
         axes = {}
         for (name, tokens_RC), dim in zip(tokens.items(), dims, strict=True):
             if min(tokens_RC.shape) < dim:
-                _say(f"the PCA of layer {name} wants {dim} components, but has {len(tokens_RC)} tokens of "
-                     f"{tokens_RC.shape[1]} channels: a random projection takes its place")
+                _say(
+                    f"the PCA of layer {name} wants {dim} components, but has {len(tokens_RC)} tokens of "
+                    f"{tokens_RC.shape[1]} channels: a random projection takes its place"
+                )
                 axes[name] = random_axes(tokens_RC, dim, seed, name)
             else:
                 axes[name] = principal_axes(tokens_RC, dim)
@@ -75,15 +77,18 @@ class Projection:
         axes = {name: Axes(*(tensors[f"{name}.{part}"].float() for part in PARTS)) for name in names}
         for name, a in axes.items():
             if a.components.ndim != 2 or a.components.shape != (*a.explained.shape, *a.mean.shape):
-                raise ValueError(f"{name}.components is {tuple(a.components.shape)} beside a mean of "
-                                 f"{tuple(a.mean.shape)} and {tuple(a.explained.shape)} shares of variance")
+                raise ValueError(
+                    f"{name}.components is {tuple(a.components.shape)} beside a mean of "
+                    f"{tuple(a.mean.shape)} and {tuple(a.explained.shape)} shares of variance"
+                )
             if not all(t.isfinite().all() for t in (a.mean, a.components, a.explained)):
                 raise ValueError(f"the projection of {name} has NaN or infinite values")
         return cls(axes)
 
     def to(self, device: str) -> Projection:
-        return Projection({name: Axes(*(getattr(a, part).to(device) for part in PARTS))
-                           for name, a in self.axes.items()})
+        return Projection(
+            {name: Axes(*(getattr(a, part).to(device) for part in PARTS)) for name, a in self.axes.items()}
+        )
 
     def __call__(self, maps: Mapping[str, Tensor], pool: str) -> Tensor:
         """Maps [B, P, C] of the fitted layers -> [B, D]. ValueError where layers or channels are others."""

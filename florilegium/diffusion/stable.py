@@ -24,9 +24,13 @@ from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneText
 from florilegium.protocol.pixels import scaled
 
 SCHEDULERS = {
-    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "pndm": "PNDMScheduler", "unipc": "UniPCMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
 }
 
 # captions are cut to the tokenizer's length on purpose; diffusers would print each cut
@@ -80,7 +84,10 @@ class StableGenerator:
 
     @torch.no_grad()
     def synthesize(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """uint8 [N, 3, H, W], on the CPU. Image n's noise is that of `torch.Generator().manual_seed(seeds[n])`."""
@@ -99,8 +106,9 @@ class StableGenerator:
     def _batch(self, prompts: list[str], seeds: list[int], guidance: float) -> Tensor:
         s = self.settings
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same for every device
-        images = self.pipe(prompts, generator=noise, num_inference_steps=s.steps, guidance_scale=guidance,
-                           output_type="pt").images.float()
+        images = self.pipe(
+            prompts, generator=noise, num_inference_steps=s.steps, guidance_scale=guidance, output_type="pt"
+        ).images.float()
         if s.size and s.size != images.shape[-1]:
             images = interpolate(images, (s.size, s.size), mode="bicubic", antialias=True, align_corners=False)
         return (images * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
@@ -108,8 +116,15 @@ class StableGenerator:
     # -- fine-tuning (eqs 11-12) -------------------------------------------------------------------------------------
 
     def finetune(
-        self, images: Tensor, texts: TuneTexts, representations: Tensor | None, settings: TuneSettings, *,
-        rounds: tuple[int, int], seed: int, progress: Callable[[int, int], None] | None = None,
+        self,
+        images: Tensor,
+        texts: TuneTexts,
+        representations: Tensor | None,
+        settings: TuneSettings,
+        *,
+        rounds: tuple[int, int],
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
         """Train decoder and projection on uint8 [N, 3, H, W]; `rounds` (this, all) places it on the cosine.
 
@@ -133,8 +148,12 @@ class StableGenerator:
         row = {text: u for u, text in enumerate(distinct)}
         with self._autocast():
             latents = torch.cat([self._latents(chunk) for chunk in images.split(self.settings.batch)])
-            table = torch.cat([self.pipe.encode_prompt(distinct[i: i + 256], self.device, 1, False)[0]
-                               for i in range(0, len(distinct), 256)])
+            table = torch.cat(
+                [
+                    self.pipe.encode_prompt(distinct[i : i + 256], self.device, 1, False)[0]
+                    for i in range(0, len(distinct), 256)
+                ]
+            )
         label, full = (torch.tensor([row[text] for text in said]) for said in (texts.label, texts.full))
         reps = None if representations is None else representations.float()
         return TuneData(latents.float(), table.float(), label, full, reps)
@@ -172,8 +191,9 @@ class StableGenerator:
         vae = copy.deepcopy(self.pipe.vae)
         for module in (unet, vae):  # safetensors wants the plain memory order
             module.to(memory_format=torch.contiguous_format)
-        whole: Any = StableDiffusionPipeline(**{**self.pipe.components, "unet": unet, "vae": vae},
-                                             requires_safety_checker=False)
+        whole: Any = StableDiffusionPipeline(
+            **{**self.pipe.components, "unet": unet, "vae": vae}, requires_safety_checker=False
+        )
         whole.save_pretrained(partial)
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)

@@ -25,19 +25,19 @@ from florilegium.diffusion.merging import predict
 class TuneSettings:
     """conf/tuning: the paper's symbol or origin in the comment, `ours` where the paper is silent."""
 
-    merge: str = "token"           # eq 11's operator: token | add | time; ours
-    text: str = "label+caption"    # label | caption | label+caption; ours
-    label_only: float = 0.5        # with label+caption: probability of the label alone, the evaluation's prompt; ours
-    omission: float = 0.2          # p, eq 12
-    text_drop: float = 0.1         # keeps classifier-free guidance alive: empty text and no representation; ours
-    lr: float = 2.0e-4             # paper: Adam, cosine annealing
-    epochs: int = 2                # passes over a round's samples; ours
+    merge: str = "token"  # eq 11's operator: token | add | time; ours
+    text: str = "label+caption"  # label | caption | label+caption; ours
+    label_only: float = 0.5  # with label+caption: probability of the label alone, the evaluation's prompt; ours
+    omission: float = 0.2  # p, eq 12
+    text_drop: float = 0.1  # keeps classifier-free guidance alive: empty text and no representation; ours
+    lr: float = 2.0e-4  # paper: Adam, cosine annealing
+    epochs: int = 2  # passes over a round's samples; ours
     batch: int = 32
-    balance: float = 0.0           # 0: every sample once a pass | 1: every label equally often; ours
-    clip: float = 1.0              # gradient norm; ours
-    ema: float = 0.999             # decay of the average that synthesizes: min(ema, (1 + step) / (10 + step)); ours
-    schedule: str = "cosine"       # over all rounds: cosine | constant
-    lora: int | None = None        # rank of adapters on the attention; null: the whole decoder
+    balance: float = 0.0  # 0: every sample once a pass | 1: every label equally often; ours
+    clip: float = 1.0  # gradient norm; ours
+    ema: float = 0.999  # decay of the average that synthesizes: min(ema, (1 + step) / (10 + step)); ours
+    schedule: str = "cosine"  # over all rounds: cosine | constant
+    lora: int | None = None  # rank of adapters on the attention; null: the whole decoder
 
     def __post_init__(self) -> None:
         one_of("merge", self.merge, ("token", "add", "time"))
@@ -65,10 +65,10 @@ class TuneTexts:
 class TuneData:
     """What the frozen parts made of the samples; `text_UTW` holds each distinct text once, row 0 is the empty one."""
 
-    latents_N: Tensor            # [N, channels, h, w]
+    latents_N: Tensor  # [N, channels, h, w]
     text_UTW: Tensor
-    label_N: Tensor              # row of the label's prompt
-    full_N: Tensor               # row of the text with the caption
+    label_N: Tensor  # row of the label's prompt
+    full_N: Tensor  # row of the text with the caption
     representations_ND: Tensor | None
 
 
@@ -76,9 +76,9 @@ class TuneData:
 class Draws:
     """Everything random in one step, on the CPU, named by seed and step."""
 
-    omit_B: Tensor      # b of eq 12
-    drop_B: Tensor      # text dropped, and the representation with it
-    label_B: Tensor     # label only
+    omit_B: Tensor  # b of eq 12
+    drop_B: Tensor  # text dropped, and the representation with it
+    label_B: Tensor  # label only
     time_B: Tensor
     noise_B: Tensor
 
@@ -124,8 +124,10 @@ class Tuner:
             self.rank, self.merge = rank, merge
             self._open_decoder(seed)
         if (rank, merge) != (self.rank, self.merge):
-            raise ValueError(f"the decoder is tuned with lora={self.rank}, merge={self.merge}; "
-                             f"lora={rank}, merge={merge} cannot go on from it")
+            raise ValueError(
+                f"the decoder is tuned with lora={self.rank}, merge={self.merge}; "
+                f"lora={rank}, merge={merge} cannot go on from it"
+            )
         if width and self.projection is None:
             self._open_projection(width, seed)
         if width and self.projection is not None and self.projection.in_features != width:
@@ -137,9 +139,14 @@ class Tuner:
 
             with seeds.scoped(seed, "lora"):
                 adapted: Any = self.decoder
-                adapted.add_adapter(LoraConfig(
-                    r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian",
-                    target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+                adapted.add_adapter(
+                    LoraConfig(
+                        r=self.rank,
+                        lora_alpha=self.rank,
+                        init_lora_weights="gaussian",
+                        target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+                    )
+                )
         else:
             self.decoder.requires_grad_(True)
         parameters = {f"decoder.{k}": v for k, v in self.decoder.named_parameters() if v.requires_grad}
@@ -169,14 +176,20 @@ class Tuner:
     # -- training (eqs 11-12) ----------------------------------------------------------------------------------------
 
     def fit(
-        self, data: TuneData, settings: TuneSettings, rounds: tuple[int, int], seed: int,
+        self,
+        data: TuneData,
+        settings: TuneSettings,
+        rounds: tuple[int, int],
+        seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
         """Train on the data of round `rounds[0]` of `rounds[1]`. FloatingPointError when the loss is not finite."""
         reps = data.representations_ND
         self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed)
-        orders = (drawn_order(data.label_N, settings.balance, seeds.generator(seed, "order", epoch))
-                  for epoch in range(settings.epochs))
+        orders = (
+            drawn_order(data.label_N, settings.balance, seeds.generator(seed, "order", epoch))
+            for epoch in range(settings.epochs)
+        )
         batches = [rows for order in orders for rows in order.split(settings.batch)]
         losses, omitted, seen = 0.0, 0.0, settings.epochs * len(data.latents_N)
         self.decoder.train()
@@ -192,8 +205,9 @@ class Tuner:
     def _draw(self, data: TuneData, rows: Tensor, settings: TuneSettings, seed: int) -> Draws:
         random = seeds.generator(seed, "step", self.step)
         size = len(rows)
-        omit, drop, label = (torch.rand(size, generator=random) < p
-                             for p in (settings.omission, settings.text_drop, settings.label_only))
+        omit, drop, label = (
+            torch.rand(size, generator=random) < p for p in (settings.omission, settings.text_drop, settings.label_only)
+        )
         time = torch.randint(self.noise.config.num_train_timesteps, (size,), generator=random)
         noise = torch.randn(size, *data.latents_N.shape[1:], generator=random)
         if settings.text != "label+caption":
@@ -213,9 +227,16 @@ class Tuner:
             extra = self.projection(data.representations_ND[rows].to(device))
         noisy = self.noise.add_noise(latents, noise, time).contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            said = predict(self.decoder, noisy, time, data.text_UTW[text], extra,
-                           (drawn.omit_B | drawn.drop_B).to(device), settings.merge)
-        loss = mse_loss(said.float(), self._target(latents, noise, time))                        # eq 12
+            said = predict(
+                self.decoder,
+                noisy,
+                time,
+                data.text_UTW[text],
+                extra,
+                (drawn.omit_B | drawn.drop_B).to(device),
+                settings.merge,
+            )
+        loss = mse_loss(said.float(), self._target(latents, noise, time))  # eq 12
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the T2I loss is {loss.item()} at step {self.step}; lower the learning rate")
         self._descend(loss, settings, lr)

@@ -61,15 +61,28 @@ class Exchange:
 def entry(exchange: Exchange, client: Client, up: int, fault: str | None) -> dict[str, Any]:
     """A reply, or its absence, as the ledger has it."""
     header = exchange.header
-    return {"row": header.row, "round": header.round, "step": header.step, "phase": exchange.phase,
-            "client": client.id, "modality": client.modality, "down": exchange.down[client.node], "up": up,
-            "seconds": round(time.monotonic() - exchange.started, 3), "fault": fault}
+    return {
+        "row": header.row,
+        "round": header.round,
+        "step": header.step,
+        "phase": exchange.phase,
+        "client": client.id,
+        "modality": client.modality,
+        "down": exchange.down[client.node],
+        "up": up,
+        "seconds": round(time.monotonic() - exchange.started, 3),
+        "fault": fault,
+    }
 
 
 def late_entry(exchange: Exchange, client: Client, up: int, now: Header, fate: str) -> dict[str, Any]:
     """A late reply, under the round in which it came; that it was missing then is entered already."""
     return entry(exchange, client, up, None) | {
-        "round": now.round, "step": now.step, "down": 0, "late": f"asked in round {exchange.header.round}; {fate}"}
+        "round": now.round,
+        "step": now.step,
+        "down": 0,
+        "late": f"asked in round {exchange.header.round}; {fate}",
+    }
 
 
 def traffic(ledger: list[dict[str, Any]], r: int) -> dict[str, float]:

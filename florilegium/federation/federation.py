@@ -43,10 +43,20 @@ class Federation:
     """
 
     def __init__(
-        self, grid: Grid, row: str = "method", *, seed: int = 0, timeout: float = 600.0, quorum: int = 1,
-        fraction: float = 1.0, expected: int = 1, fatal: Sequence[int] = (),
+        self,
+        grid: Grid,
+        row: str = "method",
+        *,
+        seed: int = 0,
+        timeout: float = 600.0,
+        quorum: int = 1,
+        fraction: float = 1.0,
+        expected: int = 1,
+        fatal: Sequence[int] = (),
         progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
-        late: str = "drop", decay: float = 0.5, give_up: float | None = None,
+        late: str = "drop",
+        decay: float = 0.5,
+        give_up: float | None = None,
     ) -> None:
         self.grid, self.row, self.seed = grid, row, seed
         self.timeout, self.quorum, self.fraction, self.expected = timeout, quorum, fraction, expected
@@ -113,9 +123,17 @@ class Federation:
         return self.collect(self.send(phase, payload, *expect, **how))
 
     def send(
-        self, phase: str, payload: Any, *expect: type, clients: list[Client] | None = None,
-        bounds: dict[str, int] | None = None, ids: Tensor | None = None, check: Check | None = None,
-        needed: int | None = None, patient: bool = False, late: bool = False,
+        self,
+        phase: str,
+        payload: Any,
+        *expect: type,
+        clients: list[Client] | None = None,
+        bounds: dict[str, int] | None = None,
+        ids: Tensor | None = None,
+        check: Check | None = None,
+        needed: int | None = None,
+        patient: bool = False,
+        late: bool = False,
     ) -> Exchange:
         """Send `payload` (or `payload(client)`) to the cohort (or `clients`) and return without waiting.
 
@@ -131,8 +149,9 @@ class Federation:
         packed: dict[int, tuple[Any, Any]] = {}
         needed = min(self.quorum if needed is None else needed, len(asked))
         asked = self._free(asked, needed)
-        exchange = Exchange(phase, header, {}, expect or (Nothing,), bounds or {}, ids, check, {}, needed, patient,
-                            late)
+        exchange = Exchange(
+            phase, header, {}, expect or (Nothing,), bounds or {}, ids, check, {}, needed, patient, late
+        )
         for client in asked:
             body = payload(client) if callable(payload) else payload
             content = packed.setdefault(id(body), (body, codec.pack(body, header)))[1]  # one object for a broadcast
@@ -185,8 +204,9 @@ class Federation:
                 time.sleep(POLL)
         if len(replies) < exchange.needed:
             faults = "; ".join(f"client {e['client']}: {e['fault']}" for e in self.ledger if e["fault"])
-            raise FederationError(f"{len(replies)} of {exchange.needed} needed replies to {exchange.phase!r}: "
-                                  f"{faults[-600:]}")
+            raise FederationError(
+                f"{len(replies)} of {exchange.needed} needed replies to {exchange.phase!r}: {faults[-600:]}"
+            )
         if exchange.late:
             replies += self._standing_in(exchange, {reply.client.id for reply in replies})
         return self.guard.cleaned(sorted(replies, key=lambda reply: (reply.client.id, reply.client.node)))
@@ -255,14 +275,30 @@ class Federation:
 
     def _enter(self, exchange: Exchange, client: Client, up: int, fault: str | None) -> None:
         if fault:
-            log(WARNING, "%s, round %d: %s %s", self.row, exchange.header.round, client, fault,
-                extra=told(exchange, client))
+            log(
+                WARNING,
+                "%s, round %d: %s %s",
+                self.row,
+                exchange.header.round,
+                client,
+                fault,
+                extra=told(exchange, client),
+            )
         self.ledger.append(entry(exchange, client, up, fault))
 
     def _enter_late(self, question: Question, up: int, fate: str) -> None:
         exchange, client = question.exchange, question.client
-        log(WARNING, "%s, round %d: the reply of %s to %r of round %d came late: %s", self.row, self.round, client,
-            exchange.phase, exchange.header.round, fate, extra=told(exchange, client))
+        log(
+            WARNING,
+            "%s, round %d: the reply of %s to %r of round %d came late: %s",
+            self.row,
+            self.round,
+            client,
+            exchange.phase,
+            exchange.header.round,
+            fate,
+            extra=told(exchange, client),
+        )
         self.ledger.append(late_entry(exchange, client, up, Header(self.row, self.round, self.step), fate))
 
     def traffic(self, r: int) -> dict[str, float]:
@@ -274,9 +310,16 @@ class Federation:
         says how the round goes on (`alone`: the method's form for one modality)."""
         here, gone = attended(self.ledger, r)
         for modality, missed in gone.items():
-            log(WARNING, "%s, round %d: no %s client answered %s; it goes on with %s clients alone%s", self.row, r,
-                modality, " and ".join(missed), " and ".join(here) or "no",
-                f", {alone}" if alone and len(here) == 1 else "")
+            log(
+                WARNING,
+                "%s, round %d: no %s client answered %s; it goes on with %s clients alone%s",
+                self.row,
+                r,
+                modality,
+                " and ".join(missed),
+                " and ".join(here) or "no",
+                f", {alone}" if alone and len(here) == 1 else "",
+            )
         return {"clients/modalities": float(len(here))} if here or gone else {}
 
     def take_ledger(self) -> list[dict[str, Any]]:

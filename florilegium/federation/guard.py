@@ -33,12 +33,12 @@ class DefenceSettings:
     """conf/defence."""
 
     bound: float | None = None  # largest share of one client in a sample's votes, or in the vectors' lengths
-    centre: str = "mean"        # of representations and class scores: mean | trimmed | median (geometric)
-    among: str = "all"          # who is compared with whom: all | modality (half of its clients then are its centre)
-    trim: float = 0.25          # trimmed: share of the clients cut at each end of each coordinate
-    reputation: bool = False    # clients weigh as they agreed with the consensus of earlier rounds
-    momentum: float = 0.5       # reputation: how much of it stays each round
-    sharpness: float = 2.0      # reputation: weights go with this power of it
+    centre: str = "mean"  # of representations and class scores: mean | trimmed | median (geometric)
+    among: str = "all"  # who is compared with whom: all | modality (half of its clients then are its centre)
+    trim: float = 0.25  # trimmed: share of the clients cut at each end of each coordinate
+    reputation: bool = False  # clients weigh as they agreed with the consensus of earlier rounds
+    momentum: float = 0.5  # reputation: how much of it stays each round
+    sharpness: float = 2.0  # reputation: weights go with this power of it
 
     def __post_init__(self) -> None:
         one_of("centre", self.centre, CENTRES)
@@ -57,16 +57,21 @@ class DefenceSettings:
 class Guard:
     """Defences and vote privacy of one row, and what its clients say they have spent."""
 
-    def __init__(self, defence: DefenceSettings | None = None, privacy_: PrivacySettings | None = None,
-                 classes: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        defence: DefenceSettings | None = None,
+        privacy_: PrivacySettings | None = None,
+        classes: int = 0,
+        seed: int = 0,
+    ) -> None:
         self.defence, self.privacy = defence or DefenceSettings(), privacy_ or PrivacySettings()
         self.classes = classes
-        self.reputation: dict[int, float] = {}       # of clients, by id; unknown: 1
+        self.reputation: dict[int, float] = {}  # of clients, by id; unknown: 1
         self.spent_by: dict[int, dict[str, float]] = {}
         self.counted = Accountant()
         self.releases = 0
         self.secret = str(seed) if self.privacy.seeded else mechanisms.secret()
-        self.cut = 0.0                               # share of the votes that were bounded, of the last count
+        self.cut = 0.0  # share of the votes that were bounded, of the last count
 
     @classmethod
     def of(cls, resources: Any) -> Guard:
@@ -74,8 +79,12 @@ class Guard:
         conf = getattr(resources, "conf", None)
         if conf is None:
             return cls()
-        return cls(typed(DefenceSettings, conf.get("defence"), "defence"),
-                   typed(PrivacySettings, conf.get("privacy"), "privacy"), len(resources.classes), int(conf.seed))
+        return cls(
+            typed(DefenceSettings, conf.get("defence"), "defence"),
+            typed(PrivacySettings, conf.get("privacy"), "privacy"),
+            len(resources.classes),
+            int(conf.seed),
+        )
 
     # -- defences ----------------------------------------------------------------------------------------------------
 
@@ -162,7 +171,8 @@ class Guard:
             delta = self.privacy.delta
             out["privacy/epsilon/gnmax"] = self.counted.epsilon(delta)
             out["privacy/epsilon/gnmax_sample"] = accountants.votes_spent(
-                self.privacy.votes, 1, 1, Accountant()).epsilon(delta)
+                self.privacy.votes, 1, 1, Accountant()
+            ).epsilon(delta)
         for name in sorted({name for told in self.spent_by.values() for name in told}):
             each = {k: told[name] for k, told in sorted(self.spent_by.items()) if name in told}
             out[f"privacy/epsilon/{name}"] = max(each.values())
@@ -171,9 +181,13 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """JSON-able; `restore` goes on exactly."""
-        return {"reputation": {str(k): v for k, v in self.reputation.items()}, "releases": self.releases,
-                "spent": {str(k): v for k, v in self.spent_by.items()}, "counted": self.counted.history,
-                "secret": self.secret if self.privacy.votes is not None else ""}
+        return {
+            "reputation": {str(k): v for k, v in self.reputation.items()},
+            "releases": self.releases,
+            "spent": {str(k): v for k, v in self.spent_by.items()},
+            "counted": self.counted.history,
+            "secret": self.secret if self.privacy.votes is not None else "",
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; nothing of a checkpoint from before there were guards."""
@@ -205,8 +219,11 @@ def vectors(replies: Sequence[Any], among: str = "all") -> dict[tuple[str, str, 
 
 def agreements(replies: Sequence[Any], share_K: Tensor, classes: int) -> list[tuple[list[int], Tensor]]:
     """(positions, agreement in [0, 1] of each): by labels where replies say them, else by the likeness of vectors."""
-    labels = {k: x.body.labels if isinstance(x.body, Answers) else x.body.logits.argmax(-1)
-              for k, x in enumerate(replies) if isinstance(x.body, (Answers, Logits)) and len(x.body.ids)}
+    labels = {
+        k: x.body.labels if isinstance(x.body, Answers) else x.body.logits.argmax(-1)
+        for k, x in enumerate(replies)
+        if isinstance(x.body, (Answers, Logits)) and len(x.body.ids)
+    }
     found = []
     if len(labels) > 1:
         members = list(labels)
@@ -216,4 +233,3 @@ def agreements(replies: Sequence[Any], share_K: Tensor, classes: int) -> list[tu
             x_KND = torch.stack([getattr(replies[k].body, name) for k in members])
             found.append((members, robust.likeness(x_KND, share_K[members] / share_K[members].sum())))
     return found
-

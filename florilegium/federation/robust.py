@@ -22,12 +22,12 @@ def capped(weight_KN: Tensor, share: float) -> Tensor:
     """
     sorted_KN = weight_KN.sort(0, descending=True).values
     wanted = 1 / share - torch.arange(len(weight_KN), dtype=weight_KN.dtype)[:, None]  # 1 / share - m
-    rest_KN = sorted_KN.flip(0).cumsum(0).flip(0)                                       # the sum without the m largest
+    rest_KN = sorted_KN.flip(0).cumsum(0).flip(0)  # the sum without the m largest
     cut_KN = torch.where(wanted > 1e-6, rest_KN / wanted.clamp_min(1e-6), torch.zeros_like(rest_KN))
     fits_KN = (cut_KN >= sorted_KN * (1 - 1e-6)) & (wanted > 1e-6)
     first_N = fits_KN.to(torch.int8).argmax(0)
     cut_N = cut_KN.gather(0, first_N[None])[0]
-    least_N = weight_KN.where(weight_KN > 0, math.inf).amin(0)                          # of the positive ones
+    least_N = weight_KN.where(weight_KN > 0, math.inf).amin(0)  # of the positive ones
     enough_N = (weight_KN > 0).sum(0) >= 1 / share - 1e-6
     return torch.minimum(weight_KN, cut_N.where(enough_N & fits_KN.any(0), least_N)[None])
 

@@ -75,5 +75,7 @@ def prototype_head(prototypes_CD: Tensor, scale: Tensor | float) -> dict[str, Te
     A model's representations have that norm by their LayerNorm (florilegium/models), so the ordinary head evaluates it.
     """
     width = prototypes_CD.shape[-1]
-    return {"classifier.weight": prototypes_CD * scale / width**0.5,
-            "classifier.bias": prototypes_CD.new_zeros(len(prototypes_CD))}
+    return {
+        "classifier.weight": prototypes_CD * scale / width**0.5,
+        "classifier.bias": prototypes_CD.new_zeros(len(prototypes_CD)),
+    }

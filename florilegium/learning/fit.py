@@ -37,9 +37,18 @@ class TrainingError(ValueError):
 
 
 def fit(  # noqa: PLR0913  (the options of the only loop there is)
-    model: nn.Module, batches: Callable[[int], Iterable[Any]], objective: Callable[[Any], dict[str, Tensor]], *,
-    lr: float, weight_decay: float = 0.0, epochs: int = 1, clip: float | None = 5.0, optimizer: str = "adamw",
-    momentum: float = 0.0, beside: Iterable[Tensor] = (), before_step: Callable[[nn.Module], None] | None = None,
+    model: nn.Module,
+    batches: Callable[[int], Iterable[Any]],
+    objective: Callable[[Any], dict[str, Tensor]],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    epochs: int = 1,
+    clip: float | None = 5.0,
+    optimizer: str = "adamw",
+    momentum: float = 0.0,
+    beside: Iterable[Tensor] = (),
+    before_step: Callable[[nn.Module], None] | None = None,
 ) -> dict[str, float]:
     """Minimise the sum of the named scalar terms that `objective(batch)` returns.
 
@@ -88,9 +97,9 @@ def gradient_shares(terms: dict[str, Tensor], trained: list[Tensor]) -> dict[str
     """share/<term> = norm of its gradient / sum of the terms' norms: a term that does nothing is seen. Graphs stay."""
     norms = {}
     for name, term in terms.items():
-        gradients = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True) \
-            if term.requires_grad else ()
+        gradients = (
+            torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True) if term.requires_grad else ()
+        )
         norms[name] = math.hypot(*(g.norm().item() for g in gradients if g is not None))
     total = sum(norms.values())
     return {f"share/{name}": norm / total if total else 0.0 for name, norm in norms.items()}
-

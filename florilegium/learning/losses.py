@@ -13,7 +13,6 @@ def entropy(p_NC: Tensor) -> Tensor:
     return -(p * p.log()).sum(-1)
 
 
-
 TDCL_FORMS = ("per_sample", "released_tiled")
 NDCR_FORMS = ("l2_unit", "l2_raw", "kl", "kl_t", "cos")
 
@@ -101,7 +100,11 @@ def nearest(z_BD: Tensor, anchors_BPD: Tensor) -> Tensor:
 
 
 def tdcl(
-    z_BD: Tensor, positive_BD: Tensor, negative_BKD: Tensor, temperature: float, form: str = "per_sample",
+    z_BD: Tensor,
+    positive_BD: Tensor,
+    negative_BKD: Tensor,
+    temperature: float,
+    form: str = "per_sample",
     u_norm: str = "none",
 ) -> Tensor:
     """FedDifRC's text-driven diffusion contrast: log(1 + sum_j exp(s_j- / tau) / exp(s+ / tau)), batch mean.

@@ -98,8 +98,12 @@ class ClipScore:
         self.tokenizer = open_clip.get_tokenizer(name)
         how = open_clip.get_model_preprocess_cfg(self.model)
         size = how["size"]
-        self.preprocess = Preprocessing((size, size) if isinstance(size, int) else tuple(size), how["mean"], how["std"],
-                                        how["interpolation"] if how["interpolation"] in MODES.values() else "bicubic")
+        self.preprocess = Preprocessing(
+            (size, size) if isinstance(size, int) else tuple(size),
+            how["mean"],
+            how["std"],
+            how["interpolation"] if how["interpolation"] in MODES.values() else "bicubic",
+        )
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

@@ -10,8 +10,11 @@ from torch import Tensor
 
 def to_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """{"<parameter>.<key>": tensor} of Adam's moments and counters."""
-    return {f"{n}.{key}": torch.as_tensor(value).detach().cpu()
-            for n, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
+    return {
+        f"{n}.{key}": torch.as_tensor(value).detach().cpu()
+        for n, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
 
 
 def from_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -27,10 +27,10 @@ def match_scores(rep_ND: Tensor, anchor_ND: Tensor, temperature: float = 1.0, ro
     # one buffer for all blocks: freed and allocated anew, glibc lets 16 MiB blocks grow into gigabytes
     buffer = rep_ND.new_empty(rows, count)
     for first in range(0, count, rows or 1):
-        chosen = rep_ND[first:first + rows]
-        block_BN = torch.mm(chosen, anchor_ND.T, out=buffer[:len(chosen)]).div_(temperature)
+        chosen = rep_ND[first : first + rows]
+        block_BN = torch.mm(chosen, anchor_ND.T, out=buffer[: len(chosen)]).div_(temperature)
         most_B1 = block_BN.amax(-1, keepdim=True)
-        total_N[first:first + rows] = block_BN.sub_(most_B1).exp_().sum(-1).log_().add_(most_B1[:, 0])
+        total_N[first : first + rows] = block_BN.sub_(most_B1).exp_().sum(-1).log_().add_(most_B1[:, 0])
     return paired_N - total_N
 
 

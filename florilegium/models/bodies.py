@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     pass
 
 
-
 class ModelError(ValueError):
     """A model cannot be built; the one-line message names the setting."""
 
@@ -42,4 +41,3 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encode(x))
-

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from florilegium.models.text import TextBody
 
 
-
 from florilegium.config.composition import typed
 from florilegium.models.bodies import Classifier, ModelError
 from florilegium.models.pair import DualEncoder, Encoder, PairSettings
@@ -60,8 +59,9 @@ def vocabulary(clients: DictConfig, architecture: str) -> Any:
     return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
 
 
-def body(clients: DictConfig, modality: str, architecture: str, reads: Any = None
-         ) -> ImageBody | TextBody | ClipImage | ClipText:
+def body(
+    clients: DictConfig, modality: str, architecture: str, reads: Any = None
+) -> ImageBody | TextBody | ClipImage | ClipText:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
     check(modality, architecture)
     given = sizes(clients, architecture)
@@ -92,8 +92,6 @@ def build(clients: DictConfig, modality: str, architecture: str, classes: int, v
         return build_pair(clients, architecture, vocabulary)
     made = body(clients, modality, architecture, vocabulary)
     return Classifier(made, made.hidden, int(clients.width), classes, project=architecture == "resnet")
-
-
 
 
 def build_pair(clients: DictConfig, architecture: str, reads: Vocabulary | None = None) -> DualEncoder:

@@ -71,8 +71,9 @@ class ClipText(nn.Module):
         self.end = self.embedding.num_embeddings - 1  # the highest id
         self.length, self.hidden = len(self.positions), int(self.project.shape[-1])
         if vocabulary.size != self.embedding.num_embeddings + 1:  # ids there are one higher, 0 is padding
-            raise ValueError(f"this CLIP knows {self.embedding.num_embeddings} tokens, clients.tokenizer "
-                             f"{vocabulary.size - 1}")
+            raise ValueError(
+                f"this CLIP knows {self.embedding.num_embeddings} tokens, clients.tokenizer {vocabulary.size - 1}"
+            )
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         ids = pad(ids_BT, (0, max(0, self.length - ids_BT.shape[1])))[:, : self.length] - 1

@@ -17,13 +17,13 @@ from florilegium.protocol import pixels
 from florilegium.protocol.deltas import version_of
 
 BATCH = 128  # of an evaluation
-KEPT = 8     # features a process keeps
+KEPT = 8  # features a process keeps
 
 
 @torch.no_grad()
 def image_features(encoder: nn.Module, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """[N, D] of uint8 [N, 3, S, S]: evaluation mode, no augmentation, on the CPU; the encoder's mode is put back."""
-    return _seen(encoder, (pixels.scaled(images[n:n + BATCH]) for n in range(0, len(images), BATCH)), device)
+    return _seen(encoder, (pixels.scaled(images[n : n + BATCH]) for n in range(0, len(images), BATCH)), device)
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def text_features(
     """[N, D] of N texts, as `image_features`; a repeated text is encoded once."""
     distinct = list(dict.fromkeys(texts))
     row = {text: n for n, text in enumerate(distinct)}
-    parts = (vocabulary(distinct[n:n + BATCH]) for n in range(0, len(distinct), BATCH))
+    parts = (vocabulary(distinct[n : n + BATCH]) for n in range(0, len(distinct), BATCH))
     return _seen(encoder, parts, device)[[row[text] for text in texts]]
 
 
@@ -57,7 +57,9 @@ def public_features(model: DualEncoder, pairs: PublicPairs, side: str) -> Tensor
     if key not in _FEATURES:
         while len(_FEATURES) >= KEPT:
             _FEATURES.pop(next(iter(_FEATURES)))
-        _FEATURES[key] = image_features(encoder, pairs.images, model.device) if side == "image" else \
-            text_features(encoder, pairs.texts, model.vocabulary, model.device)
+        _FEATURES[key] = (
+            image_features(encoder, pairs.images, model.device)
+            if side == "image"
+            else text_features(encoder, pairs.texts, model.vocabulary, model.device)
+        )
     return _FEATURES[key].clone()
-

@@ -22,10 +22,10 @@ LOSSES = ("info_nce", "soft_contrastive")
 class PairSettings:
     """`conf.clients.pair`: the retrieval loss of every dual encoder, the clients' and the server's."""
 
-    loss: str = "info_nce"      # info_nce | soft_contrastive (PCME's, FedAFD's)
-    temperature: float = 0.1    # of info_nce
-    scale: float = 15.0         # a of soft_contrastive at the start; learned
-    shift: float = 15.0         # b of soft_contrastive at the start; learned
+    loss: str = "info_nce"  # info_nce | soft_contrastive (PCME's, FedAFD's)
+    temperature: float = 0.1  # of info_nce
+    scale: float = 15.0  # a of soft_contrastive at the start; learned
+    shift: float = 15.0  # b of soft_contrastive at the start; learned
 
     def __post_init__(self) -> None:
         one_of("loss", self.loss, LOSSES)
@@ -56,8 +56,10 @@ class DualEncoder(nn.Module):
         self.image, self.text = image, text
         self.vocabulary, self.settings = vocabulary, settings
         if settings.loss == "soft_contrastive":
-            self.scale, self.shift = nn.Parameter(torch.tensor(settings.scale)), nn.Parameter(
-                torch.tensor(settings.shift))
+            self.scale, self.shift = (
+                nn.Parameter(torch.tensor(settings.scale)),
+                nn.Parameter(torch.tensor(settings.shift)),
+            )
 
     def encode_image(self, x_B3SS: Tensor) -> Tensor:
         """float [B, 3, S, S] in [-1, 1] -> unit [B, D]."""
@@ -80,4 +82,3 @@ class DualEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.image.project.weight.device
-

@@ -26,8 +26,11 @@ class TextBody(nn.Module):
             self.net = model_class.from_pretrained(pretrained, **extra, **given)
         else:
             # RoBERTa counts positions from pad + 1
-            given |= {"vocab_size": vocabulary.size, "pad_token_id": vocabulary.pad,
-                      "max_position_embeddings": vocabulary.longest + vocabulary.pad + 1}
+            given |= {
+                "vocab_size": vocabulary.size,
+                "pad_token_id": vocabulary.pad,
+                "max_position_embeddings": vocabulary.longest + vocabulary.pad + 1,
+            }
             self.net = model_class(known(config_class, given), **extra)
         self.hidden = int(self.net.config.hidden_size)
         self.whole_mask = False  # give attention its mask as it is used: transformers need not look into the values

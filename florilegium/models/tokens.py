@@ -59,8 +59,12 @@ def _pretrained(name: str, longest: int) -> Vocabulary:
     from transformers import AutoTokenizer
 
     reader = AutoTokenizer.from_pretrained(name)
-    return Vocabulary(lambda text: reader(text, truncation=True, max_length=longest)["input_ids"],
-                      len(reader), int(reader.pad_token_id), longest)
+    return Vocabulary(
+        lambda text: reader(text, truncation=True, max_length=longest)["input_ids"],
+        len(reader),
+        int(reader.pad_token_id),
+        longest,
+    )
 
 
 def _toy() -> Any:

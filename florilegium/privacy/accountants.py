@@ -9,8 +9,15 @@ from typing import Any
 from florilegium.privacy.mechanisms import PrivacyError, Votes
 
 EXTRA = "differential privacy needs opacus: pip install 'florilegium[privacy]'"
-ORDERS = [*(1 + x / 100 for x in range(1, 10)), *(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512,
-          1024]  # of the Renyi divergence; the least epsilon among them counts
+ORDERS = [
+    *(1 + x / 100 for x in range(1, 10)),
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(11, 64),
+    128,
+    256,
+    512,
+    1024,
+]  # of the Renyi divergence; the least epsilon among them counts
 
 
 # -- accounting ------------------------------------------------------------------------------------------------------
@@ -57,4 +64,3 @@ def votes_spent(settings: Votes, asked: int, answered: int, before: Accountant) 
     """
     before.add(settings.threshold_noise, asked)
     return before.add(settings.noise / math.sqrt(2), answered)
-

@@ -59,12 +59,21 @@ def listing(conf: DictConfig) -> Listing:
     spoken = phases.phases_of(Half, phases.exchanges_of(conf.method))
     kinds = {phase: phases.declared(Half, phase, given) for phase in spoken}
     sizes = Sizes(conf, given)
-    found = [line for phase, both in kinds.items() for way, those in zip(("down", "up"), both, strict=True)
-             for payload in those for line in _fields(phase, way, payload, sizes)]
-    found += [Field("every", "both", "Header", f.name, str(f.type), "", None, _sees("up"), "which message this is")
-              for f in fields(codec.Header)]
-    found += [Field("every", "up", "privacy", spent, "float", "", None, _sees("up"), "the privacy a client has spent")
-              for spent in composition.typed(PrivacySettings, conf.get("privacy"), "privacy").told]
+    found = [
+        line
+        for phase, both in kinds.items()
+        for way, those in zip(("down", "up"), both, strict=True)
+        for payload in those
+        for line in _fields(phase, way, payload, sizes)
+    ]
+    found += [
+        Field("every", "both", "Header", f.name, str(f.type), "", None, _sees("up"), "which message this is")
+        for f in fields(codec.Header)
+    ]
+    found += [
+        Field("every", "up", "privacy", spent, "float", "", None, _sees("up"), "the privacy a client has spent")
+        for spent in composition.typed(PrivacySettings, conf.get("privacy"), "privacy").told
+    ]
     return Listing(name, CATALOGUE[name].exchanges, found, list(_notes(kinds, sizes)))
 
 
@@ -90,24 +99,41 @@ def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
     down = sorted({kind.__name__ for phase, (those, _) in kinds.items() if phase != "evaluate" for kind in those})
     made = [kind for kind in down if kind not in MAKES_NOTHING]
     raw = [f"{kind.__name__} in `{phase}`" for phase, kind in up if kind.carries == axes.RAW]
-    yield (f"RAW PRIVATE DATA leave the site: {', '.join(raw)}." if raw else
-           "No payload carries a row of private data.")
-    yield ("The server sees every client's replies one by one, under the client's id. Other clients see of them what"
-           f" the server makes and sends down: {', '.join(made) or 'nothing'}.")
+    yield (
+        f"RAW PRIVATE DATA leave the site: {', '.join(raw)}." if raw else "No payload carries a row of private data."
+    )
+    yield (
+        "The server sees every client's replies one by one, under the client's id. Other clients see of them what"
+        f" the server makes and sends down: {', '.join(made) or 'nothing'}."
+    )
     summed = sorted({phase for phase, kind in up if getattr(kind, "summed", False)})
-    single = sorted({f"{kind.__name__} in `{phase}`" for phase, kind in up if phase not in phases.ALWAYS
-                     and not getattr(kind, "summed", False) and kind not in (payloads.Nothing, payloads.Report)})
+    single = sorted(
+        {
+            f"{kind.__name__} in `{phase}`"
+            for phase, kind in up
+            if phase not in phases.ALWAYS
+            and not getattr(kind, "summed", False)
+            and kind not in (payloads.Nothing, payloads.Report)
+        }
+    )
     if summed:
-        yield (f"Secure aggregation (SecAgg+) would fit `{', '.join(summed)}`: averaging needs only the sum of Weights,"
-               " each times its examples (not rules that look at single replies, such as Krum). Flower has SecAgg+ for"
-               " its legacy API alone, so today nothing is hidden from the server.")
+        yield (
+            f"Secure aggregation (SecAgg+) would fit `{', '.join(summed)}`: averaging needs only the sum of Weights,"
+            " each times its examples (not rules that look at single replies, such as Krum). Flower has SecAgg+ for"
+            " its legacy API alone, so today nothing is hidden from the server."
+        )
     if single:
         yield f"Secure aggregation would not fit {', '.join(single)}: the server needs each client's own."
-    yield ("A phase that fails sends one line of text instead. Of own data that are refused it names the kind of fault,"
-           " never a file, row or text (florilegium/data/own/examination.py).")
-    yield (f"Sizes are one client's for one exchange: {sizes.told()}; of a state dict the model's, whatever a method"
-           " sends beside it comes on top. Axes: "
-           + "; ".join(f"{axis} {words}" for axis, words in axes.AXES.items()) + ".")
+    yield (
+        "A phase that fails sends one line of text instead. Of own data that are refused it names the kind of fault,"
+        " never a file, row or text (florilegium/data/own/examination.py)."
+    )
+    yield (
+        f"Sizes are one client's for one exchange: {sizes.told()}; of a state dict the model's, whatever a method"
+        " sends beside it comes on top. Axes: "
+        + "; ".join(f"{axis} {words}" for axis, words in axes.AXES.items())
+        + "."
+    )
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
@@ -166,4 +192,3 @@ class Sizes:
         with seeds.scoped(0, "privacy"):
             model = build.build(self.conf.clients, modality, architecture, self.lengths["C"], reads)
         return sum(value.numel() * value.element_size() for value in model.state_dict().values())
-

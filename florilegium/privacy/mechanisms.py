@@ -29,7 +29,7 @@ class PrivacyError(ValueError):
 class Representations:
     """The Gaussian mechanism on each row of representations or class scores a client sends."""
 
-    clip: float = 1.0   # C: longer rows are shortened to this L2 norm
+    clip: float = 1.0  # C: longer rows are shortened to this L2 norm
     noise: float = 1.0  # sigma: standard deviation of the noise on each value, in units of C
 
     def __post_init__(self) -> None:
@@ -46,9 +46,9 @@ class Representations:
 class Votes:
     """Confident-GNMax on the clients' votes for a sample's label."""
 
-    threshold: float = 0.5        # T, as a share of the clients that vote
+    threshold: float = 0.5  # T, as a share of the clients that vote
     threshold_noise: float = 1.0  # sigma_1, votes
-    noise: float = 1.0            # sigma_2, votes
+    noise: float = 1.0  # sigma_2, votes
 
     def __post_init__(self) -> None:
         between("votes.threshold", self.threshold, 0, 2)
@@ -61,7 +61,7 @@ class Training:
     """DP-SGD on a client's own rows."""
 
     noise: float = 1.0  # sigma: standard deviation of the noise on the summed gradient, in units of the clip
-    clip: float = 1.0   # L2 norm to which each row's gradient is shortened
+    clip: float = 1.0  # L2 norm to which each row's gradient is shortened
 
     def __post_init__(self) -> None:
         between("training.noise", self.noise, 1e-3, 1e6)
@@ -102,7 +102,11 @@ def gaussian(x_ND: Tensor, settings: Representations, random: torch.Generator) -
 
 
 def confident_gnmax(
-    label_KN: Tensor, classes: int, settings: Votes, random: torch.Generator, prior_NC: Tensor | None = None,
+    label_KN: Tensor,
+    classes: int,
+    settings: Votes,
+    random: torch.Generator,
+    prior_NC: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of arXiv 1802.08908: is the largest count, with noise, at least T? Then the label of most noisy
     votes. `prior_NC` are votes of nobody (of the drawn class), added to the second count alone.
@@ -114,4 +118,3 @@ def confident_gnmax(
     answered_N = count_NC.amax(-1) + sure_N >= settings.threshold * len(label_KN)
     noisy_NC = count_NC + settings.noise * torch.randn(count_NC.shape, generator=random)
     return (noisy_NC if prior_NC is None else noisy_NC + prior_NC).argmax(-1), answered_N
-

@@ -25,8 +25,16 @@ class Header:
     row: str
     round: int
     step: int
-RECORDS = {"header": ConfigRecord, "arrays": ArrayRecord, "scalars": ConfigRecord, "tensors": ArrayRecord,
-           "metrics": MetricRecord, "privacy": MetricRecord}
+
+
+RECORDS = {
+    "header": ConfigRecord,
+    "arrays": ArrayRecord,
+    "scalars": ConfigRecord,
+    "tensors": ArrayRecord,
+    "metrics": MetricRecord,
+    "privacy": MetricRecord,
+}
 
 
 def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) -> RecordDict:
@@ -104,4 +112,3 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
         raise WireError(f"{kind}.{error}") from None
     except Exception as error:  # bytes of a stranger in the hands of libraries: anything may be raised
         raise WireError(f"{kind} is malformed: {type(error).__name__} {error}") from error
-

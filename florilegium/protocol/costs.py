@@ -8,8 +8,17 @@ MB = 2**20  # the paper's megabyte
 
 
 def fedmmkt_bytes(
-    samples: int, image_clients: int, text_clients: int, classes: int, width: int, image_bytes: float,
-    text_bytes: float, *, variant: str = "representation", label_bytes: int = 4, value_bytes: int = 4,
+    samples: int,
+    image_clients: int,
+    text_clients: int,
+    classes: int,
+    width: int,
+    image_bytes: float,
+    text_bytes: float,
+    *,
+    variant: str = "representation",
+    label_bytes: int = 4,
+    value_bytes: int = 4,
 ) -> dict[str, float]:
     """Upload and download of one client in one round, the mean over all clients.
 

@@ -25,8 +25,9 @@ class ChangesError(ValueError):
 def fingerprint(tensor: Tensor) -> str:
     """A hash of type, shape and content."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                  if tensor.numel() else b"")
+    digest.update(
+        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    )
     return digest.hexdigest()[:DIGITS]
 
 
@@ -36,7 +37,7 @@ def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def version(prints: Mapping[str, str]) -> str:
     """One hash for all names and contents, whatever their order."""
-    return hashlib.sha256("\n".join(f"{n} {prints[n]}" for n in sorted(prints)).encode()).hexdigest()[:2 * DIGITS]
+    return hashlib.sha256("\n".join(f"{n} {prints[n]}" for n in sorted(prints)).encode()).hexdigest()[: 2 * DIGITS]
 
 
 def version_of(tensors: Mapping[str, Tensor]) -> str:

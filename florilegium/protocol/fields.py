@@ -6,11 +6,19 @@ from dataclasses import field
 from typing import Any
 
 AXES = {
-    "N": "samples", "L": "samples of an earlier round", "M": "rows of the client's own data", "C": "classes",
+    "N": "samples",
+    "L": "samples of an earlier round",
+    "M": "rows of the client's own data",
+    "C": "classes",
     "D": "representation width",
-    "A": "width of an augmented view's representation (0 or D)", "R": "width of a target (0 or D)",
-    "P": "anchors of a class", "W": "width of a text encoder", "Q": "features of a row",
-    "I": "width for the images of pairs (0 or D)", "T": "width for the texts of pairs (0 or D)"}
+    "A": "width of an augmented view's representation (0 or D)",
+    "R": "width of a target (0 or D)",
+    "P": "anchors of a class",
+    "W": "width of a text encoder",
+    "Q": "features of a row",
+    "I": "width for the images of pairs (0 or D)",
+    "T": "width for the texts of pairs (0 or D)",
+}
 RAW = "raw private data"  # what a payload carries, where it is a person's own
 
 

@@ -185,6 +185,23 @@ class Report:
     examples: int
 
 
-PAYLOADS = {c.__name__: c for c in (Nothing, Profile, Weights, Samples, Answers, Logits, Targets, Joined, SoftTargets,
-                                    Guide, PublicSet, Features, Modules, Examples, Report)}
-
+PAYLOADS = {
+    c.__name__: c
+    for c in (
+        Nothing,
+        Profile,
+        Weights,
+        Samples,
+        Answers,
+        Logits,
+        Targets,
+        Joined,
+        SoftTargets,
+        Guide,
+        PublicSet,
+        Features,
+        Modules,
+        Examples,
+        Report,
+    )
+}

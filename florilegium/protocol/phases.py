@@ -14,16 +14,18 @@ from florilegium.protocol.payloads import Nothing, Profile, Report, Weights
 
 #: phase -> Flower message type. Every method is spoken in these words.
 PHASES = {
-    "profile": "query.profile",      # who are you?                    -> Profile
-    "train": "train",                # learn from your private data
+    "profile": "query.profile",  # who are you?                    -> Profile
+    "train": "train",  # learn from your private data
     "represent": "query.represent",  # what do you see in these samples?
-    "distill": "train.distill",      # learn from these targets
-    "joined": "train.joined",        # distill, train and represent in one message
-    "evaluate": "evaluate",          # how good are you?               -> Report
+    "distill": "train.distill",  # learn from these targets
+    "joined": "train.joined",  # distill, train and represent in one message
+    "evaluate": "evaluate",  # how good are you?               -> Report
 }
 #: phase -> (what comes down, what goes up) of the phases that belong to no method
 ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
-    "profile": ((Nothing,), (Profile,)), "evaluate": ((Nothing, Weights), (Report,))}
+    "profile": ((Nothing,), (Profile,)),
+    "evaluate": ((Nothing, Weights), (Report,)),
+}
 Kinds = tuple[tuple[type, ...], tuple[type, ...]]  # payload classes down, and up
 
 
@@ -49,8 +51,9 @@ def declared(Half: Any, phase: str, settings: Any = None) -> Kinds:
     """
     if phase in ALWAYS:
         down, up = ALWAYS[phase]
-        models = any(payloads.Weights in declared(Half, other, settings)[1] for other in phases_of(Half)
-                     if other not in ALWAYS)
+        models = any(
+            payloads.Weights in declared(Half, other, settings)[1] for other in phases_of(Half) if other not in ALWAYS
+        )
         return tuple(kind for kind in down if kind is not payloads.Weights or models), up  # no uploads, no global model
     if phase == "joined":  # client_app/joined.py: what `represent` answers, to samples with targets beside them
         return (payloads.Joined,), declared(Half, "represent", settings)[1]
@@ -61,11 +64,16 @@ def declared(Half: Any, phase: str, settings: Any = None) -> Kinds:
     hints = typing.get_type_hints(function)
     answer = hints.pop("return", None)
     question = list(hints.values())[-1] if hints else None
-    kinds = tuple(tuple(kind for kind in (typing.get_args(hint) or (hint,)) if kind not in (None, NoneType))
-                  for hint in (question, answer))
-    unknown = [kind for each in kinds for kind in each
-               if payloads.PAYLOADS.get(getattr(kind, "__name__", "")) is not kind]
+    kinds = tuple(
+        tuple(kind for kind in (typing.get_args(hint) or (hint,)) if kind not in (None, NoneType))
+        for hint in (question, answer)
+    )
+    unknown = [
+        kind for each in kinds for kind in each if payloads.PAYLOADS.get(getattr(kind, "__name__", "")) is not kind
+    ]
     if unknown or not all(kinds):
-        raise ValueError(f"the signature of {phase!r} of {getattr(Half, '__name__', type(Half).__name__)} should name "
-                         f"the payloads that come down and go up, it has {hints} -> {answer}")
+        raise ValueError(
+            f"the signature of {phase!r} of {getattr(Half, '__name__', type(Half).__name__)} should name "
+            f"the payloads that come down and go up, it has {hints} -> {answer}"
+        )
     return kinds[0], kinds[1]

@@ -19,8 +19,19 @@ from torch import Tensor
 FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk: no bytes, its name, its checksum
 MAX_PIXELS = 1 << 30  # of all images of one message together
-UNREADABLE = (OSError, ValueError, SyntaxError, IndexError, KeyError, EOFError, struct.error, zlib.error,
-              OverflowError, MemoryError, Image.DecompressionBombError)  # what Pillow raises over broken bytes
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    IndexError,
+    KeyError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    OverflowError,
+    MemoryError,
+    Image.DecompressionBombError,
+)  # what Pillow raises over broken bytes
 
 
 def scaled(images_NCHW: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
     if bounds.setdefault(axis, len(lengths)) != len(lengths):
         raise WireError(f"{f.name} has {len(lengths)} entries, expected {bounds[axis]}")
     ends = np.cumsum(lengths)
-    pieces = [joined[end - n:end].tobytes() for end, n in zip(ends, lengths, strict=True)]
+    pieces = [joined[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
     try:
         if f.name == "texts":
             return tuple(p.decode("utf-8") for p in pieces)
@@ -166,8 +166,10 @@ def values(cls: Any, record: Any, kinds: Mapping[str, Any], bounds: dict[str, in
         elif "blobs" in f.metadata:
             found[f.name] = blobs(f, arrays, bounds)
         elif f.name in ("tensors", "metrics"):
-            found[f.name] = {k: tensor(f"tensors[{k}]", a) if f.name == "tensors" else figure(k, a)
-                             for k, a in record[f.name].items()}
+            found[f.name] = {
+                k: tensor(f"tensors[{k}]", a) if f.name == "tensors" else figure(k, a)
+                for k, a in record[f.name].items()
+            }
         else:
             found[f.name] = scalar(f, scalars.pop(f.name, None))
     if extra := [*arrays, *scalars]:

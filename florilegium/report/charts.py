@@ -14,6 +14,7 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 4", "12 4", "5 2 1 2 1 2", "3 6")
 @dataclass(frozen=True)
 class Series:
     """One line of a chart: (round, value) points; a single point is drawn as a level across the chart."""
+
     name: str
     colour: int
     points: list[tuple[int, float]]
@@ -50,18 +51,22 @@ def line_chart(title: str, series: list[Series], percent: bool = True) -> str:
     def y(v: float) -> float:
         return H - BOTTOM - (v - low) / (high - low) * (H - TOP - BOTTOM)
 
-    drawn = [f'<line class="rule" x1="{LEFT}" x2="{W - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-             f'<text x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{tick_text(t, ticks, percent)}</text>'
-             for t in ticks]
+    drawn = [
+        f'<line class="rule" x1="{LEFT}" x2="{W - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{tick_text(t, ticks, percent)}</text>'
+        for t in ticks
+    ]
     whole = [t for t in nice_ticks(first, final, 8) if t == int(t) and first <= t <= final]
     drawn += [f'<text x="{x(t):.1f}" y="{H - BOTTOM + 18}" text-anchor="middle">{int(t)}</text>' for t in whole]
     drawn.append(f'<text class="axis" x="{(LEFT + W - RIGHT) / 2}" y="{H - 4}" text-anchor="middle">round</text>')
-    for s in reversed(series):                                          # the first series lies on top
+    for s in reversed(series):  # the first series lies on top
         drawn.append(one_line(s, x, y, (LEFT, W - RIGHT), percent))
     ends = sorted(((y(s.points[-1][1]), s) for s in series), key=lambda e: e[0])
     for place, (_, s) in zip(apart([e[0] for e in ends], 13, H - BOTTOM), ends, strict=True):
-        drawn.append(f'<text class="end s{s.colour}" x="{W - RIGHT + 9}" y="{place + 4:.1f}">'
-                     f"{figure(s.points[-1][1], percent)}</text>")
+        drawn.append(
+            f'<text class="end s{s.colour}" x="{W - RIGHT + 9}" y="{place + 4:.1f}">'
+            f"{figure(s.points[-1][1], percent)}</text>"
+        )
     told = "; ".join(f"{s.name} {figure(s.points[-1][1], percent)}" for s in series)
     label = escape(f"{title}, last values: {told}")
     return f'<svg class="chart" viewBox="0 0 {W} {H}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
@@ -79,11 +84,15 @@ def one_line(s: Series, x, y, ends: tuple[float, float], percent: bool) -> str:
     if len(s.points) == 1:
         r, v = s.points[0]
         place = f'x1="{ends[0]}" x2="{ends[1]}" y1="{y(v):.1f}" y2="{y(v):.1f}"'
-        return (f'<line class="line level s{s.colour}" {place}{dash}>'
-                f"<title>{escape(s.name)}, round {r}: {figure(v, percent)}</title></line>")
+        return (
+            f'<line class="line level s{s.colour}" {place}{dash}>'
+            f"<title>{escape(s.name)}, round {r}: {figure(v, percent)}</title></line>"
+        )
     path = " ".join(f"{x(r):.1f},{y(v):.1f}" for r, v in s.points)
-    marks = "".join(f"<g>{marker(s.colour, x(r), y(v))}<title>{escape(s.name)}, round {r}: {figure(v, percent)}</title>"
-                    "</g>" for r, v in s.points)
+    marks = "".join(
+        f"<g>{marker(s.colour, x(r), y(v))}<title>{escape(s.name)}, round {r}: {figure(v, percent)}</title></g>"
+        for r, v in s.points
+    )
     return f'<g class="s{s.colour}"><polyline class="line" points="{path}"{dash}/>{marks}</g>'
 
 
@@ -92,8 +101,10 @@ def marker(colour: int, x: float, y: float, r: float = 3.6) -> str:
     if colour % 4 == 0:
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
     shapes: dict[int, list[tuple[float, float]]] = {
-        1: [(-1, -1), (1, -1), (1, 1), (-1, 1)], 2: [(0, -1.3), (1.2, 1), (-1.2, 1)],
-        3: [(0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)]}
+        1: [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        2: [(0, -1.3), (1.2, 1), (-1.2, 1)],
+        3: [(0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)],
+    }
     corners = shapes[colour % 4]
     return f'<polygon class="mark" points="{" ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in corners)}"/>'
 
@@ -102,8 +113,10 @@ def swatch(colour: int, level: bool = False) -> str:
     """The sample of a line for a legend."""
     dash = f' stroke-dasharray="{DASHES[colour % len(DASHES)]}"' if DASHES[colour % len(DASHES)] else ""
     mark = "" if level else marker(colour, 15, 7)
-    return (f'<svg class="swatch s{colour}" viewBox="0 0 30 14" aria-hidden="true">'
-            f'<line class="line" x1="0" x2="30" y1="7" y2="7"{dash}/>{mark}</svg>')
+    return (
+        f'<svg class="swatch s{colour}" viewBox="0 0 30 14" aria-hidden="true">'
+        f'<line class="line" x1="0" x2="30" y1="7" y2="7"{dash}/>{mark}</svg>'
+    )
 
 
 def apart(places: list[float], least: float, bottom: float) -> list[float]:
@@ -133,14 +146,18 @@ def heat_map(matrix_CC: list[list[float]], names: list[str], rows: str, columns:
         if cell > 9:
             at = (i + 0.5) * cell
             name, turned = escape(names[i]), f"translate({left + at + 4:.0f} {top - 7:.0f}) rotate(-90)"
-            drawn.append(f'<text x="{left - 7:.0f}" y="{top + at + 4:.0f}" text-anchor="end">{name}</text>'
-                         f'<text transform="{turned}">{name}</text>')
+            drawn.append(
+                f'<text x="{left - 7:.0f}" y="{top + at + 4:.0f}" text-anchor="end">{name}</text>'
+                f'<text transform="{turned}">{name}</text>'
+            )
     wide = left + side + 8
     label = escape(f"{rows} (rows) by {columns} (columns)")
     fit = f"max-width:{wide:.0f}px;min-width:{min(wide, 560):.0f}px"
     bed = f'<rect class="bed" x="{left:.0f}" y="{top:.0f}" width="{side - 1}" height="{side - 1}"/>'
-    return (f'<svg class="votes" style="{fit}" viewBox="0 0 {wide:.0f} {top + side + 4:.0f}" role="img" '
-            f'aria-label="{label}">{bed}{"".join(drawn)}</svg>')
+    return (
+        f'<svg class="votes" style="{fit}" viewBox="0 0 {wide:.0f} {top + side + 4:.0f}" role="img" '
+        f'aria-label="{label}">{bed}{"".join(drawn)}</svg>'
+    )
 
 
 def square(kind: str, x: float, y: float, cell: int, how: str = "", told: str = "") -> str:
@@ -151,10 +168,15 @@ def square(kind: str, x: float, y: float, cell: int, how: str = "", told: str = 
 def bars(counts: dict[str, int]) -> str:
     """A client's rows of each class, as a strip of bars."""
     most, step = max(counts.values(), default=0) or 1, 5
-    drawn = "".join(f'<rect class="bar" x="{n * step}" y="{18 - 17 * count / most:.1f}" width="{step - 1}" '
-                    f'height="{17 * count / most:.1f}"><title>{escape(name)}: {count}</title></rect>'
-                    for n, (name, count) in enumerate(counts.items()) if count)
+    drawn = "".join(
+        f'<rect class="bar" x="{n * step}" y="{18 - 17 * count / most:.1f}" width="{step - 1}" '
+        f'height="{17 * count / most:.1f}"><title>{escape(name)}: {count}</title></rect>'
+        for n, (name, count) in enumerate(counts.items())
+        if count
+    )
     told = escape(", ".join(f"{name} {count}" for name, count in counts.items() if count))
     wide = step * len(counts)
-    return (f'<svg class="bars" style="width:{wide}px" viewBox="0 0 {wide} 19" role="img" aria-label="{told}">{drawn}'
-            f'<line class="rule" x1="0" x2="{wide}" y1="18.5" y2="18.5"/></svg>')
+    return (
+        f'<svg class="bars" style="width:{wide}px" viewBox="0 0 {wide} 19" role="img" aria-label="{told}">{drawn}'
+        f'<line class="rule" x1="0" x2="{wide}" y1="18.5" y2="18.5"/></svg>'
+    )

@@ -13,19 +13,29 @@ from rich.table import Table
 from florilegium.catalogue import CATALOGUE
 from florilegium.runs.reader import MAIN, Recorded, RunError, finite, recorded
 
-COLUMNS = (("Image acc. %", "client/accuracy/image", 100, 1), ("Text acc. %", "client/accuracy/text", 100, 1),
-           ("Retrieval rsum %", "client/rsum/pair", 100, 1), ("Server rsum %", "server/rsum", 100, 1),
-           ("T2I acc. %", "t2i/accuracy", 100, 1), ("CLIP score", "t2i/clip_score", 1, 3),
-           ("Up MB", "bytes/up_per_client", 2**-20, 2), ("Down MB", "bytes/down_per_client", 2**-20, 2))
+COLUMNS = (
+    ("Image acc. %", "client/accuracy/image", 100, 1),
+    ("Text acc. %", "client/accuracy/text", 100, 1),
+    ("Retrieval rsum %", "client/rsum/pair", 100, 1),
+    ("Server rsum %", "server/rsum", 100, 1),
+    ("T2I acc. %", "t2i/accuracy", 100, 1),
+    ("CLIP score", "t2i/clip_score", 1, 3),
+    ("Up MB", "bytes/up_per_client", 2**-20, 2),
+    ("Down MB", "bytes/down_per_client", 2**-20, 2),
+)
 SOMETIMES = ("client/rsum/pair", "server/rsum")  # columns of runs that have them
-CHOSEN = {"last": "last round", "best_on_validation": "round chosen on validation",
-          "second_half": "mean of the second half's evaluated rounds"}
-MACHINE = ("device", "threads", "state_dir")    # where clients run says nothing about what they are
+CHOSEN = {
+    "last": "last round",
+    "best_on_validation": "round chosen on validation",
+    "second_half": "mean of the second half's evaluated rounds",
+}
+MACHINE = ("device", "threads", "state_dir")  # where clients run says nothing about what they are
 
 
 @dataclass(frozen=True)
 class Figure:
     """Mean and sample standard deviation (None with one seed) of a figure over seeds."""
+
     mean: float
     std: float | None
 
@@ -33,6 +43,7 @@ class Figure:
 @dataclass(frozen=True)
 class Line:
     """A row of the table: its name, the seeds behind it, a Figure or None for each of COLUMNS."""
+
     name: str
     seeds: tuple
     figures: tuple[Figure | None, ...]
@@ -42,6 +53,7 @@ class Line:
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found; `table()` for a terminal, `markdown()` and `csv()` for files."""
+
     protocol: str
     warnings: tuple[str, ...]
     lines: tuple[Line, ...]
@@ -49,8 +61,11 @@ class Comparison:
     @property
     def shown(self) -> list[int]:
         """Which of COLUMNS this comparison has."""
-        return [n for n, (_, key, *_) in enumerate(COLUMNS)
-                if key not in SOMETIMES or any(line.figures[n] for line in self.lines)]
+        return [
+            n
+            for n, (_, key, *_) in enumerate(COLUMNS)
+            if key not in SOMETIMES or any(line.figures[n] for line in self.lines)
+        ]
 
     def __str__(self) -> str:
         """The table as text, as wide as the terminal."""
@@ -66,15 +81,21 @@ class Comparison:
         return forms[form]()
 
     def table(self) -> Table:
-        drawn = Table(title=self.protocol, title_justify="left", title_style="",
-                      caption="\n".join(self.warnings) or None)
+        drawn = Table(
+            title=self.protocol, title_justify="left", title_style="", caption="\n".join(self.warnings) or None
+        )
         drawn.add_column("")
         for name in ("Seeds", *(COLUMNS[n][0] for n in self.shown)):
             drawn.add_column(name, justify="right")
         for n, line in enumerate(self.lines):
             turn = n + 1 < len(self.lines) and self.lines[n + 1].reference != line.reference
-            drawn.add_row(line.name, str(len(line.seeds)), *texts(line, self.shown), end_section=turn,
-                          style="dim" if line.reference else "bold")
+            drawn.add_row(
+                line.name,
+                str(len(line.seeds)),
+                *texts(line, self.shown),
+                end_section=turn,
+                style="dim" if line.reference else "bold",
+            )
         return drawn
 
     def markdown(self) -> str:
@@ -117,13 +138,17 @@ def compare(run_dirs, *, at: str = "last", force: bool = False) -> Comparison:
     runs = [recorded(path) for path in found(run_dirs)]
     if not runs:
         raise RunError("compare: no run directory given")
-    differ = [f"{run.path} differs from {runs[0].path} in {key}"
-              for run in runs[1:] if (key := difference(runs[0], run))]
+    differ = [
+        f"{run.path} differs from {runs[0].path} in {key}" for run in runs[1:] if (key := difference(runs[0], run))
+    ]
     if differ and not force:
         raise RunError(f"compare: {differ[0]}; such figures do not belong in one table (--force puts them there)")
     empty = [f"{r.path} has no evaluated round: left out" for r in runs if not r.metrics(MAIN)]
-    stopped = [f"{r.path} stopped at round {max((x['round'] for x in r.of(MAIN)), default=0)} of {r.get('rounds')}"
-               for r in runs if r.unfinished and r.metrics(MAIN)]
+    stopped = [
+        f"{r.path} stopped at round {max((x['round'] for x in r.of(MAIN)), default=0)} of {r.get('rounds')}"
+        for r in runs
+        if r.unfinished and r.metrics(MAIN)
+    ]
     lines = [line(name, kept, reference) for (reference, name), kept in gathered(runs, at).items()]
     return Comparison(protocol(runs, at), (*differ, *empty, *stopped), tuple(sorted(lines, key=lambda x: x.reference)))
 
@@ -152,10 +177,14 @@ def line(name: str, by_seed: dict, reference: bool) -> Line:
     """Several runs of one seed (a reference row that many experiments repeat) count as one: their mean."""
     figures = []
     for _, key, _, _ in COLUMNS:
-        seeds = [statistics.fmean(values) for runs in by_seed.values()
-                 if (values := [m[key] for m in map(finite, runs) if key in m])]
-        figures.append(Figure(statistics.fmean(seeds), statistics.stdev(seeds) if len(seeds) > 1 else None)
-                       if seeds else None)
+        seeds = [
+            statistics.fmean(values)
+            for runs in by_seed.values()
+            if (values := [m[key] for m in map(finite, runs) if key in m])
+        ]
+        figures.append(
+            Figure(statistics.fmean(seeds), statistics.stdev(seeds) if len(seeds) > 1 else None) if seeds else None
+        )
     return Line(name, tuple(sorted(by_seed, key=str)), tuple(figures), reference)
 
 
@@ -178,13 +207,16 @@ def difference(one: Recorded, other: Recorded) -> str | None:
 
 def protocol(runs: list[Recorded], at: str) -> str:
     """One line: data, clients, rounds, seeds."""
+
     def all_of(key: str) -> str:
         return ", ".join(dict.fromkeys(str(r.get(key)) for r in runs))
 
     mix = [c.get("modality") for c in runs[0].get("clients.mix") or [] if isinstance(c, dict)]
     clients = " + ".join(f"{mix.count(m)} {m}" for m in dict.fromkeys(mix)) or "?"
-    return (f"data {all_of('data.name')} · clients {clients} · rounds {all_of('rounds')} · seeds {all_of('seed')}"
-            f" · {CHOSEN[at]}")
+    return (
+        f"data {all_of('data.name')} · clients {clients} · rounds {all_of('rounds')} · seeds {all_of('seed')}"
+        f" · {CHOSEN[at]}"
+    )
 
 
 def methods_table() -> list[tuple[str, str, str, str]]:

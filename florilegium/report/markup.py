@@ -6,7 +6,7 @@ from html import escape
 from florilegium.report.charts import swatch
 from florilegium.report.style import FLOWER, STYLE
 
-MB = 2**20                                      # the paper's megabyte
+MB = 2**20  # the paper's megabyte
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -45,8 +45,10 @@ def card(title: str, value: str, facts: Iterable[tuple[str, str]], kind: str = "
     """A headline figure; `value` and the second of each fact are HTML."""
     told = "".join(f"<dt>{escape(name)}</dt><dd>{fact}</dd>" for name, fact in facts)
     pair = " pair" if kind == "wide" else ""
-    return (f'<div class="card {kind}"><h3>{escape(title)}</h3><div class="value{pair}">{value}</div>'
-            f"{f'<dl>{told}</dl>' if told else ''}</div>")
+    return (
+        f'<div class="card {kind}"><h3>{escape(title)}</h3><div class="value{pair}">{value}</div>'
+        f"{f'<dl>{told}</dl>' if told else ''}</div>"
+    )
 
 
 def table(head: list[str], rows: list[list[str]], main: Iterable[int] = (), words: Iterable[int] = ()) -> str:
@@ -63,8 +65,11 @@ def table(head: list[str], rows: list[list[str]], main: Iterable[int] = (), word
 
 def legend(rows: Iterable[tuple[str, int, bool]]) -> str:
     """(name, colour, is a level) of each line of a chart."""
-    return '<div class="legend">' + "".join(
-        f"<span>{swatch(colour, level)}{escape(name)}</span>" for name, colour, level in rows) + "</div>"
+    return (
+        '<div class="legend">'
+        + "".join(f"<span>{swatch(colour, level)}{escape(name)}</span>" for name, colour, level in rows)
+        + "</div>"
+    )
 
 
 def section(title: str, note: str, body: str) -> str:
@@ -76,8 +81,10 @@ def section(title: str, note: str, body: str) -> str:
 
 def document(title: str, header: str, body: str, foot: str) -> str:
     """One self-contained page: no script, no request."""
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            'content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-            '<link rel="icon" href="data:,">'
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><header><div class=brand>{FLOWER}"
-            f"<span>Florilegium</span></div>{header}</header><main>{body}</main><footer>{foot}</footer></body></html>\n")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><header><div class=brand>{FLOWER}"
+        f"<span>Florilegium</span></div>{header}</header><main>{body}</main><footer>{foot}</footer></body></html>\n"
+    )

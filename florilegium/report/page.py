@@ -41,24 +41,44 @@ def page(out) -> str:
     """The page as text."""
     run = recorded(out)
     colour = row_colours(run)
-    body = "".join([
-        section("Results", "After the last evaluated round; in small, the round chosen on the clients’ validation "
-                "data. A dash: the row has no such figure.", results(run, colour)),
-        section("Round by round", "Accuracies in per cent. A line without markers is a single figure, drawn as a "
-                "level.", curves(run, colour)),
-        section("The generator, before and after", "Same prompts, same noise seeds: whatever differs was learned.",
-                plates(run)),
-        section("How the clients voted", "Each row is a drawn class, each column the consensus label its samples "
+    body = "".join(
+        [
+            section(
+                "Results",
+                "After the last evaluated round; in small, the round chosen on the clients’ validation "
+                "data. A dash: the row has no such figure.",
+                results(run, colour),
+            ),
+            section(
+                "Round by round",
+                "Accuracies in per cent. A line without markers is a single figure, drawn as a level.",
+                curves(run, colour),
+            ),
+            section(
+                "The generator, before and after",
+                "Same prompts, same noise seeds: whatever differs was learned.",
+                plates(run),
+            ),
+            section(
+                "How the clients voted",
+                "Each row is a drawn class, each column the consensus label its samples "
                 "got. Stronger colour is a larger share of the row; on the outlined cells vote and prompt agree.",
-                vote_map(run)),
-        section("What crossed the wire", "Measured bytes of the messages of the method’s own row, as Flower sends "
-                "them. 1 MB is 2<sup>20</sup> bytes, as in the paper.", traffic(run)),
-        section("The clients", "Test accuracy of every client’s own model after the last evaluated round.",
-                clients(run)),
-        section("Faults", "Answers that were refused or never came; the round went on without them.", faults(run)),
-        section("Read with care", "What these figures can and cannot say.", notes(run)),
-        section("Settings", "Fully resolved; this text repeats the run.", settings(run)),
-    ])
+                vote_map(run),
+            ),
+            section(
+                "What crossed the wire",
+                "Measured bytes of the messages of the method’s own row, as Flower sends "
+                "them. 1 MB is 2<sup>20</sup> bytes, as in the paper.",
+                traffic(run),
+            ),
+            section(
+                "The clients", "Test accuracy of every client’s own model after the last evaluated round.", clients(run)
+            ),
+            section("Faults", "Answers that were refused or never came; the round went on without them.", faults(run)),
+            section("Read with care", "What these figures can and cannot say.", notes(run)),
+            section("Settings", "Fully resolved; this text repeats the run.", settings(run)),
+        ]
+    )
     foot = f"{escape(run.path.name)} · {duration(run.seconds)} · drawn by florilegium from the run directory alone"
     return document(f"{run.label} on {run.get('data.name', 'data')}", header(run), body, foot)
 
@@ -67,16 +87,28 @@ def header(run: Recorded) -> str:
     """Title, protocol and headline figures."""
     main, alone = run.metrics(MAIN), run.metrics("standalone")
     done = max((r["round"] for r in run.of(MAIN)), default=0)
-    facts = [("data", run.get("data.name")), ("clients", cohort(run)), ("rounds", run.get("rounds")),
-             ("partition", partition_text(run)), ("seed", run.get("seed")), ("time", duration(run.seconds))]
+    facts = [
+        ("data", run.get("data.name")),
+        ("clients", cohort(run)),
+        ("rounds", run.get("rounds")),
+        ("partition", partition_text(run)),
+        ("seed", run.get("seed")),
+        ("time", duration(run.seconds)),
+    ]
     told = "".join(f"<li>{name} <b>{escape(str(fact))}</b></li>" for name, fact in facts if fact not in (None, ""))
-    stopped = (f'<p class="banner"><b>This run is not finished.</b> It stands at round {done} of '
-               f"{run.get('rounds')}; the figures are those of its last evaluated round.</p>" if run.unfinished else "")
-    cards = [card(f"Clients’ {kind} accuracy", headline(main[key]), gain("Standalone", main, alone, key))
-             for kind in ("image", "text") if (key := f"client/accuracy/{kind}") in main]
+    stopped = (
+        f'<p class="banner"><b>This run is not finished.</b> It stands at round {done} of '
+        f"{run.get('rounds')}; the figures are those of its last evaluated round.</p>"
+        if run.unfinished
+        else ""
+    )
+    cards = [
+        card(f"Clients’ {kind} accuracy", headline(main[key]), gain("Standalone", main, alone, key))
+        for kind in ("image", "text")
+        if (key := f"client/accuracy/{kind}") in main
+    ]
     cards += generator_cards(run, main) + byte_card(main)
-    return (f"<h1>{escape(run.label)}</h1><ul class=facts>{told}</ul>{stopped}"
-            f"<div class=cards>{''.join(cards)}</div>")
+    return f"<h1>{escape(run.label)}</h1><ul class=facts>{told}</ul>{stopped}<div class=cards>{''.join(cards)}</div>"
 
 
 def headline(value: float) -> str:
@@ -95,24 +127,39 @@ def generator_cards(run: Recorded, main: dict) -> list[str]:
     key, clip = "t2i/accuracy", "t2i/clip_score"
     own = [r for r in run.rows if run_kind(run, r) == "selftuned" and key in run.metrics(r)]
     best = max(own, key=lambda r: run.metrics(r)[key], default="")
-    others = [("Un-tuned", run.untuned()), ("Self-tuned", run.metrics(best)),
-              ("Centralised", run.metrics("centralised"))]
+    others = [
+        ("Un-tuned", run.untuned()),
+        ("Self-tuned", run.metrics(best)),
+        ("Centralised", run.metrics("centralised")),
+    ]
     cards = []
     if key in main:
         judge = run.protocol.get("judge_accuracy")
         real = [("Judge, on real", f"{100 * judge:.1f}")] if isinstance(judge, int | float) else []
-        cards.append(card("T2I accuracy", headline(main[key]),
-                          [line for name, other in others for line in gain(name, main, other, key)] + real))
+        cards.append(
+            card(
+                "T2I accuracy",
+                headline(main[key]),
+                [line for name, other in others for line in gain(name, main, other, key)] + real,
+            )
+        )
     if clip in main:
-        cards.append(card("CLIP score", plain_number(main[clip]),
-                          [(name, plain_number(other[clip])) for name, other in others if clip in other]))
+        cards.append(
+            card(
+                "CLIP score",
+                plain_number(main[clip]),
+                [(name, plain_number(other[clip])) for name, other in others if clip in other],
+            )
+        )
     return cards
 
 
 def byte_card(main: dict) -> list[str]:
     """Bytes of one client in one round: measured, and by the paper's formula."""
-    ways = [(arrow, main.get(f"bytes/{way}_per_client"), main.get(f"bytes/formula_{way}"))
-            for arrow, way in (("↑", "up"), ("↓", "down"))]
+    ways = [
+        (arrow, main.get(f"bytes/{way}_per_client"), main.get(f"bytes/formula_{way}"))
+        for arrow, way in (("↑", "up"), ("↓", "down"))
+    ]
     if all(measured is None for _, measured, _ in ways):
         return []
     facts = [(f"{arrow} by formula", size(formula)) for arrow, _, formula in ways if formula is not None]
@@ -148,10 +195,16 @@ def partition_text(run: Recorded) -> str:
     return ", ".join(told)
 
 
-FIGURES = (("Image accuracy", "client/accuracy/image", percent), ("Text accuracy", "client/accuracy/text", percent),
-           ("Retrieval, R@1 both ways summed", "client/rsum/pair", percent), ("Server’s", "server/rsum", percent),
-           ("T2I accuracy", "t2i/accuracy", percent), ("CLIP score", "t2i/clip_score", plain_number),
-           ("Up per client", "bytes/up_per_client", size), ("Down per client", "bytes/down_per_client", size))
+FIGURES = (
+    ("Image accuracy", "client/accuracy/image", percent),
+    ("Text accuracy", "client/accuracy/text", percent),
+    ("Retrieval, R@1 both ways summed", "client/rsum/pair", percent),
+    ("Server’s", "server/rsum", percent),
+    ("T2I accuracy", "t2i/accuracy", percent),
+    ("CLIP score", "t2i/clip_score", plain_number),
+    ("Up per client", "bytes/up_per_client", size),
+    ("Down per client", "bytes/down_per_client", size),
+)
 
 
 def results(run: Recorded, colour: dict[str, int]) -> str:
@@ -167,8 +220,10 @@ def results(run: Recorded, colour: dict[str, int]) -> str:
         chosen = key in now and key in best and not key.startswith("bytes/") and best[key] != now[key]
         return form(now.get(key)) + (f"<small>val. {form(best[key])}</small>" if chosen else "")
 
-    rows = [[row_name(run, row, colour), *(cell(now, best, key, form) for _, key, form in shown)]
-            for row, now, best in lines]
+    rows = [
+        [row_name(run, row, colour), *(cell(now, best, key, form) for _, key, form in shown)]
+        for row, now, best in lines
+    ]
     own = [n for n, (row, *_) in enumerate(lines) if row == MAIN]
     return table(["Row", *(name for name, _, _ in shown)], rows, main=own)
 
@@ -182,8 +237,17 @@ def traffic(run: Recorded) -> str:
     rows = []
     for (phase, modality), held in groups.items():
         down, up = ([e.get(way) or 0 for e in held] for way in ("down", "up"))
-        rows.append([escape(phase), escape(modality), str(len(held)), size(mean(down)), size(mean(up)),
-                     size(sum(down)), size(sum(up))])
+        rows.append(
+            [
+                escape(phase),
+                escape(modality),
+                str(len(held)),
+                size(mean(down)),
+                size(mean(up)),
+                size(sum(down)),
+                size(sum(up)),
+            ]
+        )
     if not rows:
         return ""
     whole = [e for held in groups.values() for e in held]
@@ -195,14 +259,27 @@ def traffic(run: Recorded) -> str:
 
 def clients(run: Recorded) -> str:
     """One line per client: what it is, what it holds, its accuracy (or sum of R@1) in every row that has one."""
-    told = {row: {k.rsplit("/", 1)[1]: v for k, v in run.metrics(row).items()
-                  if k.startswith(("client/accuracy/", "client/rsum/"))} for row in run.rows}
+    told = {
+        row: {
+            k.rsplit("/", 1)[1]: v
+            for k, v in run.metrics(row).items()
+            if k.startswith(("client/accuracy/", "client/rsum/"))
+        }
+        for row in run.rows
+    }
     holds = {str(c.get("client", n)): c for n, c in enumerate(run.partition.get("clients") or [])}
     known = {i for figures in told.values() for i in figures if i not in ("image", "text", "pair")}
     shown = [row for row in run.rows if known & told[row].keys()]
-    rows = [[f"client {escape(i)}", escape(str(holds.get(i, {}).get("modality", "–"))),
-             escape(str(holds.get(i, {}).get("model", "–"))) + domain(holds.get(i, {})), *holding(holds.get(i, {})),
-             *(percent(told[row].get(i)) for row in shown)] for i in sorted(known, key=lambda i: (len(i), i))]
+    rows = [
+        [
+            f"client {escape(i)}",
+            escape(str(holds.get(i, {}).get("modality", "–"))),
+            escape(str(holds.get(i, {}).get("model", "–"))) + domain(holds.get(i, {})),
+            *holding(holds.get(i, {})),
+            *(percent(told[row].get(i)) for row in shown),
+        ]
+        for i in sorted(known, key=lambda i: (len(i), i))
+    ]
     head = ["Client", "Modality", "Model", "Samples", "Classes", *(run.title(row) for row in shown)]
     return table(head, rows, words=[1, 2]) if rows else ""
 
@@ -226,11 +303,23 @@ def faults(run: Recorded) -> str:
     counts = Counter((e.get("row"), e.get("client"), e.get("phase"), e["fault"]) for e in found)
     if not counts:
         return "<p>None: every message was answered, and every answer kept the contract.</p>" if run.ledger else ""
-    rounds = {key: sorted({e.get("round") for e in found
-                           if (e.get("row"), e.get("client"), e.get("phase"), e["fault"]) == key}) for key in counts}
-    rows = [[f"client {escape(str(client))}", escape(run.title(str(row))), escape(str(phase)), str(n),
-             ", ".join(map(str, rounds[row, client, phase, fault])), escape(fault)]
-            for (row, client, phase, fault), n in counts.most_common()]
+    rounds = {
+        key: sorted(
+            {e.get("round") for e in found if (e.get("row"), e.get("client"), e.get("phase"), e["fault"]) == key}
+        )
+        for key in counts
+    }
+    rows = [
+        [
+            f"client {escape(str(client))}",
+            escape(run.title(str(row))),
+            escape(str(phase)),
+            str(n),
+            ", ".join(map(str, rounds[row, client, phase, fault])),
+            escape(fault),
+        ]
+        for (row, client, phase, fault), n in counts.most_common()
+    ]
     return table(["Client", "Row", "Phase", "Times", "Rounds", "Reason"], rows, words=[1, 2, 5])
 
 
@@ -239,17 +328,23 @@ def notes(run: Recorded) -> str:
     told, main = [], run.metrics(MAIN)
     judge, accuracy = run.protocol.get("judge_accuracy"), main.get("t2i/accuracy")
     if accuracy is not None and isinstance(judge, int | float):
-        told.append(f"T2I accuracy is what a judge, a classifier trained on real images of the clients’ domain, "
-                    f"recognises. On real held-out images the same judge is right in <b>{percent(judge)}</b> of all "
-                    f"cases; the generator’s {percent(accuracy)} should be read against that.")
+        told.append(
+            f"T2I accuracy is what a judge, a classifier trained on real images of the clients’ domain, "
+            f"recognises. On real held-out images the same judge is right in <b>{percent(judge)}</b> of all "
+            f"cases; the generator’s {percent(accuracy)} should be read against that."
+        )
     elif accuracy is not None:
         told.append("T2I accuracy is what a trained judge recognises; its own accuracy on real images is not recorded.")
     count = images_judged(run)
     if accuracy is not None and count:
-        told.append(f"It is measured on {count} generated images: one standard error is about "
-                    f"{100 * math.sqrt(accuracy * (1 - accuracy) / count):.1f} points.")
-    told.append(f"This is one run with one seed ({run.get('seed')}). Differences of a few points need several seeds: "
-                "<code>florilegium run -m seed=0,1,2</code>, then <code>florilegium compare</code>.")
+        told.append(
+            f"It is measured on {count} generated images: one standard error is about "
+            f"{100 * math.sqrt(accuracy * (1 - accuracy) / count):.1f} points."
+        )
+    told.append(
+        f"This is one run with one seed ({run.get('seed')}). Differences of a few points need several seeds: "
+        "<code>florilegium run -m seed=0,1,2</code>, then <code>florilegium compare</code>."
+    )
     if "standalone" not in run.rows:
         told.append("This run has no Standalone row, so the clients’ gain is not shown.")
     if run.unfinished:

@@ -13,16 +13,21 @@ from florilegium.runs.reader import MAIN, Recorded, finite
 
 FIXED = {MAIN: 0, "standalone": 1, "self_label": 2, "selftuned": 2, "centralised": 3, "untuned": 4}
 PALETTE = 8
-TILES, PLATES = 4, 48                           # images a strip, classes a page
-CURVES = (("Image clients, test accuracy", "client/accuracy/image", True),
-          ("Text clients, test accuracy", "client/accuracy/text", True),
-          ("Retrieval clients, R@1 both ways summed", "client/rsum/pair", True),
-          ("Server’s retrieval, R@1 both ways summed", "server/rsum", True),
-          ("T2I accuracy, clients’ domain", "t2i/accuracy", True),
-          ("CLIP score", "t2i/clip_score", False))
-LABELS = (("kept by the vote", "labels/kept", 0), ("consensus label right, by the judge", "labels/accuracy", 2),
-          ("consensus label is the prompt’s", "labels/agree_with_prompt", 3),
-          ("prompt right, by the judge", "prompts/accuracy", 1))
+TILES, PLATES = 4, 48  # images a strip, classes a page
+CURVES = (
+    ("Image clients, test accuracy", "client/accuracy/image", True),
+    ("Text clients, test accuracy", "client/accuracy/text", True),
+    ("Retrieval clients, R@1 both ways summed", "client/rsum/pair", True),
+    ("Server’s retrieval, R@1 both ways summed", "server/rsum", True),
+    ("T2I accuracy, clients’ domain", "t2i/accuracy", True),
+    ("CLIP score", "t2i/clip_score", False),
+)
+LABELS = (
+    ("kept by the vote", "labels/kept", 0),
+    ("consensus label right, by the judge", "labels/accuracy", 2),
+    ("consensus label is the prompt’s", "labels/agree_with_prompt", 3),
+    ("prompt right, by the judge", "prompts/accuracy", 1),
+)
 
 
 def row_colours(run: Recorded) -> dict[str, int]:
@@ -107,7 +112,9 @@ def plates(run: Recorded) -> str:
         lines = "".join(
             f'<div class="strip"><span>{escape(name).replace("centralised", "central&shy;ised")}</span><img '
             f'src="{data_uri(strip(images[places[caption][:TILES]]))}" alt="{escape(caption)}, {escape(name)}"></div>'
-            for name, images, places in held if caption in places)
+            for name, images, places in held
+            if caption in places
+        )
         drawn.append(f'<figure class="plate"><h3>{escape(caption)}</h3>{lines}</figure>')
     tiles = max((len(places[c][:TILES]) for _, _, places in held for c in places), default=0)
     return f'<div class="plates" style="--plate:{124 + 34 * tiles}px">{"".join(drawn)}</div>' if drawn else ""
@@ -124,5 +131,7 @@ def vote_map(run: Recorded) -> str:
     hits = sum(matrix[n][n] for n in range(len(matrix)))
     if not total or len(names) != len(matrix):
         return ""
-    return (f"<p>Round {final}: {hits:g} of {total:g} samples ({100 * hits / total:.1f} %) got the label they were "
-            f'drawn for.</p><div class="scroll plain">{heat_map(matrix, names, "drawn", "consensus")}</div>')
+    return (
+        f"<p>Round {final}: {hits:g} of {total:g} samples ({100 * hits / total:.1f} %) got the label they were "
+        f'drawn for.</p><div class="scroll plain">{heat_map(matrix, names, "drawn", "consensus")}</div>'
+    )

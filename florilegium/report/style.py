@@ -12,14 +12,26 @@ def colours(palette: tuple[str, ...]) -> str:
     return "".join(f"--s{n}:{value};" for n, value in enumerate(palette))
 
 
-INK_LIGHT = ("--page:#faf8f3;--card:#fffefb;--ink:#22261f;--soft:#63675c;--rule:#e3dfd3;--leaf:#2f6b4a;--petal:#b8486a;"
-             "--bed:#f1eee5;color-scheme:light;" + colours(LIGHT))
-INK_DARK = ("--page:#14170f;--card:#1c2018;--ink:#e9e8df;--soft:#a3a798;--rule:#343a2d;--leaf:#8fcfa6;--petal:#f08fae;"
-            "--bed:#23281e;color-scheme:dark;" + colours(DARK))
+INK_LIGHT = (
+    "--page:#faf8f3;--card:#fffefb;--ink:#22261f;--soft:#63675c;--rule:#e3dfd3;--leaf:#2f6b4a;--petal:#b8486a;"
+    "--bed:#f1eee5;color-scheme:light;" + colours(LIGHT)
+)
+INK_DARK = (
+    "--page:#14170f;--card:#1c2018;--ink:#e9e8df;--soft:#a3a798;--rule:#343a2d;--leaf:#8fcfa6;--petal:#f08fae;"
+    "--bed:#23281e;color-scheme:dark;" + colours(DARK)
+)
 
 STYLE = (
-    ":root{" + INK_LIGHT + "}@media (prefers-color-scheme:dark){:root{" + INK_DARK + "}}@media print{:root{" + INK_LIGHT
-    + "--page:#fff;--card:#fff}}" + "".join(f".s{n}{{--c:var(--s{n})}}" for n in range(len(LIGHT))) + """
+    (
+        ":root{"
+        + INK_LIGHT
+        + "}@media (prefers-color-scheme:dark){:root{"
+        + INK_DARK
+        + "}}@media print{:root{"
+        + INK_LIGHT
+        + "--page:#fff;--card:#fff}}"
+        + "".join(f".s{n}{{--c:var(--s{n})}}" for n in range(len(LIGHT)))
+        + """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
@@ -99,11 +111,19 @@ section{margin-top:40px}.cards{grid-template-columns:1fr 1fr;gap:10px}.card{padd
 .card.wide{grid-column:1/-1}figure{padding:12px 10px 8px}th,td{padding:8px 10px}}
 @media print{body{font-size:12px}section{break-inside:auto;margin-top:28px}figure,.card,.plate,tr{break-inside:avoid}
 .plots{grid-template-columns:1fr 1fr}.plates{grid-template-columns:repeat(3,1fr)}details{display:none}}
-""").replace(",\n", ",").replace("\n", "")
+"""
+    )
+    .replace(",\n", ",")
+    .replace("\n", "")
+)
 
-FLOWER = ('<svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor" stroke-width="1.5" '
-          'stroke-linecap="round"><path d="M20 19V38"/><path d="M20 31c-5 0-8-2-9-6 5 0 8 2 9 6Z"/>'
-          '<path d="M20 34c4-1 6-3 7-7-4 1-6 3-7 7Z"/></g><g fill="var(--petal)">'
-          + "".join(f'<ellipse cx="20" cy="6.6" rx="3.3" ry="5.4" transform="rotate({60 * n} 20 13)" opacity=".85"/>'
-                    for n in range(6))
-          + '</g><circle cx="20" cy="13" r="3" fill="var(--s5)"/></svg>')
+FLOWER = (
+    '<svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor" stroke-width="1.5" '
+    'stroke-linecap="round"><path d="M20 19V38"/><path d="M20 31c-5 0-8-2-9-6 5 0 8 2 9 6Z"/>'
+    '<path d="M20 34c4-1 6-3 7-7-4 1-6 3-7 7Z"/></g><g fill="var(--petal)">'
+    + "".join(
+        f'<ellipse cx="20" cy="6.6" rx="3.3" ry="5.4" transform="rotate({60 * n} 20 13)" opacity=".85"/>'
+        for n in range(6)
+    )
+    + '</g><circle cx="20" cy="13" r="3" fill="var(--s5)"/></svg>'
+)

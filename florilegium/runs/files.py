@@ -57,7 +57,7 @@ def append_bytes(path: Path | str, data: bytes) -> None:
     try:
         with path.open("ab", buffering=0) as file:
             while data:
-                data = data[file.write(data):]
+                data = data[file.write(data) :]
             os.fsync(file.fileno())
     except OSError as why:
         if path.exists():

@@ -24,8 +24,9 @@ class JsonLog(logging.FileHandler):
         super().__init__(whole(out / "log.jsonl"), encoding="utf-8", delay=True)
         self.at: dict[str, Any] = {"run": out.name, "row": None, "round": None, "phase": None}
         self.setLevel(level.upper())
-        self.setFormatter(JsonFormatter("%(levelname)s %(message)s", timestamp=True,
-                                        rename_fields={"levelname": "level"}))
+        self.setFormatter(
+            JsonFormatter("%(levelname)s %(message)s", timestamp=True, rename_fields={"levelname": "level"})
+        )
         self.addFilter(self._placed)
         for logger in map(logging.getLogger, LOGGERS):
             logger.setLevel(min(logger.getEffectiveLevel(), self.level))
@@ -78,9 +79,19 @@ class LoggedRounds(Observer):
         self.log.at |= {name: at.get(name) for name in FIELDS if name in at}
 
     def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
-        line = logging.makeLogRecord({"name": "florilegium", "levelno": logging.INFO, "levelname": "INFO",
-                                      "msg": "round finished", "row": row, "round": round, "phase": "record",
-                                      "seconds": seconds, "metrics": metrics})
+        line = logging.makeLogRecord(
+            {
+                "name": "florilegium",
+                "levelno": logging.INFO,
+                "levelname": "INFO",
+                "msg": "round finished",
+                "row": row,
+                "round": round,
+                "phase": "record",
+                "seconds": seconds,
+                "metrics": metrics,
+            }
+        )
         if logging.INFO >= self.log.level:
             self.log.handle(line)
 

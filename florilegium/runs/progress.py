@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 LOOK_SECONDS = 0.5
-SHOWN = ("client/accuracy/image", "client/accuracy/text", "client/rsum/pair", "server/rsum", "t2i/accuracy",
-         "t2i/clip_score")
+SHOWN = (
+    "client/accuracy/image",
+    "client/accuracy/text",
+    "client/rsum/pair",
+    "server/rsum",
+    "t2i/accuracy",
+    "t2i/clip_score",
+)
 
 
 class Tail:
@@ -53,9 +59,17 @@ class Screen:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"),
-                        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                        console=Console(file=self.stream), speed_estimate_period=3600, transient=True)
+        bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(file=self.stream),
+            speed_estimate_period=3600,
+            transient=True,
+        )
         self.all = bars.add_task("starting Flower", total=len(self.rows) * (self.rounds + 1), count="")
         self.phase = bars.add_task("", total=None, count="")
         return bars
@@ -87,16 +101,27 @@ class Screen:
     def _show(self, bars: Any, state: dict[str, Any]) -> None:
         row, r, done, total = (state.get(key) or 0 for key in ("row", "round", "done", "total"))
         before = self.rows.index(row) if row in self.rows else 0
-        bars.update(self.all, completed=before * (self.rounds + 1) + r, description=f"{row}",
-                         count=f"round {r} of {self.rounds}")
-        bars.update(self.phase, completed=done, total=total or None, description=f"  {state.get('phase', '')}",
-                         count=f"{done} of {total}" if total else "")
+        bars.update(
+            self.all,
+            completed=before * (self.rounds + 1) + r,
+            description=f"{row}",
+            count=f"round {r} of {self.rounds}",
+        )
+        bars.update(
+            self.phase,
+            completed=done,
+            total=total or None,
+            description=f"  {state.get('phase', '')}",
+            count=f"{done} of {total}" if total else "",
+        )
 
     def _say(self, record: dict[str, Any]) -> None:
         metrics = record.get("metrics", {})
         figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
-        line = (f"{record.get('row', '?')}: round {record.get('round', '?')} of {self.rounds}, "
-                f"{record.get('seconds', 0):.0f} s  {figures}").rstrip()
+        line = (
+            f"{record.get('row', '?')}: round {record.get('round', '?')} of {self.rounds}, "
+            f"{record.get('seconds', 0):.0f} s  {figures}"
+        ).rstrip()
         if self.bars:
             self.bars.console.print(line, highlight=False)
         else:

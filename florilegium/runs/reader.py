@@ -16,8 +16,8 @@ import yaml
 
 from florilegium.runs import files
 
-MAIN = "method"                                 # the name of a run's main row; reference rows have their own names
-EVALUATED = ("client/", "t2i/", "server/")      # a round that was evaluated carries at least one of these
+MAIN = "method"  # the name of a run's main row; reference rows have their own names
+EVALUATED = ("client/", "t2i/", "server/")  # a round that was evaluated carries at least one of these
 
 
 class RunError(RuntimeError):
@@ -43,7 +43,7 @@ def read_lines(path: Path) -> list[dict]:
     except OSError as why:
         raise RunError(f"{path}: not readable ({why.strerror})") from None
     objects = []
-    for number, line in enumerate(lines[:-1], 1):           # what follows the last newline is empty, or torn
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or torn
         try:
             objects.append(json.loads(line))
         except ValueError:
@@ -58,7 +58,7 @@ def plain(value):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    if hasattr(value, "tolist"):                                        # NumPy, and torch without importing it
+    if hasattr(value, "tolist"):  # NumPy, and torch without importing it
         return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -131,14 +131,21 @@ def summarise(rounds: list[dict]) -> dict[str, dict]:
     def brief(record: dict | None) -> dict | None:
         return record and {"round": record["round"], "metrics": finite(record["metrics"])}
 
-    return {row: {"first": brief(next(filter(evaluated, records), records[0])),
-                  "best_on_validation": brief(best(records)), "last": brief(last(records)),
-                  "seconds": round(sum(r.get("seconds") or 0 for r in records), 3)} for row, records in rows.items()}
+    return {
+        row: {
+            "first": brief(next(filter(evaluated, records), records[0])),
+            "best_on_validation": brief(best(records)),
+            "last": brief(last(records)),
+            "seconds": round(sum(r.get("seconds") or 0 for r in records), 3),
+        }
+        for row, records in rows.items()
+    }
 
 
 @dataclass(frozen=True)
 class Recorded:
     """One run, as its directory tells it. Rounds are ordered by round within a row."""
+
     path: Path
     settings: dict
     partition: dict
@@ -184,8 +191,11 @@ class Recorded:
         records = self.of(row)
         if at == "second_half":
             return halved(records)
-        pick = {"first": lambda r: next(iter(r), None), "last": last,
-                "best_on_validation": lambda r: best(r) or last(r)}
+        pick = {
+            "first": lambda r: next(iter(r), None),
+            "last": last,
+            "best_on_validation": lambda r: best(r) or last(r),
+        }
         record = pick[at](records)
         return finite(record["metrics"]) if record else {}
 
@@ -206,11 +216,23 @@ class Recorded:
         return TITLES.get(row) or row.replace("_", " ").replace("-", " ").capitalize()
 
 
-TITLES = {"standalone": "Standalone", "untuned": "Un-tuned T2I", "selftuned": "Self-tuned T2I",
-          "self_label": "Self-tuned, labels", "self_caption": "Self-tuned, captions",
-          "self_representation": "Self-tuned, representations", "centralised": "Centralised T2I", "fedavg": "FedAvg"}
-NAMES = {"fedmmkt": "FedMMKT", "fedavg": "FedAvg", "standalone": "Standalone", "selftuned": "Self-tuned T2I",
-         "centralised": "Centralised T2I"}
+TITLES = {
+    "standalone": "Standalone",
+    "untuned": "Un-tuned T2I",
+    "selftuned": "Self-tuned T2I",
+    "self_label": "Self-tuned, labels",
+    "self_caption": "Self-tuned, captions",
+    "self_representation": "Self-tuned, representations",
+    "centralised": "Centralised T2I",
+    "fedavg": "FedAvg",
+}
+NAMES = {
+    "fedmmkt": "FedMMKT",
+    "fedavg": "FedAvg",
+    "standalone": "Standalone",
+    "selftuned": "Self-tuned T2I",
+    "centralised": "Centralised T2I",
+}
 
 
 def recorded(path) -> Recorded:
@@ -225,6 +247,13 @@ def recorded(path) -> Recorded:
         raise RunError(f"{path / 'rounds.jsonl'}: a line lacks row, round or metrics")
     summary = read_json(path / "summary.json")
     seconds = summary.get("seconds") or sum(r.get("seconds") or 0 for r in rounds)
-    return Recorded(path, settings if isinstance(settings, dict) else {}, read_json(path / "partition.json"),
-                    sorted(rounds, key=lambda r: r["round"]), read_lines(path / "ledger.jsonl"),
-                    read_json(path / "votes.json"), summary.get("protocol") or {}, seconds)
+    return Recorded(
+        path,
+        settings if isinstance(settings, dict) else {},
+        read_json(path / "partition.json"),
+        sorted(rounds, key=lambda r: r["round"]),
+        read_lines(path / "ledger.jsonl"),
+        read_json(path / "votes.json"),
+        summary.get("protocol") or {},
+        seconds,
+    )

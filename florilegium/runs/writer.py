@@ -53,10 +53,10 @@ class Run:
             if not resume:
                 raise RunError(f"run directory {out}: holds a run already; choose another out=, or resume=true")
             same_settings(recorded(out).settings, settings, out)
-        files.sweep(out)                                               # what a killed server left half written
+        files.sweep(out)  # what a killed server left half written
         replace(out / "settings.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
         (out / "progress.jsonl").unlink(missing_ok=True)
-        for name in ("rounds.jsonl", "ledger.jsonl"):                   # heal a torn last line before growing the file
+        for name in ("rounds.jsonl", "ledger.jsonl"):  # heal a torn last line before growing the file
             if (out / name).exists():
                 rewrite(out / name, read_lines(out / name))
         return cls(out, settings)
@@ -77,8 +77,10 @@ class Run:
 
     def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
         """One finished round of a row; round 0 is before any training. A metric that is not finite becomes null."""
-        append(self.out / "rounds.jsonl", [{"row": named(row), "round": int(round), "seconds": rounded(seconds, 3),
-                                            "metrics": metrics}])
+        append(
+            self.out / "rounds.jsonl",
+            [{"row": named(row), "round": int(round), "seconds": rounded(seconds, 3), "metrics": metrics}],
+        )
         self.tell("record", row, int(round), rounded(seconds, 3), plain(metrics))
 
     def rounds(self, row: str) -> list[dict]:
@@ -140,7 +142,7 @@ class Run:
         if not moved and self._at.get("done", 0) < self._at.get("total", 0) and now - self._told < 0.25:
             return
         self._told = now
-        try:                                                            # a courtesy: never a reason to fail
+        try:  # a courtesy: never a reason to fail
             with (self.out / "progress.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(plain(self._at)) + "\n")
         except OSError:
@@ -155,9 +157,12 @@ class Run:
         rows = summarise(rounds)
         before = read_json(self.out / "summary.json").get("seconds") or 0
         spent = sum(r.get("seconds") or 0 for r in rounds)
-        summary = {"protocol": {**protocol_of(self.settings), **(protocol or {})},
-                   "seconds": rounded(seconds if seconds is not None else max(before, spent)),
-                   "method": rows.pop("method", None), "references": rows}
+        summary = {
+            "protocol": {**protocol_of(self.settings), **(protocol or {})},
+            "seconds": rounded(seconds if seconds is not None else max(before, spent)),
+            "method": rows.pop("method", None),
+            "references": rows,
+        }
         replace(self.out / "summary.json", to_json(summary))
 
     def close(self) -> None:
@@ -191,13 +196,22 @@ def rounded(value: float | None, digits: int = 1) -> float | None:
 def protocol_of(settings: dict) -> dict:
     """What the numbers of a run were measured under, from its settings."""
     data, clients, method = (settings.get(k) or {} for k in ("data", "clients", "method"))
-    return {"method": method.get("name"), "variant": method.get("variant"), "label": settings.get("label"),
-            "data": data.get("name"), "clients": clients.get("mix"), "partition": clients.get("partition"),
-            "rounds": settings.get("rounds"), "seed": settings.get("seed"), "evaluation": settings.get("evaluation")}
+    return {
+        "method": method.get("name"),
+        "variant": method.get("variant"),
+        "label": settings.get("label"),
+        "data": data.get("name"),
+        "clients": clients.get("mix"),
+        "partition": clients.get("partition"),
+        "rounds": settings.get("rounds"),
+        "seed": settings.get("seed"),
+        "evaluation": settings.get("evaluation"),
+    }
 
 
 def same_settings(old: dict, new: dict, out: Path) -> None:
     """RunError naming the first setting in which a resumed run differs; `rounds` may grow."""
+
     def told(settings: dict) -> dict:
         kept = {k: v for k, v in settings.items() if k not in FREE | {"rounds"}}
         if isinstance(kept.get("clients"), dict):

@@ -22,9 +22,22 @@ def fleet_is_grpc(release: str | None = None) -> bool:
 
 def superlink(keys: Path, host: str, port: int, fleet: str, database: Path, isolated: bool) -> list[str]:
     """`flower-superlink` with TLS and node authentication; `isolated`: server apps run in a SuperExec elsewhere."""
-    command = ["flower-superlink", "--ssl-ca-certfile", str(keys / "ca.crt"), "--ssl-certfile",
-               str(keys / "server.crt"), "--ssl-keyfile", str(keys / "server.key"), "--enable-supernode-auth",
-               "--database", str(database), "--host", host, "--port", str(port)]
+    command = [
+        "flower-superlink",
+        "--ssl-ca-certfile",
+        str(keys / "ca.crt"),
+        "--ssl-certfile",
+        str(keys / "server.crt"),
+        "--ssl-keyfile",
+        str(keys / "server.key"),
+        "--enable-supernode-auth",
+        "--database",
+        str(database),
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
     if fleet_is_grpc():
         command += ["--fleet-api-address", fleet]
     if isolated:
@@ -34,15 +47,35 @@ def superlink(keys: Path, host: str, port: int, fleet: str, database: Path, isol
 
 def serverapp(keys: Path, address: str) -> list[str]:
     """`flower-superexec`, which runs the server apps of the SuperLink whose Runtime API is at `address`."""
-    return ["flower-superexec", "--root-certificates", str(keys / "ca.crt"), "--runtime-api-address", address,
-            "--superexec-auth-secret-file", str(keys / "superexec.secret")]
+    return [
+        "flower-superexec",
+        "--root-certificates",
+        str(keys / "ca.crt"),
+        "--runtime-api-address",
+        address,
+        "--superexec-auth-secret-file",
+        str(keys / "superexec.secret"),
+    ]
 
 
 def supernode(keys: Path, address: str, port: int, config: Mapping[str, str | int]) -> list[str]:
     """`flower-supernode` of the site with these keys, for the SuperLink whose Fleet API is at `address`."""
-    return ["flower-supernode", *(["--grpc-rere"] if fleet_is_grpc() else []), "--superlink", address,
-            "--root-certificates", str(keys / "ca.crt"), "--auth-supernode-private-key", str(keys / "node.key"),
-            "--host", "127.0.0.1", "--port", str(port), "--node-config", node_config(config)]
+    return [
+        "flower-supernode",
+        *(["--grpc-rere"] if fleet_is_grpc() else []),
+        "--superlink",
+        address,
+        "--root-certificates",
+        str(keys / "ca.crt"),
+        "--auth-supernode-private-key",
+        str(keys / "node.key"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--node-config",
+        node_config(config),
+    ]
 
 
 def node_config(values: Mapping[str, str | int]) -> str:

@@ -61,13 +61,23 @@ def make(place: Path, sites: Iterable[str], names: Iterable[str] = (), days: int
 
 def _make_authority(folder: Path) -> list[Path]:
     key, name = ec.generate_private_key(ec.SECP384R1()), _name("florilegium authority")
-    use = x509.KeyUsage(key_cert_sign=True, crl_sign=True, digital_signature=False, content_commitment=False,
-                        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
-                        decipher_only=False)
-    builder = (_certificate(name, name, key.public_key(), AUTHORITY_DAYS)
-               .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-               .add_extension(use, critical=True)
-               .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False))
+    use = x509.KeyUsage(
+        key_cert_sign=True,
+        crl_sign=True,
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    builder = (
+        _certificate(name, name, key.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(use, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
     certificate = builder.sign(key, hashes.SHA384())
     return [_write(folder / "ca.key", _pem(key), 0o600), _write(folder / "ca.crt", certificate.public_bytes(PEM))]
 
@@ -75,14 +85,19 @@ def _make_authority(folder: Path) -> list[Path]:
 def _make_server(folder: Path, authority: Path, names: list[str], days: int) -> list[Path]:
     signer, signed_by = private_key(authority / "ca.key"), certificate(authority / "ca.crt")
     key = ec.generate_private_key(ec.SECP384R1())
-    builder = (_certificate(_name(next(n for n in names if n != LOOPBACK)), signed_by.subject, key.public_key(), days)
-               .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in names]), critical=False)
-               .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-               .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-               .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False))
+    builder = (
+        _certificate(_name(next(n for n in names if n != LOOPBACK)), signed_by.subject, key.public_key(), days)
+        .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
     issued = builder.sign(signer, hashes.SHA384())
-    made = [_write(folder / "server.key", _pem(key), 0o600), _write(folder / "server.crt", issued.public_bytes(PEM)),
-            _write(folder / "ca.crt", (authority / "ca.crt").read_bytes())]
+    made = [
+        _write(folder / "server.key", _pem(key), 0o600),
+        _write(folder / "server.crt", issued.public_bytes(PEM)),
+        _write(folder / "ca.crt", (authority / "ca.crt").read_bytes()),
+    ]
     if not (folder / "superexec.secret").exists():
         made.append(_write(folder / "superexec.secret", secrets.token_hex(32).encode(), 0o600))
     return made
@@ -102,9 +117,15 @@ def _make_node(folder: Path, authority: Path) -> list[Path]:
 
 def _certificate(subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: int):
     now = datetime.now(UTC)
-    return (x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + timedelta(days=days)))
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=days))
+    )
 
 
 def _name(text: str) -> x509.Name:
@@ -147,8 +168,10 @@ def check_server(folder: Path) -> None:
     _in_date(folder / "server.crt", shown)
     _in_date(folder / "ca.crt", authority)
     if LOOPBACK not in alternatives(shown):
-        raise KeyFileError(f"{folder / 'server.crt'} does not name {LOOPBACK}, where the SuperLink's own processes "
-                           f"connect; it names {', '.join(alternatives(shown)) or 'nothing'}")
+        raise KeyFileError(
+            f"{folder / 'server.crt'} does not name {LOOPBACK}, where the SuperLink's own processes "
+            f"connect; it names {', '.join(alternatives(shown)) or 'nothing'}"
+        )
 
 
 def check_site(folder: Path) -> None:
@@ -200,8 +223,9 @@ def _in_date(path: Path, shown: x509.Certificate) -> None:
     if now > shown.not_valid_after_utc:
         raise KeyFileError(f"{path} ran out on {shown.not_valid_after_utc:%Y-%m-%d}")
     if now < shown.not_valid_before_utc:
-        raise KeyFileError(f"{path} is valid only from {shown.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; "
-                           "is this machine's clock right?")
+        raise KeyFileError(
+            f"{path} is valid only from {shown.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; is this machine's clock right?"
+        )
 
 
 def _serves(folder: Path, names: list[str]) -> bool:

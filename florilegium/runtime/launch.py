@@ -141,8 +141,11 @@ def open_directory(conf: DictConfig) -> Path:
 def run_job(conf: DictConfig) -> None:
     """Start one run through Flower and see it to its end. LaunchError with the reason when it fails."""
     out, rows = Path(conf.out), list(composition.rows(conf))
-    print(f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
-          f"rows {', '.join(rows)}, seed {conf.seed}", flush=True)
+    print(
+        f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
+        f"rows {', '.join(rows)}, seed {conf.seed}",
+        flush=True,
+    )
     if bad := composition.typed(Attack, conf.get("attack"), "attack").attackers(len(conf.clients.mix), conf.seed):
         print(f"simulated attack: {conf.attack.kind} by client {', '.join(map(str, bad))}", flush=True)
     with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
@@ -212,9 +215,13 @@ def bundle(target: Path) -> Path:
 
 def ignoring(wanted: str) -> Any:
     """For copytree: leave out everything that is neither a directory nor `wanted`."""
+
     def unwanted(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name in ("__pycache__", "assets")
-                or not (fnmatch.fnmatch(name, wanted) or Path(folder, name).is_dir())]
+        return [
+            name
+            for name in names
+            if name in ("__pycache__", "assets") or not (fnmatch.fnmatch(name, wanted) or Path(folder, name).is_dir())
+        ]
 
     return unwanted
 
@@ -235,8 +242,10 @@ def follow(flower: Flower, run_id: str, log: Path) -> Status:
                     return status
                 silent = 0.0 if status.known else silent or time.monotonic()
                 if silent and time.monotonic() - silent > SILENCE_SECONDS:
-                    raise LaunchError(f"the SuperLink '{flower.superlink}' has not answered for {SILENCE_SECONDS:.0f} "
-                                      "s; once it is back, resume=true goes on")
+                    raise LaunchError(
+                        f"the SuperLink '{flower.superlink}' has not answered for {SILENCE_SECONDS:.0f} "
+                        "s; once it is back, resume=true goes on"
+                    )
                 time.sleep(0.5)
     except KeyboardInterrupt:
         if not flower.owned:

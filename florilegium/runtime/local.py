@@ -21,7 +21,7 @@ from florilegium.runtime import commands, keys, processes, superlink
 from florilegium.runtime.superlink import MARK, POLL, Flower, LaunchError
 from florilegium.runtime.warm import COMMAND, LIBRARIES, Warm
 
-NAME = "local"           # of the connection in the federation's config.toml
+NAME = "local"  # of the connection in the federation's config.toml
 UP_SECONDS, UP_SECONDS_EACH = 180.0, 15.0  # for all nodes to be online: each imports Flower, on a busy machine
 RESTART_SECONDS = 2.0
 POLL_SECONDS_EACH = 0.02
@@ -34,8 +34,7 @@ class LocalFederation:
     `libraries` of a client stay imported between messages, once for all sites (warm.py); None: nowhere.
     """
 
-    def __init__(self, sites: int, state: Path, assets: str,
-                 libraries: Sequence[str] | None = LIBRARIES) -> None:
+    def __init__(self, sites: int, state: Path, assets: str, libraries: Sequence[str] | None = LIBRARIES) -> None:
         self.sites = [f"site-{k}" for k in range(sites)]
         self.state, self.mark = state, uuid.uuid4().hex
         self.home = superlink.short_directory()
@@ -43,14 +42,21 @@ class LocalFederation:
         self.control, self.fleet = (f"127.0.0.1:{superlink.free_port()}" for _ in range(2))
         if not commands.fleet_is_grpc():
             self.fleet = self.control
-        self.environment = superlink.quiet_environment({
-            "FLWR_HOME": str(self.home), MARK: self.mark, VARIABLE: assets,
-            "PYTHONPATH": _with_this_package(),
-            POLL: f"{max(0.1, POLL_SECONDS_EACH * sites):.2f}",  # many that ask often leave no time to work
-        })
+        self.environment = superlink.quiet_environment(
+            {
+                "FLWR_HOME": str(self.home),
+                MARK: self.mark,
+                VARIABLE: assets,
+                "PYTHONPATH": _with_this_package(),
+                POLL: f"{max(0.1, POLL_SECONDS_EACH * sites):.2f}",  # many that ask often leave no time to work
+            }
+        )
         self.processes: dict[str, subprocess.Popen] = {}
-        self.warm = None if libraries is None else Warm(self.home, self.environment, superlink.program(COMMAND),
-                                                        libraries=libraries)
+        self.warm = (
+            None
+            if libraries is None
+            else Warm(self.home, self.environment, superlink.program(COMMAND), libraries=libraries)
+        )
         self.guard: subprocess.Popen | None = None
 
     def __enter__(self) -> Flower:
@@ -60,8 +66,18 @@ class LocalFederation:
                 self.warm.__enter__()
             keys.make(self.keys, self.sites)
             (self.home / "config.toml").write_text(commands.connection(NAME, self.control, self.authority))
-            self.start("superlink", "superlink", "--keys", str(self.keys / "server"), "--control", self.control,
-                       "--fleet", self.fleet, "--database", str(self.home / "superlink.db"))
+            self.start(
+                "superlink",
+                "superlink",
+                "--keys",
+                str(self.keys / "server"),
+                "--control",
+                self.control,
+                "--fleet",
+                self.fleet,
+                "--database",
+                str(self.home / "superlink.db"),
+            )
             self.wait_until_healthy()
             flower = Flower(NAME, self.environment, owned=True)
             self.start("serverapp", "serverapp", "--keys", str(self.keys / "server"), "--superlink", self.control)
@@ -80,19 +96,46 @@ class LocalFederation:
 
     def start(self, name: str, *arguments: str) -> None:
         """Start `florilegium deploy ...` as a process of this federation, logging to <name>.log in its home."""
-        command = [sys.executable, "-m", "florilegium.cli.main", "deploy", *arguments,
-                   "--home", str(self.home / name), "--restart", str(RESTART_SECONDS)]
+        command = [
+            sys.executable,
+            "-m",
+            "florilegium.cli.main",
+            "deploy",
+            *arguments,
+            "--home",
+            str(self.home / name),
+            "--restart",
+            str(RESTART_SECONDS),
+        ]
         with open(self.home / f"{name}.log", "ab") as log:
-            self.processes[name] = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL,
-                                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self.processes[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def start_node(self, site: str, client: int) -> None:
         """The SuperNode of one client, with its own key and its own state."""
         state = (self.state / site).resolve()
         state.mkdir(parents=True, exist_ok=True)
-        self.start(site, "supernode", "--keys", str(self.keys / "sites" / site), "--superlink", self.fleet,
-                   "--client", str(client), "--clients", str(len(self.sites)), "--state", str(state),
-                   *self.warmth())
+        self.start(
+            site,
+            "supernode",
+            "--keys",
+            str(self.keys / "sites" / site),
+            "--superlink",
+            self.fleet,
+            "--client",
+            str(client),
+            "--clients",
+            str(len(self.sites)),
+            "--state",
+            str(state),
+            *self.warmth(),
+        )
 
     def warmth(self) -> list[str]:
         """Whose warm process a SuperNode uses."""
@@ -120,8 +163,10 @@ class LocalFederation:
                 if process.poll() is not None:
                     raise LaunchError(f"{name} ended: {self.said(name)}")
             if time.monotonic() > deadline:
-                raise LaunchError(f"{online} of {len(self.sites)} SuperNodes are online after {limit:.0f} s; "
-                                  f"{self.sites[-1]} says: {self.said(self.sites[-1])}")
+                raise LaunchError(
+                    f"{online} of {len(self.sites)} SuperNodes are online after {limit:.0f} s; "
+                    f"{self.sites[-1]} says: {self.said(self.sites[-1])}"
+                )
             time.sleep(0.5)
 
     def __exit__(self, *_: object) -> None:
@@ -138,16 +183,20 @@ def _with_this_package() -> str:
 def linger(flower: Flower) -> None:
     """Say how the federation can be used and wait for Ctrl-C."""
     home = flower.environment["FLWR_HOME"]
-    print(f"""the federation stays up until Ctrl-C (logs: {home}/*.log); from another terminal:
+    print(
+        f"""the federation stays up until Ctrl-C (logs: {home}/*.log); from another terminal:
   export FLWR_HOME={home}
   florilegium run runtime=deployment runtime.superlink={flower.superlink} out=DIR
   flwr run . {flower.superlink} --run-config 'overrides="runtime=deployment runtime.superlink={flower.superlink} """
-          """out=/absolute/DIR"'""", flush=True)
+        """out=/absolute/DIR"'""",
+        flush=True,
+    )
     while True:
         time.sleep(3600)
 
 
 def of_run(conf: Any) -> LocalFederation:
     """The federation of a run's settings."""
-    return LocalFederation(len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets),
-                           LIBRARIES if conf.runtime.warm else None)
+    return LocalFederation(
+        len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets), LIBRARIES if conf.runtime.warm else None
+    )

@@ -29,15 +29,14 @@ POLLED = re.compile(r"uvicorn\.access.* 200$")  # the server app asks for replie
 # what Flower logs of a failure -> what it means; the last one that was logged is told
 MEANINGS = {
     "[code: 2004]": "the SuperLink does not take this node: its key is not registered (`florilegium deploy register`), "
-                    "or the last connection with it still counts as alive (up to a minute after a kill)",
+    "or the last connection with it still counts as alive (up to a minute after a kill)",
     "[code: 2001]": "the SuperLink does not take nodes without a key",
     "CERTIFICATE_VERIFY_FAILED": "the SuperLink's certificate is not one of this federation's authority (ca.crt)",
     "ddress already in use": "the port is taken already",
 }
 
 
-def run(command: Callable[[], list[str]], home: Path, restart: float | None,
-        warm: bool | Path = False) -> int:
+def run(command: Callable[[], list[str]], home: Path, restart: float | None, warm: bool | Path = False) -> int:
     """Run what `command` gives until it ends, and again `restart` seconds later (None: once); the exit code.
 
     `command` checks and may raise; its process gets `home` as its Flower home, and with `warm` a process that has
@@ -79,8 +78,16 @@ def _once(command: list[str], home: Path, warm: bool | Path) -> int:
 
 
 def _ended(command: list[str], environment: dict[str, str]) -> int:
-    process = subprocess.Popen(command, env=environment, text=True, errors="replace", stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     said = _Said()
     # in a thread: its SuperExec has the same stdout and lives until it is waited for, so the output may not end first
     reader = threading.Thread(target=said.follow, args=(process.stdout,), daemon=True)
@@ -91,8 +98,11 @@ def _ended(command: list[str], environment: dict[str, str]) -> int:
         _end(process)
         reader.join(END_SECONDS)
     if process.returncode:
-        print(f"florilegium: {Path(command[0]).name} ended with code {process.returncode}: {said.meaning or said.last}",
-              file=sys.stderr, flush=True)
+        print(
+            f"florilegium: {Path(command[0]).name} ended with code {process.returncode}: {said.meaning or said.last}",
+            file=sys.stderr,
+            flush=True,
+        )
     return process.returncode
 
 
@@ -167,12 +177,15 @@ def check_certificate(address: str, authority: Path) -> None:
         raise keys.KeyFileError(f"{authority} is not a certificate that can be read") from None
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
-        with socket.create_connection((host, port), HANDSHAKE_SECONDS) as raw, \
-                context.wrap_socket(raw, server_hostname=host):
+        with (
+            socket.create_connection((host, port), HANDSHAKE_SECONDS) as raw,
+            context.wrap_socket(raw, server_hostname=host),
+        ):
             return
     except ssl.SSLCertVerificationError as error:
-        raise keys.KeyFileError(f"the certificate at {address} is refused: {error.verify_message} "
-                                f"(checked against {authority})") from None
+        raise keys.KeyFileError(
+            f"the certificate at {address} is refused: {error.verify_message} (checked against {authority})"
+        ) from None
     except (OSError, ssl.SSLError):  # not up yet: Flower tries again for as long as it takes
         return
 

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import psutil
 
-MARK = "FLORILEGIUM_LAUNCH"          # every process we start carries it, with this launch's id
+MARK = "FLORILEGIUM_LAUNCH"  # every process we start carries it, with this launch's id
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # seconds between a SuperExec's questions for work
 START_SECONDS = 60.0
 END_SECONDS = 8.0
-OBJECT_STORE_BYTES = 256 * 2**20     # Ray's shared memory; it would reserve 30 % of the machine
-SOCKET_ROOM = 40                     # Ray adds ~65 characters to its directory; a Unix socket's path may have 107
+OBJECT_STORE_BYTES = 256 * 2**20  # Ray's shared memory; it would reserve 30 % of the machine
+SOCKET_ROOM = 40  # Ray adds ~65 characters to its directory; a Unix socket's path may have 107
 
 
 class LaunchError(RuntimeError):
@@ -74,14 +74,14 @@ def quiet_environment(extra: dict[str, str]) -> dict[str, str]:
     """The environment of Flower's processes: no installs at run time, no telemetry, no update checks."""
     return {
         **os.environ,
-        "PATH": _search_path(),              # Flower starts its processes by name
+        "PATH": _search_path(),  # Flower starts its processes by name
         "PYTHONUNBUFFERED": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",          # Ray's 15 starves the clients on a machine that does anything else
-        POLL: os.environ.get(POLL, "0.1"),   # every message waits for it
+        "RAY_worker_niceness": "0",  # Ray's 15 starves the clients on a machine that does anything else
+        POLL: os.environ.get(POLL, "0.1"),  # every message waits for it
         **extra,
     }
 
@@ -100,6 +100,7 @@ def free_port() -> int:
 
 class OwnSuperLink:
     """`with OwnSuperLink(extra_environment) as flower:` a simulation SuperLink that lives as long as the block."""
+
     def __init__(self, extra: dict[str, str]) -> None:
         self.mark = uuid.uuid4().hex
         self.extra = extra
@@ -120,19 +121,36 @@ class OwnSuperLink:
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        environment = quiet_environment({
-            "FLWR_HOME": str(home),
-            "RAY_TMPDIR": str(home),
-            "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
-            MARK: self.mark,
-            **self.extra,
-        })
-        command = [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
-                   "--host", "127.0.0.1", "--port", str(port)]
+        environment = quiet_environment(
+            {
+                "FLWR_HOME": str(home),
+                "RAY_TMPDIR": str(home),
+                "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
+                MARK: self.mark,
+                **self.extra,
+            }
+        )
+        command = [
+            program("flower-superlink"),
+            "--insecure",
+            "--simulation",
+            "--isolation",
+            "subprocess",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         self.guard = start_guard(self.mark, home)
         with open(home / "superlink.log", "wb") as log:
-            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self._wait_until_healthy(port, home / "superlink.log")
         return Flower("own", environment, owned=True)
 
@@ -168,8 +186,9 @@ def uninterrupted() -> Iterator[None]:
 
 def start_guard(mark: str, home: Path) -> subprocess.Popen:
     """This file as a process that ends the launch when our end of its pipe closes: also when we are killed with -9."""
-    return subprocess.Popen([sys.executable, str(Path(__file__).resolve()), mark, str(home)], stdin=subprocess.PIPE,
-                            start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).resolve()), mark, str(home)], stdin=subprocess.PIPE, start_new_session=True
+    )
 
 
 def end_launch(mark: str, home: Path) -> None:
@@ -235,8 +254,9 @@ class Flower:
 
     def register(self, public_key: Path, name: str) -> None:
         """Let the SuperNode with this key in. LaunchError with Flower's own reason."""
-        answer = self._ask(["supernode", "register", str(public_key), self.superlink, "--name", name,
-                            "--format", "json"])
+        answer = self._ask(
+            ["supernode", "register", str(public_key), self.superlink, "--name", name, "--format", "json"]
+        )
         if not answer.get("success"):
             raise LaunchError(f"flwr supernode register: {_one_line(answer.get('error-message') or str(answer))}")
 
@@ -249,8 +269,16 @@ class Flower:
     def follow(self, run_id: str) -> Iterator[subprocess.Popen]:
         """`flwr log --stream`: its stdout is the run's log, and ends when the run ends."""
         command = [program("flwr"), "log", run_id, self.superlink, "--stream"]
-        process = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
         try:
             yield process
         finally:
@@ -260,8 +288,16 @@ class Flower:
                 process.stdout.close()
 
     def _ask(self, arguments: list[str]) -> dict:
-        done = subprocess.run([program("flwr"), *arguments], env=self.environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, errors="replace", check=False, start_new_session=True)
+        done = subprocess.run(
+            [program("flwr"), *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            start_new_session=True,
+        )
         start = done.stdout.find("{")
         try:
             return json.loads(done.stdout[start:]) if start >= 0 else {"error-message": done.stderr or done.stdout}

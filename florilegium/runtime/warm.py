@@ -31,9 +31,21 @@ from typing import NoReturn
 COMMAND = "flwr-clientapp"
 ENTRY = "flwr.supernode.cli:flwr_clientapp"
 # what a client imports sooner or later; a name after a colon is fetched, which loads what transformers loads lazily
-LIBRARIES = ("torch", "numpy", "omegaconf", "hydra", "safetensors.torch", "PIL.Image",
-             "transformers:ResNetModel", "transformers:ViTModel", "transformers:BeitModel", "transformers:BertModel",
-             "transformers:DistilBertModel", "transformers:RobertaModel", "torchmetrics.functional.classification")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "omegaconf",
+    "hydra",
+    "safetensors.torch",
+    "PIL.Image",
+    "transformers:ResNetModel",
+    "transformers:ViTModel",
+    "transformers:BeitModel",
+    "transformers:BertModel",
+    "transformers:DistilBertModel",
+    "transformers:RobertaModel",
+    "torchmetrics.functional.classification",
+)
 REQUEST_SECONDS = 5.0
 END_SECONDS = 10.0
 
@@ -46,8 +58,14 @@ class Warm:
     process descriptors there is no warm process, and the environment stays as it is.
     """
 
-    def __init__(self, home: Path, environment: Mapping[str, str], real: str, entry: str = ENTRY,
-                 libraries: Sequence[str] = LIBRARIES) -> None:
+    def __init__(
+        self,
+        home: Path,
+        environment: Mapping[str, str],
+        real: str,
+        entry: str = ENTRY,
+        libraries: Sequence[str] = LIBRARIES,
+    ) -> None:
         self.place, self.environment, self.real = home / "warm", dict(environment), real
         self.entry, self.libraries = entry, libraries
         self.process: subprocess.Popen | None = None
@@ -70,8 +88,9 @@ class Warm:
                 listener.bind(path)
             listener.listen(64)  # who asks before the libraries are there waits
             command = [sys.executable, "-P", str(here), "serve", str(listener.fileno()), self.entry, *self.libraries]
-            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True,
-                                            pass_fds=[listener.fileno()])
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, start_new_session=True, pass_fds=[listener.fileno()]
+            )
         return using(self.place, self.environment)
 
     def __exit__(self, *_: object) -> None:

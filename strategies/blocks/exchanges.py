@@ -25,8 +25,8 @@ class Exchanges:
 
     def __init__(self, kind: str) -> None:
         self.joined = kind == "joined"
-        self.lessons: dict[int, Targets] = {}   # round -> its targets, while somebody is owed them
-        self.owed: dict[int, int] = {}          # client -> the round whose targets it is owed
+        self.lessons: dict[int, Targets] = {}  # round -> its targets, while somebody is owed them
+        self.owed: dict[int, int] = {}  # client -> the round whose targets it is owed
 
     def answers(self, federation: Federation, sent: dict[str, Samples], *expect: type, **how: Any) -> list[Reply]:
         """The cohort's answers to the samples of their modality, after a private training."""
@@ -47,7 +47,12 @@ class Exchanges:
         return federation.collect(exchange)
 
     def teach(
-        self, federation: Federation, r: int, last: bool, targets: Targets, replies: list[Reply],
+        self,
+        federation: Federation,
+        r: int,
+        last: bool,
+        targets: Targets,
+        replies: list[Reply],
     ) -> list[Exchange]:
         """Send round `r`'s targets to those who answered, or owe them; after the `last` round nothing stays owed."""
         if self.joined:

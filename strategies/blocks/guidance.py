@@ -65,8 +65,9 @@ class Guided:
             return told if federation.round == 0 else {}
         if self.settings.feddifrc_on and self.settings.feddifrc.location == "server":
             lacking = self.collected(federation, lacking)
-        replies = federation.ask("represent", lambda client: self.payload(guide, client), Report, clients=lacking,
-                                 needed=0, patient=True)
+        replies = federation.ask(
+            "represent", lambda client: self.payload(guide, client), Report, clients=lacking, needed=0, patient=True
+        )
         self.held |= {x.client.id: guide.version for x in replies}
         return told | self.counted(replies) | {"guide/sent": float(len(lacking))}
 
@@ -76,6 +77,7 @@ class Guided:
 
     def collected(self, federation: Federation, clients: list[Client]) -> list[Client]:
         """Ask for labelled images; the clients whose images are here now."""
+
         def whole(client: Any, body: Examples) -> None:
             if len(body.ids) != client.examples or len(body.images) != client.examples:
                 raise WireError(f"Examples has {len(body.ids)} rows, the client's profile says {client.examples}")
@@ -83,12 +85,22 @@ class Guided:
                 raise WireError("Examples.ids do not rise")
 
         missing = [client for client in clients if client.id not in self.uploaded]
-        replies = federation.ask("represent", Nothing(), Examples, clients=missing, check=whole, needed=0,
-                                 bounds={"C": len(self.resources.classes)})
+        replies = federation.ask(
+            "represent",
+            Nothing(),
+            Examples,
+            clients=missing,
+            check=whole,
+            needed=0,
+            bounds={"C": len(self.resources.classes)},
+        )
         self.uploaded |= {x.client.id: x.body for x in replies}
         if replies:
-            LOG.warning("guidance: labelled private images of %d clients are at the server (%s)", len(replies),
-                self.settings.uploads)
+            LOG.warning(
+                "guidance: labelled private images of %d clients are at the server (%s)",
+                len(replies),
+                self.settings.uploads,
+            )
         return [client for client in clients if client.id in self.uploaded]
 
     def payload(self, guide: Guide, client: Client) -> Guide:
@@ -98,18 +110,28 @@ class Guided:
             return guide
         rows = self.uploaded[client.id]
         asked = questions(self.prompts, rows.labels, rows.ids, s.feddifrc, s.noise_seed)
-        projection = Projection.of({k.removeprefix("pca."): v for k, v in guide.tensors.items()
-                                    if k.startswith("pca.")})
-        features = self.cache.features(self.extractor, pixels.decode(rows.images), rows.ids, asked.prompts,
-                                       asked.which_NQ, projection, s.noise_seed)
+        projection = Projection.of(
+            {k.removeprefix("pca."): v for k, v in guide.tensors.items() if k.startswith("pca.")}
+        )
+        features = self.cache.features(
+            self.extractor,
+            pixels.decode(rows.images),
+            rows.ids,
+            asked.prompts,
+            asked.which_NQ,
+            projection,
+            s.noise_seed,
+        )
         return dataclasses.replace(guide, ids=rows.ids, features=features)
 
     def counted(self, replies: list[Reply]) -> dict[str, float]:
         """Rows found, rows computed and rows of the U-Net: the sum over the clients and, where it looks, the server."""
         own = {"cache/hits": self.cache.hits, "cache/misses": self.cache.misses, "cache/passes": self.extractor.passes}
         before, self.said = self.said, own
-        return {name: float(value - before.get(name, 0)) + sum(x.body.metrics.get(name, 0.0) for x in replies)
-                for name, value in own.items()}
+        return {
+            name: float(value - before.get(name, 0)) + sum(x.body.metrics.get(name, 0.0) for x in replies)
+            for name, value in own.items()
+        }
 
     # -- the guide -------------------------------------------------------------------------------------------------
 
@@ -131,8 +153,10 @@ class Guided:
                 tensors, meta = self.made(federation)
                 files.save(path, tensors, meta)
             fields = {name: tensors.pop(name) for name in ("visual", "text")}
-            nothing = {"ids": torch.zeros(0, dtype=torch.int64),
-                       "features": torch.zeros(0, 0, int(self.resources.width), dtype=torch.float16)}
+            nothing = {
+                "ids": torch.zeros(0, dtype=torch.int64),
+                "features": torch.zeros(0, 0, int(self.resources.width), dtype=torch.float16),
+            }
             self._guide = Guide(fingerprint({**tensors, **fields}), tensors, **fields, **nothing), meta["figures"]
             return self._guide
         return self._guide[0], {}
@@ -141,8 +165,15 @@ class Guided:
         """A hash of all that decides the guide, without making it."""
         s, conf = self.settings, self.resources.conf
         plain = dataclasses.asdict(s) | {"cache": None}
-        told = [FORMAT, self.extractor.version, plain, self.prompts, str(conf.data), str(conf.diffusion),
-                self.resources.width]
+        told = [
+            FORMAT,
+            self.extractor.version,
+            plain,
+            self.prompts,
+            str(conf.data),
+            str(conf.diffusion),
+            self.resources.width,
+        ]
         if s.semanticfl_on and s.semanticfl.source == "upload":
             told += [str(conf.out), [(client.id, client.examples) for client in federation.clients]]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
@@ -170,8 +201,9 @@ class Guided:
         if s.standardise == "none":
             return {}
         prompt = s.feddifrc.noise_prompt if s.feddifrc.supervised else s.feddifrc.visual_prompt
-        seen_ND = self.extractor.conditional(images, ids, [prompt], torch.zeros(len(images), 1, dtype=torch.int64),
-                                             projection, s.noise_seed)[:, 0]
+        seen_ND = self.extractor.conditional(
+            images, ids, [prompt], torch.zeros(len(images), 1, dtype=torch.int64), projection, s.noise_seed
+        )[:, 0]
         found = {"centre": seen_ND.mean(0)}
         return found | ({"scale": seen_ND.std(0).clamp_min(1e-6)} if s.standardise == "scale" else {})
 
@@ -181,12 +213,14 @@ class Guided:
         if s.source == "upload":
             self.collected(federation, federation.clients)
             rows = self.uploaded.values()
-            shown = Proxies(torch.cat([pixels.decode(x.images) for x in rows]), torch.cat([x.labels for x in rows]),
-                            "upload")
+            shown = Proxies(
+                torch.cat([pixels.decode(x.images) for x in rows]), torch.cat([x.labels for x in rows]), "upload"
+            )
         else:
             shown = self.shown("auto" if s.source == "private_local" else s.source, s.images_per_class)
-        found = build_anchors(self.extractor, shown.images, shown.labels, self.prompts, s.anchors,
-                              self.settings.noise_seed)
+        found = build_anchors(
+            self.extractor, shown.images, shown.labels, self.prompts, s.anchors, self.settings.noise_seed
+        )
         clip = s.text_encoder == "clip"
         tensors = {"text": self.resources.clip_score().encode_texts(self.prompts) if clip else found.text}
         if s.source == "private_local":
@@ -195,7 +229,8 @@ class Guided:
         else:
             tensors["visual"] = found.visual
         return tensors, {f"guide/weight/{name}": a for name, a in found.weights.items()} | {
-            "guide/explained/levels": found.explained}
+            "guide/explained/levels": found.explained
+        }
 
     def shown(self, source: str, per_class: int) -> Proxies:
         """Images that are nobody's private ones."""

@@ -29,8 +29,9 @@ def resolved(source: str, resources: Any) -> str:
     """`auto` is public where every class has a public row, else generated. ValueError for public that is not there."""
     lacking = [str(name) for c, name in enumerate(resources.classes) if c not in set(public_labels(resources).tolist())]
     if source == "public" and lacking:
-        raise ValueError(f"guidance: {resources.conf.data.name} has no public row of {', '.join(lacking)}; "
-                         "choose generated or auto")
+        raise ValueError(
+            f"guidance: {resources.conf.data.name} has no public row of {', '.join(lacking)}; choose generated or auto"
+        )
     return source if source != "auto" else "generated" if lacking else "public"
 
 

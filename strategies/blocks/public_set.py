@@ -33,14 +33,14 @@ SOURCES = ("proxy", "synthetic")
 class PublicSetSettings:
     """`server.public` of a method. The papers' alignment sets are proxies; `ours` where they are silent."""
 
-    source: str = "proxy"              # method.public_set: proxy (conf.data.public) | synthetic (the T2I model's)
-    samples: int = 240                 # N of a round; a proxy set with fewer pairs is taken whole
-    fresh: bool = True                 # proxy: another N each round (FedMD) | the same N in every round
+    source: str = "proxy"  # method.public_set: proxy (conf.data.public) | synthetic (the T2I model's)
+    samples: int = 240  # N of a round; a proxy set with fewer pairs is taken whole
+    fresh: bool = True  # proxy: another N each round (FedMD) | the same N in every round
     class_sampling: str = "stratified"  # synthetic: stratified | uniform; ours
     sample_guidance: float | None = None  # synthetic; None: diffusion.guidance; ours
-    image_format: str = "png"          # png | webp | jpeg on the wire
-    tune_t2i: bool = True              # synthetic: tune the T2I model on the agreed labels (Table III)
-    replay: int = 0                    # synthetic: earlier samples the T2I model is tuned on again
+    image_format: str = "png"  # png | webp | jpeg on the wire
+    tune_t2i: bool = True  # synthetic: tune the T2I model on the agreed labels (Table III)
+    replay: int = 0  # synthetic: earlier samples the T2I model is tuned on again
     t2i: TuneSettings = field(default_factory=TuneSettings)
 
     def __post_init__(self) -> None:
@@ -100,8 +100,9 @@ class PublicSet:
             labels = draw_classes(len(self.classes), s.samples, s.class_sampling, self.seed, r)
             ids = torch.arange(s.samples) + r * s.samples
             noise = [seeds.seed_of(self.seed, "synthesis", r, n) for n in range(s.samples)]
-            images = self.generator.synthesize([self.classes.prompt(c) for c in labels.tolist()], noise,
-                                               s.sample_guidance)
+            images = self.generator.synthesize(
+                [self.classes.prompt(c) for c in labels.tolist()], noise, s.sample_guidance
+            )
             texts = tuple(self.caption(images))
         sent = {"image": Samples(ids, images=pixels.encode(images, s.image_format)), "text": Samples(ids, texts=texts)}
         return PublicRound(ids, labels, images, texts, sent)
@@ -114,7 +115,11 @@ class PublicSet:
     # -- T2I fine-tuning (Table III) ----------------------------------------------------------------------------------
 
     def tune(
-        self, rounds: tuple[int, int], public: PublicRound, label_N: Tensor, fused_ND: Tensor | None = None,
+        self,
+        rounds: tuple[int, int],
+        public: PublicRound,
+        label_N: Tensor,
+        fused_ND: Tensor | None = None,
         keep_N: Tensor | None = None,
     ) -> dict[str, float]:
         """Tune the T2I model on the samples under the labels agreed on, and on `fused_ND` where a method has it.
@@ -127,8 +132,17 @@ class PublicSet:
             return {}
         fused_ND = torch.zeros(len(public), 0) if fused_ND is None else fused_ND
         captions = [text for text, kept in zip(public.texts, keep_N.tolist(), strict=True) if kept]
-        return self.replay.tune(self.generator, self.classes, s.t2i, rounds, self.seed, public.images[keep_N],
-                                label_N[keep_N], captions, fused_ND[keep_N])
+        return self.replay.tune(
+            self.generator,
+            self.classes,
+            s.t2i,
+            rounds,
+            self.seed,
+            public.images[keep_N],
+            label_N[keep_N],
+            captions,
+            fused_ND[keep_N],
+        )
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -137,8 +151,11 @@ class PublicSet:
         if self.pairs is not None:
             return {"labels/accuracy": (label_N == public.labels).float().mean().item()}
         oracle_N = self.resources.judge().predict(public.images)
-        agree = {"labels/accuracy": label_N == oracle_N, "labels/agree_with_prompt": label_N == public.labels,
-                 "prompts/accuracy": public.labels == oracle_N}
+        agree = {
+            "labels/accuracy": label_N == oracle_N,
+            "labels/agree_with_prompt": label_N == public.labels,
+            "prompts/accuracy": public.labels == oracle_N,
+        }
         return {name: hit.float().mean().item() for name, hit in agree.items()}
 
     def votes(self, public: PublicRound, label_N: Tensor) -> Tensor:
@@ -173,6 +190,8 @@ def classifiers(federation: Federation, method: str) -> tuple[list[Client], list
     if others:
         LOG.info("%s has nothing to exchange with %s: left to their own data", method, ", ".join(map(str, others)))
     if not taught:
-        raise FederationError(f"{method} needs clients that classify images or texts; the cohort of round "
-                              f"{federation.round} has {', '.join(map(str, others)) or 'none'}")
+        raise FederationError(
+            f"{method} needs clients that classify images or texts; the cohort of round "
+            f"{federation.round} has {', '.join(map(str, others)) or 'none'}"
+        )
     return taught, others

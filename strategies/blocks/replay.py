@@ -39,15 +39,29 @@ class Reservoir:
         return both["images"], both["labels"], texts, both["fused"]
 
     def tune(
-        self, generator: Generator, classes: Classes, settings: TuneSettings, rounds: tuple[int, int], seed: int,
-        images: Tensor, labels: Tensor, captions: list[str], fused: Tensor,
+        self,
+        generator: Generator,
+        classes: Classes,
+        settings: TuneSettings,
+        rounds: tuple[int, int],
+        seed: int,
+        images: Tensor,
+        labels: Tensor,
+        captions: list[str],
+        fused: Tensor,
     ) -> dict[str, float]:
         """Tune the generator on these samples and the kept ones, in round `rounds[0]` of `rounds[1]`."""
         images, labels, captions, fused = self.mixed(images, labels, captions, fused, (seed, rounds[0]))
         prompts = [classes.prompt(c) for c in labels.tolist()]
         texts = TuneTexts(label=prompts, full=[f"{p} {c}" for p, c in zip(prompts, captions, strict=True)])
-        return generator.finetune(images, texts, fused if fused.shape[-1] else None, settings, rounds=rounds,
-                                  seed=seeds.seed_of(seed, "t2i", rounds[0]))
+        return generator.finetune(
+            images,
+            texts,
+            fused if fused.shape[-1] else None,
+            settings,
+            rounds=rounds,
+            seed=seeds.seed_of(seed, "t2i", rounds[0]),
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return dict(self.tensors), {"captions": self.captions}
@@ -63,9 +77,7 @@ def joint_state(generator: Generator, replay: Reservoir) -> tuple[dict[str, Tens
     return {**named("generator", tensors), **named("replay", kept)}, {"generator": meta, "replay": texts}
 
 
-def restore_joint(
-    generator: Generator, replay: Reservoir, tensors: dict[str, Tensor], meta: dict[str, Any]
-) -> None:
+def restore_joint(generator: Generator, replay: Reservoir, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Put back what `joint_state` gave; other names are left alone."""
     generator.restore(part(tensors, "generator"), meta["generator"])
     replay.restore(part(tensors, "replay"), meta["replay"])

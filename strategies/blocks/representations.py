@@ -37,26 +37,40 @@ def question(public_set: Public, public: PublicRound) -> Callable[[Client], Samp
 
 
 def ask_representations(
-    federation: Federation, public_set: Public, public: PublicRound, width: int, second: bool = False,
+    federation: Federation,
+    public_set: Public,
+    public: PublicRound,
+    width: int,
+    second: bool = False,
     clients: list[Client] | None = None,
 ) -> list[Reply]:
     """Unit representations of the public samples, of each side a client has; a reply that misses one is left out.
 
     `second` allows the output of a body as wide as the representation beside it.
     """
+
     def whole(client: Client, body: Answers | Features) -> None:
         allowed = (width, 2 * width) if second else (width,)
         for side, found in sides_in(body, client).items():
             expected = allowed if side in sides_of(client) else (0,)
             if found.shape[1] not in expected:
-                raise WireError(f"{type(body).__name__} has {found.shape[1]} values of the {side} side, expected "
-                                f"{' or '.join(map(str, expected))}")
+                raise WireError(
+                    f"{type(body).__name__} has {found.shape[1]} values of the {side} side, expected "
+                    f"{' or '.join(map(str, expected))}"
+                )
             if found.shape[1] and max(p.norm(dim=1).amax().item() for p in found.split(width, 1) if len(p)) > UNIT:
                 raise WireError(f"{type(body).__name__} has a representation of the {side} side longer than one")
 
     kinds = (Features,) if public_set.pairs is not None else (Answers, Features)
-    return federation.ask("represent", question(public_set, public), *kinds, ids=public.ids, check=whole,
-                          clients=clients, bounds={"N": len(public), "C": len(public_set.classes), "A": 0})
+    return federation.ask(
+        "represent",
+        question(public_set, public),
+        *kinds,
+        ids=public.ids,
+        check=whole,
+        clients=clients,
+        bounds={"N": len(public), "C": len(public_set.classes), "A": 0},
+    )
 
 
 def handshake(federation: Federation, public_set: Public) -> list[Client]:
@@ -78,16 +92,17 @@ def stacked(replies: Sequence[Reply], width: int, layer: int = 0) -> dict[str, t
     found: dict[str, tuple[list[int], Tensor]] = {}
     for side in SIDES:
         parts = [(x.client.id, sides_in(x.body, x.client).get(side)) for x in replies]
-        mine = [(k, rep[:, layer * width:(layer + 1) * width]) for k, rep in parts
-                if rep is not None and rep.shape[1] >= (layer + 1) * width]
+        mine = [
+            (k, rep[:, layer * width : (layer + 1) * width])
+            for k, rep in parts
+            if rep is not None and rep.shape[1] >= (layer + 1) * width
+        ]
         if mine:
             found[side] = [k for k, _ in mine], torch.stack([rep for _, rep in mine])
     return found
 
 
-def majority(
-    replies: Sequence[Reply], classes: int, drawn_N: Tensor, guard: Guard
-) -> tuple[Tensor, dict[str, float]]:
+def majority(replies: Sequence[Reply], classes: int, drawn_N: Tensor, guard: Guard) -> tuple[Tensor, dict[str, float]]:
     """The label most classifiers gave, ties to the lowest class; without any, what the samples were drawn for. [N].
 
     With `privacy.votes` a label that Confident-GNMax does not answer is the class the sample was drawn for.

@@ -28,14 +28,14 @@ class RetrieverSettings:
     """How the server's encoders look and learn; `ours` for embedded scale."""
 
     architecture: str = "resnet+bert"  # image+text, sizes of clients.architectures; paper: ResNet-101 and BERT
-    epochs: int = 1                    # supervised passes over the public pairs a round; paper 1
-    kd_epochs: int = 1                 # distillation passes a round; paper 1
-    learning_rate: float = 1.0e-3      # paper: 2e-4 with AdamP
+    epochs: int = 1  # supervised passes over the public pairs a round; paper 1
+    kd_epochs: int = 1  # distillation passes a round; paper 1
+    learning_rate: float = 1.0e-3  # paper: 2e-4 with AdamP
     weight_decay: float = 0.01
-    batch: int = 64                    # paper 128
-    clip: float = 2.0                  # gradient norm; paper
-    keep_pretrained: bool = True       # a body that came trained (clip) stands still, its projection learns
-    schedule: str = "cosine"           # of the learning rate over the run's rounds; paper | constant
+    batch: int = 64  # paper 128
+    clip: float = 2.0  # gradient norm; paper
+    keep_pretrained: bool = True  # a body that came trained (clip) stands still, its projection learns
+    schedule: str = "cosine"  # of the learning rate over the run's rounds; paper | constant
 
     def __post_init__(self) -> None:
         for key in ("epochs", "kd_epochs"):
@@ -59,14 +59,21 @@ class Retriever:
 
     def features(self, images: Tensor, texts: tuple[str, ...]) -> dict[str, Tensor]:
         """Unit features [N, D] of both sides, in evaluation mode: no augmentation, one order."""
-        return {"image": image_features(self.model.image, images, self.model.device),
-                "text": text_features(self.model.text, texts, self.model.vocabulary, self.model.device)}
+        return {
+            "image": image_features(self.model.image, images, self.model.device),
+            "text": text_features(self.model.text, texts, self.model.vocabulary, self.model.device),
+        }
 
     def supervise(
-        self, images: Tensor, texts: tuple[str, ...], groups_N: Tensor, rounds: tuple[int, int],
+        self,
+        images: Tensor,
+        texts: tuple[str, ...],
+        groups_N: Tensor,
+        rounds: tuple[int, int],
         epochs: int | None = None,
     ) -> dict[str, float]:
         """Contrastive passes over the pairs (None: the settings' number); pairs of one group match."""
+
         def loss(rows: Tensor) -> dict[str, Tensor]:
             image_BD, text_BD = self.model(*self.inputs(images, texts, rows))
             return {"retrieval": self.model.loss(image_BD, text_BD, groups_N[rows].to(self.model.device))}
@@ -74,14 +81,21 @@ class Retriever:
         return self.passes(loss, len(images), self.settings.epochs if epochs is None else epochs, rounds, "supervise")
 
     def distill(
-        self, images: Tensor, texts: tuple[str, ...], targets: Mapping[str, Tensor], weight: float,
+        self,
+        images: Tensor,
+        texts: tuple[str, ...],
+        targets: Mapping[str, Tensor],
+        weight: float,
         rounds: tuple[int, int],
     ) -> dict[str, float]:
         """weight * MSE(own feature, target [N, D]) of each side that has a target."""
+
         def loss(rows: Tensor) -> dict[str, Tensor]:
             own = dict(zip(("image", "text"), self.model(*self.inputs(images, texts, rows)), strict=True))
-            return {f"kd_{side}": weight * mse_loss(own[side], target[rows].to(self.model.device))
-                    for side, target in targets.items()}
+            return {
+                f"kd_{side}": weight * mse_loss(own[side], target[rows].to(self.model.device))
+                for side, target in targets.items()
+            }
 
         epochs = self.settings.kd_epochs if targets and weight else 0
         return self.passes(loss, len(images), epochs, rounds, "distill")

@@ -100,9 +100,17 @@ class Rounds(Strategy):
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def start(  # noqa: PLR0913  (Flower's signature)
-        self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, timeout: float = 3600,
-        train_config: ConfigRecord | None = None, evaluate_config: ConfigRecord | None = None, evaluate_fn: Any = None,
-        *, federation: Federation | None = None, journal: Journal | None = None,
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Any = None,
+        *,
+        federation: Federation | None = None,
+        journal: Journal | None = None,
     ) -> Result:
         """Run `num_rounds` rounds, going on after the last one the journal knows.
 
@@ -167,8 +175,9 @@ class Rounds(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The `evaluate` phase to every node, with the global model where there is one."""
-        body = codec.pack(Weights(dict(arrays.to_torch_state_dict())) if len(arrays) else Nothing(),
-                         Header("method", server_round, 2))
+        body = codec.pack(
+            Weights(dict(arrays.to_torch_state_dict())) if len(arrays) else Nothing(), Header("method", server_round, 2)
+        )
         group = str(server_round)
         return [Message(body, node, phases.PHASES["evaluate"], group_id=group) for node in grid.get_node_ids()]
 

@@ -17,8 +17,14 @@ from strategies.blocks.public_set import PublicRound, PublicSet, classifiers
 def ask_scores(federation: Federation, public: PublicRound, classes: int, method: str) -> tuple[list[Reply], Tensor]:
     """Class scores [K, N, C] of the cohort's classifiers, each for its own modality's side, and who gave them."""
     asked, _ = classifiers(federation, method)
-    replies = federation.ask("represent", lambda client: public.sent[client.modality], Logits, clients=asked,
-                             bounds={"N": len(public), "C": classes}, ids=public.ids)
+    replies = federation.ask(
+        "represent",
+        lambda client: public.sent[client.modality],
+        Logits,
+        clients=asked,
+        bounds={"N": len(public), "C": classes},
+        ids=public.ids,
+    )
     return replies, torch.stack([x.body.logits for x in replies])
 
 
@@ -30,7 +36,11 @@ def warm_up(federation: Federation, public: PublicRound, classes: int, method: s
 
 
 def recorded(
-    public_set: PublicSet, public: PublicRound, replies: list[Reply], logits_KNC: Tensor, label_N: Tensor,
+    public_set: PublicSet,
+    public: PublicRound,
+    replies: list[Reply],
+    logits_KNC: Tensor,
+    label_N: Tensor,
 ) -> dict[str, float]:
     """How right the labels are, how often each client's own label is the same, and the bytes by formula."""
     votes = zip(replies, logits_KNC.argmax(-1), strict=True)
@@ -38,5 +48,8 @@ def recorded(
     size = {m: costs.mean_bytes(sent) for m, sent in public.sent.items()}
     down = sum(size[x.client.modality] for x in replies) / len(replies)
     scores = 4.0 * logits_KNC.shape[-1]
-    return agree | public_set.judged(public, label_N) | {
-        "bytes/formula_up": len(public) * scores, "bytes/formula_down": len(public) * (scores + down)}
+    return (
+        agree
+        | public_set.judged(public, label_N)
+        | {"bytes/formula_up": len(public) * scores, "bytes/formula_down": len(public) * (scores + down)}
+    )

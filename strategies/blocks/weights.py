@@ -49,9 +49,14 @@ def group_starts(federation: Federation) -> dict[str, dict[str, Tensor]]:
 
 
 def trained(
-    federation: Federation, down: Mapping[str, Tensor] | Callable[[Client], Mapping[str, Tensor]], *,
-    like: Mapping[str, Tensor] | None = None, ranges: Mapping[str, tuple[float, float]] | None = None,
-    check: Check | None = None, metrics: Mapping[str, float] | None = None, late: bool = True,
+    federation: Federation,
+    down: Mapping[str, Tensor] | Callable[[Client], Mapping[str, Tensor]],
+    *,
+    like: Mapping[str, Tensor] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    check: Check | None = None,
+    metrics: Mapping[str, float] | None = None,
+    late: bool = True,
 ) -> list[Reply]:
     """The cohort's weights after local training from `down` (with `metrics`, figures for the clients); a bad upload is
     left out and named in the ledger.
@@ -60,6 +65,7 @@ def trained(
     figures of `ranges` within them, and no more examples than the client's profile says. `late`: where settings have it
     so, the weights a client was asked for in an earlier round may come instead, and count less (`shares`).
     """
+
     def checked(client: Any, body: Weights) -> None:
         given = down(client) if callable(down) else down
         same_tensors(body.tensors, given if like is None else like)
@@ -87,6 +93,7 @@ def trained(
 
 def same_tensors(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
     """WireError naming the first tensor whose shape or type is not that of `like`."""
+
     def told(state: Mapping[str, Tensor], name: str) -> str:
         return f"{str(state[name].dtype)[6:]} {list(state[name].shape)}" if name in state else "nothing"
 

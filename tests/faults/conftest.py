@@ -33,16 +33,31 @@ class Deployment(LocalFederation):
 
     def launch(self, *overrides: str) -> subprocess.Popen:
         """`florilegium run` on this federation, as its operator would."""
-        given = [*self.toy, "runtime=deployment", "runtime.superlink=local", "references=none",
-                 f"out={self.folder / 'run'}", *overrides]
-        return subprocess.Popen([sys.executable, "-m", "florilegium.cli.main", "run", *given], env=self.environment,
-                                cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        given = [
+            *self.toy,
+            "runtime=deployment",
+            "runtime.superlink=local",
+            "references=none",
+            f"out={self.folder / 'run'}",
+            *overrides,
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-m", "florilegium.cli.main", "run", *given],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def working(self, name: str, run: subprocess.Popen, what: str) -> list[psutil.Process]:
         """Wait until a client process that is not there yet has started at this site; all that are there then."""
         earlier = self.descendants(name, "flwr-clientapp")  # of the exchange before; may not have ended yet
-        until(f"{name} to work on {what}", lambda: set(self.descendants(name, "flwr-clientapp")) - set(earlier),
-              process=run)
+        until(
+            f"{name} to work on {what}",
+            lambda: set(self.descendants(name, "flwr-clientapp")) - set(earlier),
+            process=run,
+        )
         return self.descendants(name, "flwr-clientapp")
 
     def descendants(self, name: str, program: str) -> list[psutil.Process]:

@@ -41,14 +41,14 @@ def test_the_checkpoint_before_stays_whole_wherever_the_disk_ends(limit: int, tm
     files.save(path, {"w": torch.ones(3)}, {"round": 2})
     context = multiprocessing.get_context("forkserver")
     answer = context.Queue()
-    process = context.Process(target=limited, args=(str(path), 20_000, limit, answer))   # 80 kB and a header
+    process = context.Process(target=limited, args=(str(path), 20_000, limit, answer))  # 80 kB and a header
     process.start()
     said = answer.get(timeout=120)
     process.join(60)
     assert said == f"cannot write {path} (File too large); what was there before is whole"
     tensors, meta = files.load(path)
     assert tensors["w"].tolist() == [1, 1, 1] and meta == {"round": 2}
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]                            # nothing half written is left
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing half written is left
 
 
 def full(*_: object, **__: object) -> None:
@@ -115,8 +115,9 @@ def test_the_run_ends_with_one_line_and_resumes_when_there_is_room(toy_conf, fed
     assert files.load(place / "round-0000.safetensors")
     narrow.resume = True
     federated(narrow)
-    told = [[(x["round"], x["metrics"]) for x in read_lines(tmp_path / run / "rounds.jsonl")]
-            for run in ("calm", "narrow")]
+    told = [
+        [(x["round"], x["metrics"]) for x in read_lines(tmp_path / run / "rounds.jsonl")] for run in ("calm", "narrow")
+    ]
     assert told[0] == told[1] and len(told[0]) == 3
 
 
@@ -130,9 +131,9 @@ def test_a_real_full_disk(tmp_path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     try:
-        files.save(place / "round-0001.safetensors", {"w": torch.ones(30_000)})            # 120 kB
+        files.save(place / "round-0001.safetensors", {"w": torch.ones(30_000)})  # 120 kB
         with pytest.raises(files.WriteError, match="round-0002.safetensors .No space left on device"):
-            files.save(place / "round-0002.safetensors", {"w": torch.ones(60_000)})        # 240 kB more
+            files.save(place / "round-0002.safetensors", {"w": torch.ones(60_000)})  # 240 kB more
         assert [p.name for p in place.iterdir()] == ["round-0001.safetensors"]
         assert files.load(place / "round-0001.safetensors")[0]["w"].sum() == 30_000
     finally:

@@ -14,12 +14,14 @@ pytestmark = pytest.mark.faults
 
 
 def test_a_deployment_over_loopback_ends_with_the_simulations_numbers(
-    tiny_overrides: list[str], tmp_path: Path,
+    tiny_overrides: list[str],
+    tmp_path: Path,
 ) -> None:
     toy = ["data=toy", "clients=toy", TWO, *tiny_overrides, "references=none", "rounds=1", "method=fedmmkt"]
     ways = {"simulated": ["run"], "deployed": ["deploy", "local"]}
-    started = {out: florilegium(*command, *toy, f"out={tmp_path / out}", where=tmp_path)
-               for out, command in ways.items()}
+    started = {
+        out: florilegium(*command, *toy, f"out={tmp_path / out}", where=tmp_path) for out, command in ways.items()
+    }
     for out, process in started.items():
         told, errors = process.communicate(timeout=2 * LIMIT)
         assert process.returncode == 0, told + errors

@@ -17,27 +17,55 @@ pytestmark = pytest.mark.faults
 
 
 def ours(federation: Deployment, site: Path, name: str) -> list[str]:
-    return [sys.executable, "-m", "florilegium.cli.main", "deploy", "supernode", "--keys", str(site), "--superlink",
-            federation.fleet, "--client", "0", "--clients", "1", "--state", str(federation.folder / name / "state"),
-            "--home", str(federation.folder / name / "flower")]
+    return [
+        sys.executable,
+        "-m",
+        "florilegium.cli.main",
+        "deploy",
+        "supernode",
+        "--keys",
+        str(site),
+        "--superlink",
+        federation.fleet,
+        "--client",
+        "0",
+        "--clients",
+        "1",
+        "--state",
+        str(federation.folder / name / "state"),
+        "--home",
+        str(federation.folder / name / "flower"),
+    ]
 
 
 def flowers(federation: Deployment, authority: Path) -> list[str]:
     grpc = ["--grpc-rere"] if commands.fleet_is_grpc() else []
-    return [superlink.program("flower-supernode"), *grpc, "--superlink", federation.fleet,
-            "--root-certificates", str(authority), "--host", "127.0.0.1", "--port", str(superlink.free_port()),
-            "--node-config", "partition-id=0 num-partitions=1"]
+    return [
+        superlink.program("flower-supernode"),
+        *grpc,
+        "--superlink",
+        federation.fleet,
+        "--root-certificates",
+        str(authority),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(superlink.free_port()),
+        "--node-config",
+        "partition-id=0 num-partitions=1",
+    ]
 
 
 def test_three_nodes_that_do_not_belong_are_refused_while_a_run_goes_on(
-    deployment: Callable[[int], Deployment], tmp_path: Path,
+    deployment: Callable[[int], Deployment],
+    tmp_path: Path,
 ) -> None:
     federation = deployment(1)
     own, foreign = federation.keys, tmp_path / "foreign"
-    keys.make(own, ["stranger"])                      # the right authority, but nobody registered this key
-    keys.make(foreign, ["stranger"])                  # an authority of its own
+    keys.make(own, ["stranger"])  # the right authority, but nobody registered this key
+    keys.make(foreign, ["stranger"])  # an authority of its own
     stranger = own / "sites" / "stranger"
-    impostor = tmp_path / "impostor"                  # a key nobody registered, and another authority's certificate
+    impostor = tmp_path / "impostor"  # a key nobody registered, and another authority's certificate
     impostor.mkdir()
     (impostor / "node.key").write_bytes((foreign / "sites" / "stranger" / "node.key").read_bytes())
     (impostor / "ca.crt").write_bytes((foreign / "authority" / "ca.crt").read_bytes())

@@ -25,23 +25,42 @@ KILLS = 20
 def processes():
     """Processes that start with torch, the apps and the libraries they import on their way."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([
-        "tests.local_grid", "server_app.app", "client_app.app", "florilegium.diffusion.stable", "datasets",
-        "flwr_datasets", "open_clip", "transformers.models.resnet.modeling_resnet",
-        "transformers.models.bert.modeling_bert", "transformers.models.vit.modeling_vit",
-        "transformers.models.distilbert.modeling_distilbert", "transformers.models.clip.modeling_clip"])
+    context.set_forkserver_preload(
+        [
+            "tests.local_grid",
+            "server_app.app",
+            "client_app.app",
+            "florilegium.diffusion.stable",
+            "datasets",
+            "flwr_datasets",
+            "open_clip",
+            "transformers.models.resnet.modeling_resnet",
+            "transformers.models.bert.modeling_bert",
+            "transformers.models.vit.modeling_vit",
+            "transformers.models.distilbert.modeling_distilbert",
+            "transformers.models.clip.modeling_clip",
+        ]
+    )
     return context
 
 
 @pytest.fixture
 def conf(toy_conf, tmp_path) -> DictConfig:
     """FedMMKT and two reference rows, so that a kill meets finished, running and unbegun rows."""
-    conf = toy_conf("method=fedmmkt", "rounds=3", "method.server.samples=12", "method.server.replay=4",
-                    "tuning.batch=8", "method.client.pretrain_epochs=1", "evaluation.images_per_class=2")
+    conf = toy_conf(
+        "method=fedmmkt",
+        "rounds=3",
+        "method.server.samples=12",
+        "method.server.replay=4",
+        "tuning.batch=8",
+        "method.client.pretrain_epochs=1",
+        "evaluation.images_per_class=2",
+    )
     with open_dict(conf):
         conf.references = {
             "standalone": {"name": "standalone", "server": {}, "client": {"pretrain_epochs": 1}},
-            "self_label": {"name": "selftuned", "server": {"source": "label", "samples": 8, "t2i": conf.tuning}}}
+            "self_label": {"name": "selftuned", "server": {"source": "label", "samples": 8, "t2i": conf.tuning}},
+        }
     return conf
 
 
@@ -98,17 +117,24 @@ def told_by(out: Path) -> dict:
         held.pop("seconds")
     for entry in [*rounds, *ledger]:
         entry.pop("seconds")
-    return {"rounds": rounds, "ledger": [e for e in ledger if e["phase"] != "profile"], "summary": summary,
-            "votes": json.loads((out / "votes.json").read_text()),
-            "samples": {p.name: p.read_bytes() for p in sorted((out / "samples").glob("*.png"))}}
+    return {
+        "rounds": rounds,
+        "ledger": [e for e in ledger if e["phase"] != "profile"],
+        "summary": summary,
+        "votes": json.loads((out / "votes.json").read_text()),
+        "samples": {p.name: p.read_bytes() for p in sorted((out / "samples").glob("*.png"))},
+    }
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
     """The last checkpoints of all rows and the last models of all clients."""
     last = {path.parent: path for path in sorted(out.glob("checkpoints/*/round-*.safetensors"))}
     last |= {path.parent: path for path in sorted(out.glob("state/**/model-*.safetensors"))}
-    return {f"{folder.parent.name}/{folder.name}/{name}": value for folder, path in last.items()
-            for name, value in files.load(path)[0].items()}
+    return {
+        f"{folder.parent.name}/{folder.name}/{name}": value
+        for folder, path in last.items()
+        for name, value in files.load(path)[0].items()
+    }
 
 
 @pytest.mark.faults

@@ -16,7 +16,7 @@ from tests.faults.conftest import Deployment, ended, until
 
 pytestmark = pytest.mark.faults
 DEADLINE = 20  # seconds; more than a toy client needs on a busy machine
-SLOWER = 200   # times: a toy client's work is done in a third of a second, ten times as long would miss no deadline
+SLOWER = 200  # times: a toy client's work is done in a third of a second, ten times as long would miss no deadline
 
 
 @contextlib.contextmanager
@@ -46,10 +46,18 @@ def test_a_client_far_too_slow_holds_no_round_up_and_its_late_weights_count_less
     deployment: Callable[[int], Deployment],
 ) -> None:
     federation = deployment(2)
-    run = federation.launch("method=fedavg", "method.server.groups=architecture", "rounds=99", "timeouts.quorum=1",
-                            f"timeouts.exchange={DEADLINE}", "timeouts.late=decay", "evaluation.every=100")
+    run = federation.launch(
+        "method=fedavg",
+        "method.server.groups=architecture",
+        "rounds=99",
+        "timeouts.quorum=1",
+        f"timeouts.exchange={DEADLINE}",
+        "timeouts.late=decay",
+        "evaluation.every=100",
+    )
     records, ledger = (federation.folder / "run" / f"{name}.jsonl" for name in ("rounds", "ledger"))
     until("round 0 to be over", lambda: read_lines(records), process=run)
+
     def missed() -> int | None:
         return next((e["round"] for e in read_lines(ledger) if e["client"] == 1 and e["fault"]), None)
 
@@ -73,13 +81,21 @@ def test_a_client_far_too_slow_holds_no_round_up_and_its_late_weights_count_less
     assert max(r["seconds"] for r in rounds) < DEADLINE + 5 and rounds[asked_in - 1]["seconds"] > DEADLINE
     assert all(r["seconds"] < DEADLINE for r in rounds if asked_in < r["round"] < now)
     assert {e["round"] for e in entries if e["client"] == 0 and e["phase"] == "train" and not e["fault"]} >= set(
-        range(1, now + 1))
+        range(1, now + 1)
+    )
 
 
 def test_fedmmkt_goes_on_with_images_when_the_last_text_site_is_gone(deployment: Callable[[int], Deployment]) -> None:
     federation = deployment(2)
-    run = federation.launch("method=fedmmkt", "rounds=2", "timeouts.quorum=1", "timeouts.exchange=90",
-                            "evaluation.every=100", "method.server.samples=12", "evaluation.images_per_class=1")
+    run = federation.launch(
+        "method=fedmmkt",
+        "rounds=2",
+        "timeouts.quorum=1",
+        "timeouts.exchange=90",
+        "evaluation.every=100",
+        "method.server.samples=12",
+        "evaluation.images_per_class=1",
+    )
     records, ledger = (federation.folder / "run" / f"{name}.jsonl" for name in ("rounds", "ledger"))
     until("round 0 to be over", lambda: read_lines(records), process=run)
     federation.working("site-1", run, "round 1")
@@ -92,6 +108,8 @@ def test_fedmmkt_goes_on_with_images_when_the_last_text_site_is_gone(deployment:
     assert rounds[2]["client/accuracy/image"] == rounds[2]["client/accuracy"]
     assert {e["client"] for e in read_lines(ledger) if e["round"] == 2 and not e["fault"]} == {0}
     said = (federation.folder / "run" / "run.log").read_text()
-    assert "no text client answered" in said and "it goes on with image clients alone, fused in the one-modality form" \
-        " (eq 33)" in said
+    assert (
+        "no text client answered" in said
+        and "it goes on with image clients alone, fused in the one-modality form (eq 33)" in said
+    )
     assert "client 1 (text, bert) left" in said

@@ -57,8 +57,9 @@ def test_a_client_weighs_as_it_finds_the_other_side_of_a_pair():
 
 
 def test_uniform_weights_are_the_control():
-    merged, metrics = server(aggregation="uniform").aggregated({"image": ([0, 1], torch.stack([I2, SWAPPED]))},
-                                                               {"text": I2})
+    merged, metrics = server(aggregation="uniform").aggregated(
+        {"image": ([0, 1], torch.stack([I2, SWAPPED]))}, {"text": I2}
+    )
     assert torch.equal(merged["image"], torch.full((2, 2), 0.5)) and set(metrics.values()) == {0.5}
 
 
@@ -96,8 +97,9 @@ def test_features_of_another_width_keep_their_cosines_where_they_can(wide, width
 
 def test_clip_features_of_both_sides(toy_conf):
     conf = toy_conf("method=creamfl", "method.server.anchors=clip", "method.server.public.samples=6")
-    strategy = CreamFL(CreamFLSettings(anchors="clip", public=PublicSetSettings(samples=6, fresh=False)),
-                       Resources(conf))
+    strategy = CreamFL(
+        CreamFLSettings(anchors="clip", public=PublicSetSettings(samples=6, fresh=False)), Resources(conf)
+    )
     found = strategy.anchors(strategy.public.drawn(1))
     assert {side: tuple(g.shape) for side, g in found.items()} == {"image": (6, 32), "text": (6, 32)}
     assert strategy.server_model is None and strategy.supervised(strategy.public.drawn(1), 1) == {}
@@ -201,8 +203,10 @@ def test_the_terms_by_hand_before_the_first_step(toy_conf):
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
     inputs = inputs_of(client, PublicSet(open_public(conf).order, pairs.ids))
-    z, (g_image, g_text) = seen(client, inputs)["text"][0], normalize(torch.randn(
-        2, 12, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    z, (g_image, g_text) = (
+        seen(client, inputs)["text"][0],
+        normalize(torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0)), dim=-1),
+    )
     old = CreamFLClient.before(client, inputs)["text"]
     inter = -((z @ g_image.T / 0.5).log_softmax(-1).diagonal()).mean()
     near, far = ((z * other).sum(-1) / 0.5 for other in (g_text, old))
@@ -212,8 +216,10 @@ def test_the_terms_by_hand_before_the_first_step(toy_conf):
     assert report.metrics["intra_text"] == pytest.approx(0.5 * intra, rel=1e-3)
 
 
-@pytest.mark.parametrize(("settings", "there"), [
-    ({"inter": False}, {"intra_image"}), ({"intra": False}, {"inter_image"}), ({"contrast": 0.0}, set())])
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [({"inter": False}, {"intra_image"}), ({"intra": False}, {"inter_image"}), ({"contrast": 0.0}, set())],
+)
 def test_each_contrast_can_be_switched_off(settings, there, toy_conf):
     conf = toy_conf("method=creamfl", *MIX)
     half = CreamFLClient(CreamFLClientSettings(pretrain_epochs=1, mix_private=False, **settings))
@@ -239,7 +245,8 @@ def test_features_of_another_width_are_refused(toy_conf):
     wrong = torch.zeros(4, 7)
     with pytest.raises(ClientError, match="the server's features are 7 and 7 wide, representations 32"):
         CreamFLClient(CreamFLClientSettings()).distill(
-            opened(conf, 0, 1, 1), Features(open_public(conf).ids[:4], wrong, wrong))
+            opened(conf, 0, 1, 1), Features(open_public(conf).ids[:4], wrong, wrong)
+        )
 
 
 def test_the_headline_of_the_server_is_its_own_encoder(toy_conf):
@@ -247,7 +254,9 @@ def test_the_headline_of_the_server_is_its_own_encoder(toy_conf):
     strategy = CreamFL(CreamFLSettings(public=PublicSetSettings(samples=6)), Resources(conf))
     assert strategy.server_model is strategy.encoder.model
     tensors, meta = strategy.state()
-    other = CreamFL(CreamFLSettings(public=PublicSetSettings(samples=6)), SimpleNamespace(
-        **{**vars(Resources(conf)), "seed": 9, "classes": Resources(conf).classes}))
+    other = CreamFL(
+        CreamFLSettings(public=PublicSetSettings(samples=6)),
+        SimpleNamespace(**{**vars(Resources(conf)), "seed": 9, "classes": Resources(conf).classes}),
+    )
     other.restore(tensors, meta)
     assert all(torch.equal(v, tensors[f"encoder.{n}"]) for n, v in other.encoder.state().items())

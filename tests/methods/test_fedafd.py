@@ -26,10 +26,17 @@ from florilegium.resources import Resources
 from strategies.fedafd import FedAFD, FedAFDSettings, apart, told
 from tests.test_every_method import faults, lines
 
-MIX = ("clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert}, "
-       "{modality: pair, model: resnet+bert}]")
-SMALL = ["method=fedafd", "method.client.pretrain_epochs=1", "method.client.local_epochs=1",
-         "method.server.pretrain_epochs=1", "evaluation.images_per_class=2"]
+MIX = (
+    "clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert}, "
+    "{modality: pair, model: resnet+bert}]"
+)
+SMALL = [
+    "method=fedafd",
+    "method.client.pretrain_epochs=1",
+    "method.client.local_epochs=1",
+    "method.server.pretrain_epochs=1",
+    "evaluation.images_per_class=2",
+]
 ALONE = {"schedule": "alternate", "public_batch": 128}  # alignment in steps of its own; 64 pairs are one batch
 IMAGE, TEXT, PAIR = Client(1, 0, "image"), Client(2, 1, "text"), Client(3, 2, "pair")
 
@@ -61,8 +68,10 @@ def two_axes(*, swapped=False):
 def replies():
     """The image client sees the server's features, the pair client's images are swapped; texts have one client too."""
     none, ids = torch.zeros(2, 0), torch.arange(2)
-    return [Reply(IMAGE, Features(ids, two_axes(), none)),
-            Reply(PAIR, Features(ids, two_axes(swapped=True), two_axes()))]
+    return [
+        Reply(IMAGE, Features(ids, two_axes(), none)),
+        Reply(PAIR, Features(ids, two_axes(swapped=True), two_axes())),
+    ]
 
 
 def test_aggregation_by_hand(toy_conf):
@@ -76,10 +85,12 @@ def test_aggregation_by_hand(toy_conf):
 
 def test_uniform_and_cross_change_the_anchor_or_nothing_else(toy_conf):
     uniform, _ = server(toy_conf, "method.server.aggregator=uniform").aggregated(
-        replies(), {"image": two_axes(), "text": two_axes()})
+        replies(), {"image": two_axes(), "text": two_axes()}
+    )
     assert uniform["image"][0, :2].tolist() == [0.5, 0.5]
     cross, _ = server(toy_conf, "method.server.compare=cross").aggregated(
-        replies(), {"image": two_axes(), "text": two_axes(swapped=True)})
+        replies(), {"image": two_axes(), "text": two_axes(swapped=True)}
+    )
     assert cross["image"][0, :2].tolist() == pytest.approx([0.26894, 0.73106], abs=1e-5)
 
 
@@ -103,7 +114,7 @@ def test_distillation_goes_to_the_target_and_leaves_frozen_bodies(toy_conf):
     distance.append(apart(half.features(1)["image"], targets["image"], "l2").item())
     moved = {n for n, t in half.retriever.state().items() if not torch.equal(t, before[n])}
     assert distance[1] < distance[0] - 0.05
-    assert moved == {"image.project.weight", "image.project.bias"}   # no batch norm of a frozen body either
+    assert moved == {"image.project.weight", "image.project.bias"}  # no batch norm of a frozen body either
 
 
 def test_collapse_is_counted_and_named():
@@ -131,8 +142,11 @@ def trained(conf, id_, **changes):
 
 
 def moved(before, after, under=""):
-    return any(not torch.equal(before[n], after[n]) for n in before if n.startswith(under) and "running" not in n
-               and "num_batches" not in n)
+    return any(
+        not torch.equal(before[n], after[n])
+        for n in before
+        if n.startswith(under) and "running" not in n and "num_batches" not in n
+    )
 
 
 @pytest.mark.parametrize("form", ["nonsat", "minimax", "grl"])
@@ -145,7 +159,7 @@ def test_alignment_alone_moves_encoder_and_discriminators(form, id_, toy_conf, m
     assert {"baa/accuracy_in", "baa/gap_cross", "baa/collapsed"} <= metrics.keys()
     later = client(conf, id_, 2)
     kept = later.memory.read("adversary")[0]
-    assert kept["in_adam.0.step"] == 1 and kept["in_adam.0.exp_avg"].abs().sum() > 0   # 64 pairs: one batch of 128
+    assert kept["in_adam.0.step"] == 1 and kept["in_adam.0.exp_avg"].abs().sum() > 0  # 64 pairs: one batch of 128
 
 
 def test_released_alignment_leaves_pair_encoders_alone(toy_conf, monkeypatch):
@@ -160,7 +174,7 @@ def test_released_alignment_leaves_pair_encoders_alone(toy_conf, monkeypatch):
 def test_joint_is_one_step_of_both_terms(toy_conf):
     conf = toy_conf(*SMALL, MIX)
     alternate, joint = trained(conf, 0, **ALONE)[3], trained(conf, 0)[3]
-    assert alternate["steps"] == joint["steps"] + 1                    # one public batch of its own
+    assert alternate["steps"] == joint["steps"] + 1  # one public batch of its own
     assert joint["share/task"] + joint["share/adversarial"] == pytest.approx(1)
 
 
@@ -212,7 +226,7 @@ def test_a_closed_gate_is_the_clients_own_model(toy_conf):
     conf = toy_conf(*SMALL, MIX)
     one, fused, _ = with_encoders(conf, 0)
     for net in (fused.mix.local2, fused.mix.pooled2):
-        torch.nn.init.constant_(net[-1].bias, 50.0)                    # M' = 1: x~ = x
+        torch.nn.init.constant_(net[-1].bias, 50.0)  # M' = 1: x~ = x
     fused.train(False)
     one.model.eval()
     x = one.rows_as_inputs(one.data.test, torch.arange(4))
@@ -227,7 +241,7 @@ def test_fusion_trains_beside_a_frozen_encoder_and_is_kept(toy_conf):
     after = Fused(client(conf, 0, 2), half(conf).settings)
     assert moved(start, after.mix.state_dict()) and after.adam.state_dict()["state"]
     assert not any(p.requires_grad for net in after.frozen.values() for p in net.parameters())
-    anew = Fused(client(conf, 0, 2), half(conf, reset_each_round=True).settings)     # D5
+    anew = Fused(client(conf, 0, 2), half(conf, reset_each_round=True).settings)  # D5
     assert same(start, anew.mix.state_dict()) and not anew.adam.state_dict()["state"]
     judged = Fused(client(conf, 0, 1, 9), half(conf, reset_each_round=True).settings)  # this round's: for its test
     assert same(judged.mix.state_dict(), after.mix.state_dict())
@@ -243,7 +257,7 @@ def test_the_linear_control_never_looks_with_the_clients_own_encoder(toy_conf, m
     monkeypatch.setattr("client_app.methods.fedafd.fused.own", None)
     x = one.rows_as_inputs(one.data.test, torch.arange(4))
     seen = strategy.server_model.eval().encode_image(x)
-    assert torch.allclose(fused.logits(x), one.model.head(seen * 32 ** 0.5), atol=1e-5) and fused.mix is None
+    assert torch.allclose(fused.logits(x), one.model.head(seen * 32**0.5), atol=1e-5) and fused.mix is None
 
 
 @pytest.mark.parametrize("id_", [0, 1, 2])
@@ -277,7 +291,7 @@ def test_a_round_of_all_three_kinds_and_its_bytes(toy_conf, federated):
     assert not faults(run)
     first, _, last = (record["metrics"] for record in lines(run))
     assert {"client/accuracy/image", "client/accuracy/text", "client/rsum/pair", "server/rsum"} <= last.keys()
-    assert first["bytes/encoders_down_per_client"] > first["bytes/encoders_whole"]      # whole, and names
+    assert first["bytes/encoders_down_per_client"] > first["bytes/encoders_whole"]  # whole, and names
     # (image 32 x 16 + 32, text 32 x 32 + 32) x 4 bytes; image client, text client, both: the projections alone
     values = 4 * (2 * (32 * 16 + 32) + 2 * (32 * 32 + 32)) / 3
     assert values < last["bytes/encoders_down_per_client"] < values + 1200
@@ -295,8 +309,11 @@ def test_a_client_with_another_public_set_is_named_with_both_hashes(toy_conf, fe
     from client_app.client import Client as Real
 
     whole = Real.public_pairs.fget
-    monkeypatch.setattr(Real, "public_pairs", property(
-        lambda self: whole(self).select(torch.arange(63, -1, -1)) if self.id == 1 else whole(self)))
+    monkeypatch.setattr(
+        Real,
+        "public_pairs",
+        property(lambda self: whole(self).select(torch.arange(63, -1, -1)) if self.id == 1 else whole(self)),
+    )
     run = federated(toy_conf(*SMALL, MIX))
     entries = faults(run)
     assert {e["client"] for e in entries} == {1} and "the public set of client 1 is" in entries[0]["fault"]
@@ -311,8 +328,9 @@ def test_a_reply_that_misses_one_side_is_left_out(toy_conf, federated):
         body = codec.unpack(reply.content, Features)
         if not len(body.ids):
             return reply
-        return Message(codec.pack(Features(body.ids, body.image, body.text[:, :0]), codec.header(reply.content)),
-                       reply_to=question)
+        return Message(
+            codec.pack(Features(body.ids, body.image, body.text[:, :0]), codec.header(reply.content)), reply_to=question
+        )
 
     run = federated(toy_conf(*SMALL, MIX), tamper)
     (fault,) = faults(run)
@@ -336,17 +354,21 @@ def test_each_preset_runs(preset, toy_conf, federated):
     assert ("train/adversarial" in last) == (preset not in ("no_baa", "frozen_linear"))
     assert ("server/kd_image" in last) == (preset not in ("no_sed", "frozen_linear"))
     released = [key for key, value in vars(Divergences()).items() if conf["divergences"][key] != value]
-    assert len(released) == (7 if preset == "released" else 0)         # D1 D3 D4 D5 D7 D8 D9
+    assert len(released) == (7 if preset == "released" else 0)  # D1 D3 D4 D5 D7 D8 D9
 
 
-@pytest.mark.parametrize("override, line", [
-    ("method.fusion=add", "fusion must be one of gff, global, none"),
-    ("method.server.aggregator=median", "aggregator must be one of similarity, uniform"),
-    ("method.divergences.generator_loss=gan", "generator_loss must be one of nonsat, minimax, grl"),
-    ("method.client.adversarial=-1", "adversarial must lie between 0"),
-    ("method.client.fusion_start=closed", "fusion_start must be one of even, random"),
-    ("method.client.public_batches=0", "public_batches must lie between 1"),
-    ("method.client.hidden=[0]", "hidden must be widths above 0")])
+@pytest.mark.parametrize(
+    "override, line",
+    [
+        ("method.fusion=add", "fusion must be one of gff, global, none"),
+        ("method.server.aggregator=median", "aggregator must be one of similarity, uniform"),
+        ("method.divergences.generator_loss=gan", "generator_loss must be one of nonsat, minimax, grl"),
+        ("method.client.adversarial=-1", "adversarial must lie between 0"),
+        ("method.client.fusion_start=closed", "fusion_start must be one of even, random"),
+        ("method.client.public_batches=0", "public_batches must lie between 1"),
+        ("method.client.hidden=[0]", "hidden must be widths above 0"),
+    ],
+)
 def test_bad_settings_name_the_key(override, line, toy_conf):
     with pytest.raises(composition.SettingsError, match=line):
         preflight.validate(toy_conf(*SMALL, MIX, override))

@@ -19,10 +19,10 @@ def test_the_diagonal_by_hand():
     score = torch.stack([match_scores(x, anchor) for x in (torch.eye(2), torch.eye(2).flip(0))])
     assert score[0].tolist() == pytest.approx([-0.31326] * 2, abs=1e-5)
     assert score[1].tolist() == pytest.approx([-1.31326] * 2, abs=1e-5)
-    w = similarity_weights(score)                       # e / (e + 1) = 0.73106 and 0.26894
+    w = similarity_weights(score)  # e / (e + 1) = 0.73106 and 0.26894
     assert w[:, 0].tolist() == pytest.approx([0.73106, 0.26894], abs=1e-5)
     mean = weighted(torch.stack([torch.eye(2), torch.eye(2).flip(0)]), w)
-    assert mean[0].tolist() == pytest.approx([0.73106, 0.26894], abs=1e-5)   # not of length one, as released
+    assert mean[0].tolist() == pytest.approx([0.73106, 0.26894], abs=1e-5)  # not of length one, as released
 
 
 def test_temperature_sharpens():
@@ -35,7 +35,7 @@ def test_temperature_sharpens():
     reps = [normalize(c * anchor + (1 - c * c) ** 0.5 * noise, dim=-1) for c in (0.9, 0.5, 0.0)]
     for tau, expected in ((1.0, (0.48, 0.32, 0.20)), (0.1, (0.82, 0.17, 0.00))):
         w = similarity_weights(torch.stack([match_scores(x, anchor, tau) for x in reps])).mean(1)
-        assert w.tolist() == pytest.approx(expected, abs=0.03)   # the noise is not exactly at right angles
+        assert w.tolist() == pytest.approx(expected, abs=0.03)  # the noise is not exactly at right angles
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 1000, None])
@@ -71,8 +71,8 @@ def test_losses_by_hand():
     x = torch.ones(2, 4)
     assert told_apart(constant(0.0), x, x).item() == pytest.approx(2 * LOG2)
     assert told_apart(constant(1.0), x, x).item() == pytest.approx(0.31326 + 1.31326, abs=1e-5)
-    assert fooled(constant(1.0), x).item() == pytest.approx(0.31326, abs=1e-5)               # -log D
-    assert fooled(constant(1.0), x, "minimax").item() == pytest.approx(-1.31326, abs=1e-5)   # log(1 - D)
+    assert fooled(constant(1.0), x).item() == pytest.approx(0.31326, abs=1e-5)  # -log D
+    assert fooled(constant(1.0), x, "minimax").item() == pytest.approx(-1.31326, abs=1e-5)  # log(1 - D)
 
 
 def test_a_double_sigmoid_confines_the_loss():
@@ -96,7 +96,7 @@ def test_where_the_gradients_go():
 
 def test_a_verdict_tells_a_collapsed_discriminator():
     x = torch.ones(4, 4)
-    assert verdict(constant(3.0), x, -x) == {"accuracy": 0.5, "gap": 0.0}   # it says "real" of everything
+    assert verdict(constant(3.0), x, -x) == {"accuracy": 0.5, "gap": 0.0}  # it says "real" of everything
 
 
 def test_fusion_has_the_papers_parameters():
@@ -126,7 +126,7 @@ def test_two_levels_by_hand():
 def test_a_shared_branch_is_level_ones():
     fusion = GranularityFusion(4, 2, share_pool_branch=True).eval()
     gate_of(fusion, 0.5, 0.5)
-    torch.nn.init.constant_(fusion.pooled1[-1].bias, math.log(3))          # T2 says 0.75 in both levels
+    torch.nn.init.constant_(fusion.pooled1[-1].bias, math.log(3))  # T2 says 0.75 in both levels
     first, second = fusion.gates(torch.ones(1, 4), torch.zeros(1, 4))
     assert first[0, 0].item() == pytest.approx(0.75) and second[0, 0].item() == pytest.approx(0.75)
 

@@ -20,10 +20,12 @@ ONE = {"local_epochs": 1, "batch": 8}
 
 
 def test_the_mean_by_hand_keeps_each_tensors_type():
-    mean = weighted_mean([{"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)},
-                          {"w": torch.tensor([5.0, 6.0]), "n": torch.tensor(6)}], [1, 3])
+    mean = weighted_mean(
+        [{"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}, {"w": torch.tensor([5.0, 6.0]), "n": torch.tensor(6)}],
+        [1, 3],
+    )
     assert mean["w"].tolist() == [4.0, 5.0]
-    assert mean["n"].dtype == torch.int64 and mean["n"].item() == 5     # 5.25
+    assert mean["n"].dtype == torch.int64 and mean["n"].item() == 5  # 5.25
     half = weighted_mean([{"h": torch.ones(2, dtype=torch.float16)}] * 2, [1, 1])
     assert half["h"].dtype == torch.float16
 
@@ -78,14 +80,18 @@ def bad(kind):
     return tamper
 
 
-@pytest.mark.parametrize(("kind", "line"), [
-    ("shape", r"tensors\[classifier.weight\] is float32 \[1, 4\], expected float32 \[2, 4\]"),
-    ("type", r"tensors\[classifier.weight\] is float64 \[2, 4\], expected float32"),
-    ("missing", r"tensors\[classifier.weight\] is nothing, expected"),
-    ("extra", r"tensors\[back.door\] is float32 \[1\], expected nothing"),
-    ("many", r"examples is 1000000000, the client's profile says 24"),
-    ("none", "examples is 0"), ("less than none", "examples is -5"),
-])
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("shape", r"tensors\[classifier.weight\] is float32 \[1, 4\], expected float32 \[2, 4\]"),
+        ("type", r"tensors\[classifier.weight\] is float64 \[2, 4\], expected float32"),
+        ("missing", r"tensors\[classifier.weight\] is nothing, expected"),
+        ("extra", r"tensors\[back.door\] is float32 \[1\], expected nothing"),
+        ("many", r"examples is 1000000000, the client's profile says 24"),
+        ("none", "examples is 0"),
+        ("less than none", "examples is -5"),
+    ],
+)
 def test_a_bad_upload_is_left_out_and_named(kind, line, tmp_path):
     import re
 
@@ -99,8 +105,13 @@ def test_a_bad_upload_is_left_out_and_named(kind, line, tmp_path):
     assert same(strategy.weights, alone.weights)
 
 
-@pytest.mark.parametrize(("kind", "line"), [("nan", "tensors[classifier.weight] has NaN or infinite values"),
-                                            ("shape", "is float32 [1, 32], expected float32 [4, 32]")])
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("nan", "tensors[classifier.weight] has NaN or infinite values"),
+        ("shape", "is float32 [1, 32], expected float32 [4, 32]"),
+    ],
+)
 def test_a_bad_upload_is_named_in_the_ledger_of_a_real_run(kind, line, toy_conf, federated):
     import json
 
@@ -128,9 +139,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, toy_conf, resumed):
     import json
 
     one = "{modality: image, model: resnet}"
-    whole, part = resumed(partial(
-        toy_conf, f"method={method}", "rounds=3", f"clients.mix=[{one},{one},{one}]", "cohort.fraction=0.67",
-        "evaluation.images_per_class=2"), "train", 2)                            # the second of the cohort's two
+    whole, part = resumed(
+        partial(
+            toy_conf,
+            f"method={method}",
+            "rounds=3",
+            f"clients.mix=[{one},{one},{one}]",
+            "cohort.fraction=0.67",
+            "evaluation.images_per_class=2",
+        ),
+        "train",
+        2,
+    )  # the second of the cohort's two
 
     def records(run):
         lines = map(json.loads, (run / "rounds.jsonl").read_text().splitlines())
@@ -155,8 +175,13 @@ def test_figures_are_means_by_examples_and_counts_are_sums():
     def reply(k, n, **metrics):
         return Reply(Known(k, k), Weights({}, n, metrics))
 
-    got = figures([reply(0, 10, task=1.0, **{"cache/hits": 3.0}), reply(1, 30, task=2.0, **{"cache/hits": 4.0}),
-                   reply(2, 60, other=5.0)])
+    got = figures(
+        [
+            reply(0, 10, task=1.0, **{"cache/hits": 3.0}),
+            reply(1, 30, task=2.0, **{"cache/hits": 4.0}),
+            reply(2, 60, other=5.0),
+        ]
+    )
     assert got == {"weights/replies": 3, "train/task": 1.75, "cache/hits": 7.0, "train/other": 5.0}
 
 
@@ -177,7 +202,7 @@ class Pull:
         self.supervised, self.parameters = supervised, {"target": torch.nn.Parameter(torch.zeros(4))}
 
     def terms(self, z_BD, batch):
-        return {"pull": ((z_BD - self.parameters["target"])**2).mean()}
+        return {"pull": ((z_BD - self.parameters["target"]) ** 2).mean()}
 
     def metrics(self):
         return {"cache/hits": 2.0}
@@ -212,10 +237,15 @@ def test_without_labels_only_a_probe_learns_from_them(tmp_path, monkeypatch):
     assert moved == {"classifier.weight", "classifier.bias"} and up.metrics["probe"] > 0
 
 
-@pytest.mark.parametrize(("wrong", "line"), [({"optimizer": "adam"}, "optimizer must be one of adamw, sgd"),
-                                             ({"momentum": 1.0}, "momentum must lie between 0 and 0.999"),
-                                             ({"clip": 0.0}, "clip must lie between"),
-                                             ({"local_epochs": 0}, "local_epochs must lie between 1")])
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd"),
+        ({"momentum": 1.0}, "momentum must lie between 0 and 0.999"),
+        ({"clip": 0.0}, "clip must lie between"),
+        ({"local_epochs": 0}, "local_epochs must lie between 1"),
+    ],
+)
 def test_settings_are_checked(wrong, line):
     with pytest.raises(ValueError, match=line):
         LocalSettings(**wrong)

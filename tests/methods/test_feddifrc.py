@@ -51,7 +51,7 @@ def test_the_terms_by_hand():
     terms = guide().terms(z, batch(8, 3))
     assert terms["tdcl"].item() == pytest.approx(math.log(1 + math.exp(-2) + math.exp(-4)), abs=1e-5)
     assert terms["ndcr"].item() == pytest.approx((0 + 2) / 2, abs=1e-5)
-    assert guide().terms(z[:1], batch(8))["ndcr"].item() == pytest.approx(0, abs=1e-5)    # features are found by id
+    assert guide().terms(z[:1], batch(8))["ndcr"].item() == pytest.approx(0, abs=1e-5)  # features are found by id
     assert guide().terms(z[:1], batch(3))["ndcr"].item() == pytest.approx(2, abs=1e-5)
 
 
@@ -82,8 +82,10 @@ def test_both_terms_move_the_encoder_at_the_start():
     def share(**settings):
         one = FedDifRCGuide(FedDifRCSettings(**settings), SimpleNamespace(), Sight())
         one.__dict__["features_NQD"], one.sight.at = seen, lambda ids: ids
-        return {name: (torch.autograd.grad(term, z, retain_graph=True)[0].norm() / reference).item()
-                for name, term in one.terms(z, batch(*range(32))).items()}
+        return {
+            name: (torch.autograd.grad(term, z, retain_graph=True)[0].norm() / reference).item()
+            for name, term in one.terms(z, batch(*range(32))).items()
+        }
 
     assert min(share().values()) > 1e-2
     assert share(ndcr_form="kl")["ndcr"] < 1e-3 < share(ndcr_form="kl_t")["ndcr"]
@@ -107,8 +109,13 @@ def test_what_is_asked_without_labels():
     """Prompt 0 for H, 1 the positive for every sample; negatives by name, whatever the labels are."""
     s = FedDifRCSettings(supervised=False, negatives=2, other_names=["koala", "barn", "wok"])
     asked, other = (questions(PROMPTS, torch.tensor(y), torch.tensor([7, 9]), s, 0) for y in ([0, 3], [1, 1]))
-    assert asked.prompts == ["a photo of a visual object", "a photo of a similar object", "a photo of a koala",
-                             "a photo of a barn", "a photo of a wok"]
+    assert asked.prompts == [
+        "a photo of a visual object",
+        "a photo of a similar object",
+        "a photo of a koala",
+        "a photo of a barn",
+        "a photo of a wok",
+    ]
     assert asked.which_NQ[:, :2].tolist() == [[0, 1], [0, 1]] and torch.equal(asked.which_NQ, other.which_NQ)
     assert all(len(set(row)) == 2 and set(row) <= {2, 3, 4} for row in asked.which_NQ[:, 2:].tolist())
     with pytest.raises(ValueError, match="other_names has 1 names for 2 negatives"):
@@ -131,7 +138,7 @@ def test_negatives_are_wrong_classes_drawn_once_by_seed_and_id():
     assert asked.shape == (40, 4) and (asked[:, 2:] != 1 + labels[:, None]).all()
     assert (asked[:, 2] != asked[:, 3]).all() and asked[:, 2:].min() >= 1
     some = questions(PROMPTS, labels[10:12], ids[10:12], s, 0).which_NQ
-    assert torch.equal(some, asked[10:12])                       # whoever else is asked about changes nothing
+    assert torch.equal(some, asked[10:12])  # whoever else is asked about changes nothing
     assert not torch.equal(questions(PROMPTS, labels, ids, s, 1).which_NQ, asked)
 
 
@@ -163,10 +170,17 @@ def test_conditioned_features_are_taken_again_after_so_many_rounds(rounds, takes
     sight.questions, sight.order = SimpleNamespace(prompts=PROMPTS), torch.arange(2)
     c = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
     for r in rounds:
-        client = SimpleNamespace(round=r, memory=memory, model=nn.Linear(1, 1), data=SimpleNamespace(train=None),
-                                 rows_as_inputs=lambda rows, order: None, encoded=lambda inputs: c)
+        client = SimpleNamespace(
+            round=r,
+            memory=memory,
+            model=nn.Linear(1, 1),
+            data=SimpleNamespace(train=None),
+            rows_as_inputs=lambda rows, order: None,
+            encoded=lambda inputs: c,
+        )
         FedDifRCGuide(FedDifRCSettings(condition="add_all_tokens", refresh=3), client, sight).terms(
-            torch.ones(1, 2), batch(3))
+            torch.ones(1, 2), batch(3)
+        )
     assert len(sight.asked) == takes
-    token = math.sqrt(5 * 4)                                     # each token's norm
+    token = math.sqrt(5 * 4)  # each token's norm
     assert sight.asked[0].norm(dim=-1).mean().item() == pytest.approx(0.1 * token, rel=1e-4)

@@ -18,8 +18,9 @@ from florilegium.resources import Resources
 from strategies.blocks.public_set import PublicSetSettings
 from strategies.fedmekt import FedMEKT, FedMEKTSettings, grown
 
-MIX = ["clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert},"
-       " {modality: pair, model: vit+bert}]"]
+MIX = [
+    "clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert}, {modality: pair, model: vit+bert}]"
+]
 PUBLIC = PublicSetSettings(samples=12, fresh=False)
 
 
@@ -39,6 +40,7 @@ def test_a_unit_vector_grows_to_the_scale_of_a_representation():
 def strategy(toy_conf):
     def made(**settings):
         return FedMEKT(FedMEKTSettings(image="vit", public=PUBLIC, **settings), Resources(toy_conf("method=fedmekt")))
+
     return made
 
 
@@ -60,8 +62,13 @@ def test_each_client_gets_the_sides_it_reads(strategy):
     server = strategy()
     public = server.public.drawn(1)
     own = server.embedded(server.inputs(public), second=True)
-    widths = {m: (server.down(public, own, Client(1, 0, m)).image.shape[1],
-                  server.down(public, own, Client(1, 0, m)).text.shape[1]) for m in ("image", "text", "pair")}
+    widths = {
+        m: (
+            server.down(public, own, Client(1, 0, m)).image.shape[1],
+            server.down(public, own, Client(1, 0, m)).text.shape[1],
+        )
+        for m in ("image", "text", "pair")
+    }
     assert widths == {"image": (64, 0), "text": (0, 64), "pair": (64, 64)}
     one = server.embedded(server.inputs(public), second=False)
     assert [len(layers) for layers in one.values()] == [1, 1]
@@ -113,13 +120,22 @@ def test_a_second_layer_travels_where_it_is_as_wide(k, widths, toy_conf):
     sides = [side for side, width in zip(("image", "text"), widths, strict=True) if width]
     assert {f"transfer_{side}" for side in sides} | {"private"} <= report.keys()
     assert {n for n in report if n.startswith("second")} == {
-        f"second_{side}" for side, width in zip(("image", "text"), widths, strict=True) if width == 64}
+        f"second_{side}" for side, width in zip(("image", "text"), widths, strict=True) if width == 64
+    }
 
 
 def test_a_client_follows_the_server(toy_conf):
     conf = toy_conf("method=fedmekt", *MIX)
-    half = FedMEKTClient(FedMEKTClientSettings(pretrain_epochs=1, transfer=10.0, second_layer=0.0, mix_private=False,
-                                               transfer_epochs=15, learning_rate=LearningRate(text=0.01)))
+    half = FedMEKTClient(
+        FedMEKTClientSettings(
+            pretrain_epochs=1,
+            transfer=10.0,
+            second_layer=0.0,
+            mix_private=False,
+            transfer_epochs=15,
+            learning_rate=LearningRate(text=0.01),
+        )
+    )
     client, pairs = opened(conf, 1, 0, 1), open_public(conf)
     half.train(client, Nothing())
     client.save()

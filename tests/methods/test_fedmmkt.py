@@ -14,10 +14,7 @@ from tests.fakes import Classes, FakeResources
 FLOWERS = Classes(["rose", "tulip", "lily"])
 CLIENTS = [Client(11, 0, "image"), Client(12, 1, "image"), Client(13, 2, "text"), Client(14, 3, "text")]
 #                      samples:  0  1  2  3  4  5
-LABELS = torch.tensor([[0, 1, 2, 0, 1, 2],
-                       [0, 1, 1, 1, 1, 2],
-                       [0, 1, 0, 2, 0, 2],
-                       [0, 0, 2, 0, 2, 2]])
+LABELS = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 1, 1, 1, 2], [0, 1, 0, 2, 0, 2], [0, 0, 2, 0, 2, 2]])
 #  consensus (weights 1):       0  1  2  0  1  2     votes 4 3 2 2 2 4
 
 
@@ -37,8 +34,10 @@ class FakeFederation:
             return [Reply(c, Logits(ids, x)) for c, x in zip(CLIENTS, self.logits, strict=True)]
         reps = self.reps if self.reps is not None else torch.ones(4, 6, 4)
         wide = how["bounds"]["A"]
-        return [Reply(c, Answers(ids, y, torch.ones(6), r, r[:, :wide]))
-                for c, y, r in zip(CLIENTS, LABELS, reps, strict=True)]
+        return [
+            Reply(c, Answers(ids, y, torch.ones(6), r, r[:, :wide]))
+            for c, y, r in zip(CLIENTS, LABELS, reps, strict=True)
+        ]
 
     def send(self, phase, payload, *expect, clients):
         self.sent.append((phase, payload))
@@ -63,9 +62,9 @@ def test_a_round_end_to_end():
     _, resources, federation, metrics, phases, targets = one_round(vote_threshold=0.75)
     assert phases == ["train", "distill"]
     assert targets.ids.tolist() == [6, 7, 11] and targets.labels.tolist() == [0, 1, 2]  # ids go on over rounds
-    assert torch.allclose(targets.representations, torch.ones(3, 4))                    # equal clients: their mean
-    assert metrics["labels/kept"] == 0.5 and metrics["distill/label"] == 2.0            # mean of .5 1.5 2.5 3.5
-    assert metrics["labels/client_3_agrees"] == pytest.approx(4 / 6)                    # samples 0, 2, 3, 5
+    assert torch.allclose(targets.representations, torch.ones(3, 4))  # equal clients: their mean
+    assert metrics["labels/kept"] == 0.5 and metrics["distill/label"] == 2.0  # mean of .5 1.5 2.5 3.5
+    assert metrics["labels/client_3_agrees"] == pytest.approx(4 / 6)  # samples 0, 2, 3, 5
     images, texts, reps, rounds = resources.tuned[0]
     assert images == resources.drawn[[0, 1, 5]].tolist() and rounds == (1, 2) and reps.shape == (3, 4)
     assert texts.label == ["A picture of a rose.", "A picture of a tulip.", "A picture of a lily."]
@@ -97,8 +96,10 @@ def test_without_labvote_the_prompt_labels_everything():
     assert targets.labels.tolist() == resources.drawn.tolist() and metrics["labels/kept"] == 1.0
 
 
-@pytest.mark.parametrize("switch, width, tuned", [("fusion", 0, None), ("client_representations", 0, (3, 4)),
-                                                  ("t2i_representations", 4, None)])
+@pytest.mark.parametrize(
+    "switch, width, tuned",
+    [("fusion", 0, None), ("client_representations", 0, (3, 4)), ("t2i_representations", 4, None)],
+)
 def test_ablations_close_one_path_each(switch, width, tuned):
     _, resources, _, _, _, targets = one_round(vote_threshold=0.75, **{switch: False})
     assert targets.representations.shape == (3, width)
@@ -165,9 +166,14 @@ def test_confusion_counts():
     assert confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist() == [[1, 1], [0, 1]]
 
 
-@pytest.mark.parametrize("bad, line", [({"vote_threshold": 1.4}, "vote_threshold must lie between 0 and 1, got 1.4"),
-                                       ({"confidence": "softmax"}, "confidence must be one of exp_neg"),
-                                       ({"samples": 0}, "samples must lie between")])
+@pytest.mark.parametrize(
+    "bad, line",
+    [
+        ({"vote_threshold": 1.4}, "vote_threshold must lie between 0 and 1, got 1.4"),
+        ({"confidence": "softmax"}, "confidence must be one of exp_neg"),
+        ({"samples": 0}, "samples must lie between"),
+    ],
+)
 def test_settings_are_checked(bad, line):
     with pytest.raises(ValueError, match=line):
         FedMMKTSettings(**bad)

@@ -90,15 +90,19 @@ def test_what_evaluation_sees_is_what_was_trained(tmp_path):
     z = model.encode(client.x)
     scores = strategy.weights["fednh.scale"] * normalize(z, dim=-1) @ strategy.weights["fednh.prototypes"].T
     assert cross_entropy(model.head(z), client.labels).item() == pytest.approx(
-        cross_entropy(scores, client.labels).item(), abs=1e-3)
+        cross_entropy(scores, client.labels).item(), abs=1e-3
+    )
 
 
-@pytest.mark.parametrize(("name", "value", "line"), [
-    ("fednh.counts", torch.tensor([90.0, 0.0]), "sums to 90 of 24 examples"),
-    ("fednh.counts", torch.tensor([-1.0, 3.0]), "sums to 2 of 24 examples"),
-    ("fednh.sums", torch.full((2, 4), 1e6), "has a class mean longer than one"),
-    ("fednh.sums", torch.zeros(2, 3), r"is float32 \[2, 3\], expected float32 \[2, 4\]"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("fednh.counts", torch.tensor([90.0, 0.0]), "sums to 90 of 24 examples"),
+        ("fednh.counts", torch.tensor([-1.0, 3.0]), "sums to 2 of 24 examples"),
+        ("fednh.sums", torch.full((2, 4), 1e6), "has a class mean longer than one"),
+        ("fednh.sums", torch.zeros(2, 3), r"is float32 \[2, 3\], expected float32 \[2, 4\]"),
+    ],
+)
 def test_implausible_classes_are_left_out_and_named(name, value, line, tmp_path):
     import re
 

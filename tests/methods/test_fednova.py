@@ -26,9 +26,13 @@ def test_effective_steps_by_hand():
 
 def test_the_average_by_hand():
     """p 1/4, 3/4; a 1, 3; w 10 -> 8 and 4: d 2 and 2; a_eff 2.5; w - 2.5 * 2 = 5 (FedAvg: 5)."""
+
     def state(w, variance, batches):
-        return {"w": torch.tensor([w]), "bn.running_var": torch.tensor([variance]),
-                "bn.num_batches_tracked": torch.tensor(batches)}
+        return {
+            "w": torch.tensor([w]),
+            "bn.running_var": torch.tensor([variance]),
+            "bn.num_batches_tracked": torch.tensor(batches),
+        }
 
     start, states = state(10.0, 1.0, 0), [state(8.0, 0.1, 1), state(4.0, 0.5, 3)]
     mean = normalised_average(start, states, [0.25, 0.75], [1.0, 3.0])

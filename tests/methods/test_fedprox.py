@@ -30,10 +30,11 @@ def test_the_pull_by_hand(tmp_path):
     one = FedAvgClient(LocalSettings(local_epochs=1, **plain)).train(ToyClient(0, tmp_path), Weights(start)).tensors
     two = FedAvgClient(LocalSettings(local_epochs=2, **plain)).train(ToyClient(0, tmp_path), Weights(start)).tensors
     up = FedProxClient(FedProxClientSettings(local_epochs=2, proximal=mu, **plain)).train(
-        ToyClient(0, tmp_path), Weights(start))
+        ToyClient(0, tmp_path), Weights(start)
+    )
     expected = {name: two[name] - eta * mu * (one[name] - start[name]) for name in two}
     assert same(up.tensors, expected, atol=1e-6)
-    moved = sum(((one[name] - start[name])**2).sum().item() for name in one)
+    moved = sum(((one[name] - start[name]) ** 2).sum().item() for name in one)
     assert up.metrics["proximal"] == pytest.approx(mu / 2 * moved / 2, rel=1e-4)  # nothing at the first of two steps
     assert up.metrics["share/proximal"] > 0
 

@@ -18,8 +18,13 @@ from strategies.flower import STRATEGIES, WRAPPERS, Flower, FlowerSettings
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same
 
 LOCAL = LocalSettings(batch=8)
-NEEDED = {"QFedAvg": {"client_learning_rate": 0.1}, "FedAdam": {"eta": 0.01}, "FedYogi": {"eta": 0.01},
-          "FedAdagrad": {"eta": 0.01}, "FedAvgM": {"server_momentum": 0.9}}
+NEEDED = {
+    "QFedAvg": {"client_learning_rate": 0.1},
+    "FedAdam": {"eta": 0.01},
+    "FedYogi": {"eta": 0.01},
+    "FedAdagrad": {"eta": 0.01},
+    "FedAvgM": {"server_momentum": 0.9},
+}
 NOISE = {"noise_multiplier": 0.01}
 
 
@@ -83,8 +88,11 @@ def test_fedadams_first_step_by_hand(tmp_path):
 
 def test_a_client_that_lies_a_little_does_not_move_krum(tmp_path):
     def tamper(k, up):
-        return Weights({n: v + 50 if v.is_floating_point() else v for n, v in up.tensors.items()}, up.examples,
-                       up.metrics) if k == 2 and up.metrics else up
+        return (
+            Weights({n: v + 50 if v.is_floating_point() else v for n, v in up.tensors.items()}, up.examples, up.metrics)
+            if k == 2 and up.metrics
+            else up
+        )
 
     strategy = Flower(FlowerSettings(strategy="Krum", options={"num_malicious_nodes": 1}))
     rounds(strategy, ToyFederation(FlowerClient(LOCAL), tmp_path, (16, 24, 16, 8, 8), norm=True, tamper=tamper), 1)
@@ -123,8 +131,9 @@ def test_without_noise_dp_is_the_plain_mean_of_clipped_updates(tmp_path):
         clipped.append({n: u * 0.05 / length(update) for n, u in update.items()})
     ours, *_ = ran(tmp_path / "server", sizes=(16, 24), strategy="FedAvg", wrapper=name, wrapper_options=options)
     name = name.replace("ServerSide", "ClientSide")
-    theirs, metrics, _ = ran(tmp_path / "client", sizes=(16, 24), strategy="FedAvg", wrapper=name,
-                             wrapper_options=options)
+    theirs, metrics, _ = ran(
+        tmp_path / "client", sizes=(16, 24), strategy="FedAvg", wrapper=name, wrapper_options=options
+    )
     assert metrics[1]["train/norm_bit"] == 1
     for n in floats:
         expected = start[n] + (clipped[0][n] + clipped[1][n]) / 2
@@ -133,8 +142,11 @@ def test_without_noise_dp_is_the_plain_mean_of_clipped_updates(tmp_path):
 
 
 def test_noise_is_named_or_secret(tmp_path):
-    how = {"strategy": "FedAvg", "wrapper": "DifferentialPrivacyServerSideFixedClipping",
-           "wrapper_options": {"noise_multiplier": 1.0, "clipping_norm": 1.0}}
+    how = {
+        "strategy": "FedAvg",
+        "wrapper": "DifferentialPrivacyServerSideFixedClipping",
+        "wrapper_options": {"noise_multiplier": 1.0, "clipping_norm": 1.0},
+    }
     runs = [ran(tmp_path / str(i), **how, secret_noise=i > 1)[0].weights["classifier.weight"] for i in range(4)]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2]) and not torch.equal(runs[2], runs[3])
 
@@ -142,11 +154,22 @@ def test_noise_is_named_or_secret(tmp_path):
 # -- resume and cohorts ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "wrapper"), [("FedYogi", None), ("FedAvgM", None), ("FedAdagrad", None),
-                                               ("FedAvg", "DifferentialPrivacyServerSideAdaptiveClipping")])
+@pytest.mark.parametrize(
+    ("name", "wrapper"),
+    [
+        ("FedYogi", None),
+        ("FedAvgM", None),
+        ("FedAdagrad", None),
+        ("FedAvg", "DifferentialPrivacyServerSideAdaptiveClipping"),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(name, wrapper, tmp_path):
-    how = {"strategy": name, "options": NEEDED.get(name, {}), "wrapper": wrapper,
-           "wrapper_options": NOISE | {"clipped_count_stddev": 0.5} if wrapper else {}}
+    how = {
+        "strategy": name,
+        "options": NEEDED.get(name, {}),
+        "wrapper": wrapper,
+        "wrapper_options": NOISE | {"clipped_count_stddev": 0.5} if wrapper else {},
+    }
     whole, *_ = ran(tmp_path / "whole", 4, **how)
     part, _, federation = ran(tmp_path / "part", 2, **how)
     tensors, meta = part.state()
@@ -168,18 +191,24 @@ def test_only_the_cohort_is_asked(tmp_path):
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wrong", "line"), [
-    ({"strategy": "FedBest"}, "strategy must be one of Bulyan, FedAdagrad, FedAdam"),
-    ({"strategy": "FedProx"}, "take method=fedprox"),
-    ({"strategy": "FedXgbCyclic"}, "strategy must be one of"),
-    ({"strategy": "Krum", "options": {"eta": 1}}, r"options.eta is not for Krum; there are num_malicious_nodes"),
-    ({"options": {"fraction_train": 0.5}}, "options.fraction_train is not for FedAdam; there are eta"),
-    ({"strategy": "QFedAvg"}, "options of QFedAvg: .*client_learning_rate"),
-    ({"wrapper": "Dp"}, "wrapper must be one of None, DifferentialPrivacy"),
-    ({"wrapper": WRAPPERS[-1]}, "wrapper_options of Differential.*noise_multiplier"),
-    ({"wrapper": WRAPPERS[-1], "wrapper_options": {"noise_multiplier": -1.0, "clipping_norm": 1.0}}, "non-negative"),
-    ({"wrapper_options": {"clipping_norm": 1.0}}, "wrapper_options need a wrapper"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"strategy": "FedBest"}, "strategy must be one of Bulyan, FedAdagrad, FedAdam"),
+        ({"strategy": "FedProx"}, "take method=fedprox"),
+        ({"strategy": "FedXgbCyclic"}, "strategy must be one of"),
+        ({"strategy": "Krum", "options": {"eta": 1}}, r"options.eta is not for Krum; there are num_malicious_nodes"),
+        ({"options": {"fraction_train": 0.5}}, "options.fraction_train is not for FedAdam; there are eta"),
+        ({"strategy": "QFedAvg"}, "options of QFedAvg: .*client_learning_rate"),
+        ({"wrapper": "Dp"}, "wrapper must be one of None, DifferentialPrivacy"),
+        ({"wrapper": WRAPPERS[-1]}, "wrapper_options of Differential.*noise_multiplier"),
+        (
+            {"wrapper": WRAPPERS[-1], "wrapper_options": {"noise_multiplier": -1.0, "clipping_norm": 1.0}},
+            "non-negative",
+        ),
+        ({"wrapper_options": {"clipping_norm": 1.0}}, "wrapper_options need a wrapper"),
+    ],
+)
 def test_settings_are_checked(wrong, line):
     with pytest.raises(ValueError, match=line):
         FlowerSettings(**wrong)
@@ -197,9 +226,23 @@ def test_options_come_from_the_command_line(toy_conf):
 @pytest.mark.parametrize("given", [["Krum"], ["FedYogi"], ["FedMedian"], ["FedAvg", WRAPPERS[-1]]])
 def test_it_runs_through_the_real_apps(given, toy_conf, federated):
     one = "{modality: image, model: resnet}"
-    dp = [f"method.server.wrapper={given[1]}", "+method.server.wrapper_options.noise_multiplier=0.01",
-          "+method.server.wrapper_options.clipping_norm=1.0"] if len(given) > 1 else []
-    run = federated(toy_conf("method=flower", f"method.server.strategy={given[0]}", f"clients.mix=[{one},{one},{one}]",
-                             "evaluation.images_per_class=2", *dp))
+    dp = (
+        [
+            f"method.server.wrapper={given[1]}",
+            "+method.server.wrapper_options.noise_multiplier=0.01",
+            "+method.server.wrapper_options.clipping_norm=1.0",
+        ]
+        if len(given) > 1
+        else []
+    )
+    run = federated(
+        toy_conf(
+            "method=flower",
+            f"method.server.strategy={given[0]}",
+            f"clients.mix=[{one},{one},{one}]",
+            "evaluation.images_per_class=2",
+            *dp,
+        )
+    )
     last = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()][-1]["metrics"]
     assert 0 <= last["client/accuracy/image"] <= 1 and last["weights/replies"] == 3 and last["clients/faults"] == 0

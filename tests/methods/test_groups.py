@@ -23,8 +23,9 @@ ONE = {"local_epochs": 1, "batch": 8}
 
 def of_two_kinds(half, tmp_path, sizes=(8, 24, 16), kinds=("a", "a", "b"), cohort=None):
     federation = ToyFederation(half, tmp_path, sizes)
-    federation.clients = [Known(100 + k, k, "image", kind, n) for k, (kind, n) in enumerate(zip(kinds, sizes,
-                                                                                               strict=True))]
+    federation.clients = [
+        Known(100 + k, k, "image", kind, n) for k, (kind, n) in enumerate(zip(kinds, sizes, strict=True))
+    ]
     federation.cohort = federation.clients if cohort is None else [federation.clients[k] for k in cohort]
     return federation
 
@@ -42,8 +43,10 @@ def test_each_group_is_its_own_mean_by_examples(tmp_path):
     strategy, federation = FedAvg(APART), of_two_kinds(half, tmp_path)
     rounds(strategy, federation, 0)
     start = {g: part(strategy.weights, g) for g in ("image a", "image b")}
-    ups = [half.train(ToyClient(k, tmp_path / "by hand", n), Weights(start[f"image {kind}"])).tensors
-           for k, n, kind in ((0, 8, "a"), (1, 24, "a"), (2, 16, "b"))]
+    ups = [
+        half.train(ToyClient(k, tmp_path / "by hand", n), Weights(start[f"image {kind}"])).tensors
+        for k, n, kind in ((0, 8, "a"), (1, 24, "a"), (2, 16, "b"))
+    ]
     metrics = rounds(strategy, federation, 1)[1]
     expected = {name: 0.25 * ups[0][name] + 0.75 * ups[1][name] for name in ups[0]}
     assert same(part(strategy.weights, "image a"), expected, atol=1e-6)
@@ -114,9 +117,13 @@ def test_methods_with_terms_of_their_own_have_nothing_for_retrieval(method, toy_
         preflight.validate(toy_conf(f"method={method}", "method.server.groups=architecture", mix))
 
 
-@pytest.mark.parametrize(("override", "line"), [
-    ("method.server.groups=none", "averages weights and needs one architecture"),
-    ("method.server.groups=arch", "groups must be one of none, architecture, got 'arch'")])
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("method.server.groups=none", "averages weights and needs one architecture"),
+        ("method.server.groups=arch", "groups must be one of none, architecture, got 'arch'"),
+    ],
+)
 def test_a_bad_setting_is_one_line(override, line, toy_conf):
     with pytest.raises(composition.SettingsError, match=line):
         preflight.validate(toy_conf("method=fedavg", override))
@@ -124,8 +131,11 @@ def test_a_bad_setting_is_one_line(override, line, toy_conf):
 
 def test_uploads_are_held_to_their_groups_shapes(tmp_path):
     def tamper(k, up):
-        return Weights({n: v[..., :1] for n, v in up.tensors.items()}, up.examples, up.metrics) \
-            if k == 1 and up.metrics else up
+        return (
+            Weights({n: v[..., :1] for n, v in up.tensors.items()}, up.examples, up.metrics)
+            if k == 1 and up.metrics
+            else up
+        )
 
     half = FedAvgClient(LocalSettings(**ONE))
     strategy, federation = FedAvg(APART), of_two_kinds(half, tmp_path)

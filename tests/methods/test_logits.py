@@ -32,9 +32,13 @@ from tests.fakes import FakeResources
 METHODS = ("fedmd", "fedgems", "fedet")
 CLIENTS = [Client(11, 0, "image"), Client(12, 1, "image"), Client(13, 2, "text")]
 #  class scores of three clients:   sample 0        1           2           3
-LOGITS = torch.tensor([[[2.0, 0.0], [0.0, 4.0], [1.0, 0.0], [0.0, 1.0]],
-                       [[4.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0]],
-                       [[0.0, 3.0], [0.0, 3.0], [2.0, 0.0], [4.0, 0.0]]])
+LOGITS = torch.tensor(
+    [
+        [[2.0, 0.0], [0.0, 4.0], [1.0, 0.0], [0.0, 1.0]],
+        [[4.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0]],
+        [[0.0, 3.0], [0.0, 3.0], [2.0, 0.0], [4.0, 0.0]],
+    ]
+)
 TRUTH = torch.tensor([0, 1, 1, 0])
 
 
@@ -85,9 +89,9 @@ def test_fedmd_sends_the_plain_mean_of_the_scores(pairs):
     _, _, federation, metrics, down = one_round(FedMD, FedMDSettings)
     assert isinstance(down, Logits) and down.ids.tolist() == [10, 11, 12, 13]
     assert torch.allclose(down.logits, torch.tensor([[2, 1], [0, 3], [2, 0], [4 / 3, 2 / 3]]))
-    assert metrics["labels/accuracy"] == 0.75                               # arg-max 0 1 0 0 of 0 1 1 0
-    assert metrics["labels/client_2_agrees"] == 0.75                        # its own 1 1 0 0
-    assert metrics["distill/logits"] == 1.5                                 # mean of .5 1.5 2.5
+    assert metrics["labels/accuracy"] == 0.75  # arg-max 0 1 0 0 of 0 1 1 0
+    assert metrics["labels/client_2_agrees"] == 0.75  # its own 1 1 0 0
+    assert metrics["distill/logits"] == 1.5  # mean of .5 1.5 2.5
     assert [phase for phase, _ in federation.sent] == ["train", "distill"]
     assert metrics["bytes/formula_up"] == 4 * 2 * 4
 
@@ -117,9 +121,9 @@ def softmax(values):
 def test_selective_weights_are_zero_before_the_softmax_where_a_client_is_wrong():
     weight_KN = selective_weights(LOGITS, TRUTH, 1e-3)
     assert weight_KN.sum(0).tolist() == pytest.approx([1] * 4)
-    by_hand = softmax([1 / entropy_of(2), 1 / entropy_of(4), 0.0])          # sample 0: clients 0 and 1 are right
+    by_hand = softmax([1 / entropy_of(2), 1 / entropy_of(4), 0.0])  # sample 0: clients 0 and 1 are right
     assert weight_KN[:, 0].tolist() == pytest.approx(by_hand, rel=1e-4)
-    assert weight_KN[:, 2].tolist() == pytest.approx([1 / 3] * 3)           # sample 2: nobody is
+    assert weight_KN[:, 2].tolist() == pytest.approx([1 / 3] * 3)  # sample 2: nobody is
 
 
 def test_a_sure_client_has_a_finite_weight():
@@ -134,14 +138,14 @@ def test_the_server_teaches_itself_where_right_then_the_pool_then_the_clients(pa
     server_NC = (sure_weights(LOGITS, 1e-3)[..., None] * LOGITS).sum(0)
     assert metrics["server/right"] == 0.75 and set(strategy.pool) == {10, 11, 13}
     assert torch.allclose(down.logits[[0, 1, 3]], server_NC[[0, 1, 3]])
-    assert torch.allclose(down.logits[2], LOGITS[:, 2].mean(0))             # wrong, unknown, and no client is right
+    assert torch.allclose(down.logits[2], LOGITS[:, 2].mean(0))  # wrong, unknown, and no client is right
     assert down.labels.tolist() == TRUTH.tolist() and down.weight.tolist() == [1] * 4
 
-    turned = FakeFederation(LOGITS.flip(-1))                                # now all but sample 2 is wrong
+    turned = FakeFederation(LOGITS.flip(-1))  # now all but sample 2 is wrong
     again = strategy.round(2, turned)
     taught = dict(turned.sent)["distill"].logits
     assert again["server/right"] == 0.25 and again["server/from_pool"] == 0.75 and again["server/taught_right"] == 1.0
-    assert torch.allclose(taught[[0, 1, 3]], server_NC[[0, 1, 3]])          # what the pool remembers of round 1
+    assert torch.allclose(taught[[0, 1, 3]], server_NC[[0, 1, 3]])  # what the pool remembers of round 1
     assert set(strategy.pool) == {10, 11, 12, 13}
 
 
@@ -152,7 +156,7 @@ def test_without_the_pool_the_right_clients_are_asked(pairs):
     turned = FakeFederation(LOGITS.flip(-1))
     strategy.round(2, turned)
     weights = softmax([0.0, 0.0, 1 / entropy_of(3)])
-    expected = weights[2] * 3.0                                             # class 0: clients 0 and 1 give 0 there
+    expected = weights[2] * 3.0  # class 0: clients 0 and 1 give 0 there
     assert dict(turned.sent)["distill"].logits[0, 0].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -194,15 +198,15 @@ def test_fedet_sends_the_consensus_and_the_mean_of_those_who_dispute_it(pairs):
     # sample 0: differences l0 - l1 of 2, 4, -3 with weights 4, 16, 9 (of 29) give (8 + 64 - 27) / 29 > 0: class 0
     # sample 1: all say 1; sample 2: all say 0; sample 3: -1, -1, 4 with weights 1, 1, 16: class 0
     assert down.labels.tolist() == [0, 1, 0, 0] and down.weight.tolist() == [1, 0, 0, 1]
-    assert torch.allclose(down.logits[0], LOGITS[2, 0].log_softmax(-1))             # client 2 alone disputes sample 0
-    assert torch.allclose(down.logits[3], LOGITS[0, 3].log_softmax(-1))             # clients 0 and 1, alike
+    assert torch.allclose(down.logits[0], LOGITS[2, 0].log_softmax(-1))  # client 2 alone disputes sample 0
+    assert torch.allclose(down.logits[3], LOGITS[0, 3].log_softmax(-1))  # clients 0 and 1, alike
     assert metrics["labels/disputed"] == 0.5 and metrics["labels/accuracy"] == 0.75
     assert metrics["fusion/weight_2"] == pytest.approx((9 / 29 + 9 / 29 + 4 / 14 + 16 / 18) / 4, rel=1e-4)
 
 
 def test_disputers_are_weighed_by_their_variance():
     score_KNC = torch.tensor([[[9.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]]])
-    weight_KN = variance_weights(score_KNC)                                          # 81, 1, 4 of 86
+    weight_KN = variance_weights(score_KNC)  # 81, 1, 4 of 86
     diverse_NC, some_N = diversity(weight_KN, score_KNC, torch.tensor([0]))
     assert some_N.tolist() == [True] and diverse_NC[0].tolist() == pytest.approx([0, (1 * 1 + 4 * 2) / 5], rel=1e-4)
 
@@ -233,15 +237,16 @@ def test_a_proxy_set_gives_another_subset_each_round_or_always_the_same(pairs):
     assert PublicSet(PublicSetSettings(samples=99), FakeResources()).drawn(1).ids.tolist() == [10, 11, 12, 13]
 
 
-@pytest.mark.parametrize("Method, Settings, labels", [(FedMD, FedMDSettings, [0, 1, 0, 0]),
-                                                      (FedET, FedETSettings, [0, 1, 0, 0]),
-                                                      (FedGEMS, FedGEMSSettings, None)])
+@pytest.mark.parametrize(
+    "Method, Settings, labels",
+    [(FedMD, FedMDSettings, [0, 1, 0, 0]), (FedET, FedETSettings, [0, 1, 0, 0]), (FedGEMS, FedGEMSSettings, None)],
+)
 def test_the_t2i_model_is_tuned_on_the_agreed_labels(Method, Settings, labels):
     strategy, resources, _, metrics, down = one_round(Method, Settings, source="synthetic")
     images, texts, reps, rounds = resources.tuned[0]
     drawn = strategy.public.drawn(1)
     assert down.ids.tolist() == [4, 5, 6, 7] and images == drawn.labels.tolist() and rounds == (1, 2) and reps is None
-    labels = drawn.labels.tolist() if labels is None else labels          # FedGEMS: labels are the drawn classes
+    labels = drawn.labels.tolist() if labels is None else labels  # FedGEMS: labels are the drawn classes
     assert texts.label == [resources.classes.prompt(c) for c in labels]
     assert texts.full[0] == f"{texts.label[0]} caption {images[0]}"
     assert metrics["prompts/accuracy"] == 1.0 and metrics["t2i/loss"] == 1.0
@@ -265,7 +270,8 @@ def test_pair_clients_are_left_out_by_name(pairs, caplog):
     with caplog.at_level(logging.INFO, "flwr"):
         logging.getLogger("flwr").addHandler(caplog.handler)
         _, _, federation, metrics, _ = one_round(
-            FedMD, FedMDSettings, FakeFederation(cohort=[*CLIENTS, Client(14, 3, "pair", "resnet+bert")]))
+            FedMD, FedMDSettings, FakeFederation(cohort=[*CLIENTS, Client(14, 3, "pair", "resnet+bert")])
+        )
     assert "FedMD has nothing to exchange with client 3 (pair, resnet+bert)" in caplog.text
     assert set(federation.samples) == {"image", "text"} and "labels/client_3_agrees" not in metrics
     with pytest.raises(FederationError, match=r"FedMD needs clients that classify images or texts; .* client 3 \(pair"):
@@ -279,9 +285,14 @@ def test_pair_clients_are_left_out_by_name(pairs, caplog):
 def vit(toy_conf):
     """`vit(method, ...)`: (its half, client 1 at any message): a small ViT without dropout or augmentation, which a
     learning rate of 0 leaves as it is."""
+
     def opened(method, *overrides, r=1, step=2):
-        conf = toy_conf(f"method={method}", "clients.augment={crop: 0, flip: false, tags: false}",
-                        "method.client.learning_rate={image: 0.0, text: 0.0}", *overrides)
+        conf = toy_conf(
+            f"method={method}",
+            "clients.augment={crop: 0, flip: false, tags: false}",
+            "method.client.learning_rate={image: 0.0, text: 0.0}",
+            *overrides,
+        )
         half = LogitsClient(composition.typed(LogitsClientSettings, conf.method.client, "method.client"))
         return half, lambda step_=step, r_=r: open_client(conf, {"partition-id": 1}, Header("method", r_, step_))
 
@@ -291,6 +302,7 @@ def vit(toy_conf):
 def eight():
     from florilegium import seeds
     from florilegium.protocol import pixels
+
     images = torch.randint(0, 256, (8, 3, 16, 16), generator=seeds.generator("eight"), dtype=torch.uint8)
     return Samples(torch.arange(8), images=pixels.encode(images))
 
@@ -299,7 +311,7 @@ def test_the_digest_is_the_mean_absolute_difference(vit):
     half, message = vit("fedmd", "method.client.revisit_epochs=0")
     own = half.represent(message(), eight())
     assert own.logits.shape == (8, 4) and own.ids.tolist() == list(range(8))
-    consensus = own.logits + torch.tensor([1.0, -1.0, 0.5, 0.0])                     # mean difference 2.5 / 4
+    consensus = own.logits + torch.tensor([1.0, -1.0, 0.5, 0.0])  # mean difference 2.5 / 4
     report = half.distill(message(3), Logits(own.ids, consensus))
     assert report.metrics["logits"] == pytest.approx(0.625, abs=1e-5) and report.examples == 8
     assert "label" not in report.metrics and "private" not in report.metrics
@@ -332,11 +344,13 @@ def test_warm_up_learns_labels_alone_and_the_first_training_still_is_the_long_on
         client = message(step, r)
         plain = client.private_batches
         seen = set()
-        client.private_batches = lambda size, epoch, name, plain=plain, seen=seen: (seen.add(epoch),
-                                                                                    plain(size, epoch, name))[1]
+        client.private_batches = lambda size, epoch, name, plain=plain, seen=seen: (
+            seen.add(epoch),
+            plain(size, epoch, name),
+        )[1]
         half.train(client, Nothing())
         epochs.append(len(seen))
-    assert epochs == [3, 0]                                                          # E0, then the revisit has them
+    assert epochs == [3, 0]  # E0, then the revisit has them
 
 
 def test_the_revisit_follows_the_digest_and_earlier_samples_come_again(vit):
@@ -345,7 +359,7 @@ def test_the_revisit_follows_the_digest_and_earlier_samples_come_again(vit):
     report = half.distill(message(3), Logits(own.ids, own.logits))
     assert report.metrics["revisit"] > 0 and report.metrics["logits"] == pytest.approx(0, abs=1e-6)
     half.represent(message(2, 2), eight())
-    assert half.distill(message(3, 2), Logits(own.ids, own.logits)).examples == 14   # 8 and 6 of round 1
+    assert half.distill(message(3, 2), Logits(own.ids, own.logits)).examples == 14  # 8 and 6 of round 1
 
 
 def test_what_does_not_fit_the_kept_samples_is_refused(vit):
@@ -366,15 +380,22 @@ def test_logit_losses_by_hand():
     assert logit_kl(teacher, student, weight).item() == pytest.approx(by_hand / 2, rel=1e-5)
     assert logit_l1(teacher, student, torch.ones(2)).item() == pytest.approx((math.log(3) + 4) / 4, rel=1e-5)
     assert logit_kl(teacher, student, weight, 2.0).item() == pytest.approx(
-        4 * logit_kl(teacher / 2, student / 2, weight).item())
+        4 * logit_kl(teacher / 2, student / 2, weight).item()
+    )
 
 
 # -- through the real apps ---------------------------------------------------------------------------------------------
 
 
 def toy(toy_conf, method, *overrides):
-    return toy_conf(f"method={method}", "method.server.public.samples=12", "tuning.batch=8",
-                    "method.client.pretrain_epochs=1", "evaluation.images_per_class=2", *overrides)
+    return toy_conf(
+        f"method={method}",
+        "method.server.public.samples=12",
+        "tuning.batch=8",
+        "method.client.pretrain_epochs=1",
+        "evaluation.images_per_class=2",
+        *overrides,
+    )
 
 
 def lines(run):
@@ -403,16 +424,28 @@ def test_measured_bytes_are_the_formula_and_headers(method, label, toy_conf, fed
     assert 12 * 8 <= up <= 12 * 8 + 1000 and 12 * (24 + label) <= down <= 12 * (24 + label) + 2000  # 8 an id and length
 
 
-@pytest.mark.parametrize("kind, line", [("nan", "NaN or infinite"), ("shape", "has 3 along C"), ("ids", "not the ids"),
-                                        ("huge", "above 10000.0"), ("kind", "expected Logits, got Nothing")])
+@pytest.mark.parametrize(
+    "kind, line",
+    [
+        ("nan", "NaN or infinite"),
+        ("shape", "has 3 along C"),
+        ("ids", "not the ids"),
+        ("huge", "above 10000.0"),
+        ("kind", "expected Logits, got Nothing"),
+    ],
+)
 def test_a_bad_upload_is_named_and_left_out(kind, line, toy_conf, federated):
     def tamper(question, reply):
         if question.metadata.message_type != "query.represent" or question.metadata.dst_node_id != 101:
             return reply
         body, header = codec.unpack(reply.content, Logits), codec.header(reply.content)
-        bad = {"nan": Logits(body.ids, torch.full_like(body.logits, torch.nan)),
-               "shape": Logits(body.ids, body.logits[:, :3]), "ids": Logits(body.ids.flip(0), body.logits),
-               "huge": Logits(body.ids, body.logits + 1e30), "kind": Nothing()}[kind]
+        bad = {
+            "nan": Logits(body.ids, torch.full_like(body.logits, torch.nan)),
+            "shape": Logits(body.ids, body.logits[:, :3]),
+            "ids": Logits(body.ids.flip(0), body.logits),
+            "huge": Logits(body.ids, body.logits + 1e30),
+            "kind": Nothing(),
+        }[kind]
         return Message(codec.pack(bad, header), reply_to=question)
 
     run = federated(toy(toy_conf, "fedmd"), tamper)
@@ -438,8 +471,10 @@ def test_beside_retrieval_clients_the_classifiers_exchange_alone(method, toy_con
     mix = "[{modality: image, model: resnet}, {modality: text, model: bert}, {modality: pair, model: resnet+bert}]"
     run = federated(toy(toy_conf, method, f"clients.mix={mix}", "method.client.alone_batches=2"))
     ledger = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
-    asked = {phase: {e["client"] for e in ledger if e["phase"] == phase and e["round"]} for phase in
-             ("train", "represent", "distill", "evaluate")}
+    asked = {
+        phase: {e["client"] for e in ledger if e["phase"] == phase and e["round"]}
+        for phase in ("train", "represent", "distill", "evaluate")
+    }
     assert asked == {"train": {0, 1, 2}, "represent": {0, 1}, "distill": {0, 1}, "evaluate": {0, 1, 2}}
     assert not faults(run)
 
@@ -447,23 +482,28 @@ def test_beside_retrieval_clients_the_classifiers_exchange_alone(method, toy_con
 def test_soft_targets_are_checked_on_the_wire():
     good = SoftTargets(torch.arange(2), torch.tensor([0, 1]), torch.zeros(2, 2), torch.ones(2))
     codec.unpack(codec.pack(good, Header("method", 1, 1)), bounds={"C": 2})
-    for name, value, line in (("weight", torch.tensor([1.0, 2.0]), "weight has a value of 2.0, above 1.0"),
-                              ("labels", torch.tensor([0, 2]), "but there are 2 of C"),
-                              ("logits", torch.full((2, 2), 2e4), "logits has a value of 20000.0")):
+    for name, value, line in (
+        ("weight", torch.tensor([1.0, 2.0]), "weight has a value of 2.0, above 1.0"),
+        ("labels", torch.tensor([0, 2]), "but there are 2 of C"),
+        ("logits", torch.full((2, 2), 2e4), "logits has a value of 20000.0"),
+    ):
         bad = SoftTargets(**{**vars(good), name: value})
         with pytest.raises(WireError, match=line):
             codec.unpack(codec.pack(bad, Header("method", 1, 1)), bounds={"C": 2})
 
 
-@pytest.mark.parametrize("make, line", [
-    (lambda: PublicSetSettings(source="mine"), "public_set must be one of proxy, synthetic, got 'mine'"),
-    (lambda: PublicSetSettings(samples=1), "samples must lie between 2"),
-    (lambda: FedGEMSSettings(server_model="gpt"), "server_model must be one of ensemble, clip"),
-    (lambda: FedETSettings(scores="raw"), "scores must be one of log_softmax, softmax"),
-    (lambda: LogitsClientSettings(distance="l2"), "distance must be one of l1, kl"),
-    (lambda: LogitsClientSettings(label_weight=0, logit_weight=0), "label_weight and logit_weight are both 0"),
-    (lambda: LogitsClientSettings(lesson_batch=1), "lesson_batch must lie between 2"),
-])
+@pytest.mark.parametrize(
+    "make, line",
+    [
+        (lambda: PublicSetSettings(source="mine"), "public_set must be one of proxy, synthetic, got 'mine'"),
+        (lambda: PublicSetSettings(samples=1), "samples must lie between 2"),
+        (lambda: FedGEMSSettings(server_model="gpt"), "server_model must be one of ensemble, clip"),
+        (lambda: FedETSettings(scores="raw"), "scores must be one of log_softmax, softmax"),
+        (lambda: LogitsClientSettings(distance="l2"), "distance must be one of l1, kl"),
+        (lambda: LogitsClientSettings(label_weight=0, logit_weight=0), "label_weight and logit_weight are both 0"),
+        (lambda: LogitsClientSettings(lesson_batch=1), "lesson_batch must lie between 2"),
+    ],
+)
 def test_settings_are_checked(make, line):
     with pytest.raises(ValueError, match=line):
         make()

@@ -15,8 +15,13 @@ from florilegium.protocol import codec
 from florilegium.protocol.payloads import Answers, Features
 from strategies.blocks.representations import formula_bytes, joint, majority, sides_of, stacked, text_groups
 
-SMALL = ["method.server.public.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1",
-         "evaluation.images_per_class=2", "timeouts.quorum=1"]
+SMALL = [
+    "method.server.public.samples=12",
+    "tuning.batch=8",
+    "method.client.pretrain_epochs=1",
+    "evaluation.images_per_class=2",
+    "timeouts.quorum=1",
+]
 MIX = "clients.mix=[{modality: image, model: vit}, {modality: text, model: bert}, {modality: pair, model: vit+bert}]"
 METHODS = ("creamfl", "fedmekt")
 IMAGE, TEXT, PAIR = Client(100, 0, "image"), Client(101, 1, "text"), Client(102, 2, "pair")
@@ -39,7 +44,9 @@ def test_one_stack_for_each_side_and_layer():
     replies = [Reply(IMAGE, answers), Reply(TEXT, Features(ids, none, two)), Reply(PAIR, Features(ids, two, one))]
     first, second = stacked(replies, 3), stacked(replies, 3, 1)
     assert {side: (who, tuple(reps.shape)) for side, (who, reps) in first.items()} == {
-        "image": ([0, 2], (2, 2, 3)), "text": ([1, 2], (2, 2, 3))}
+        "image": ([0, 2], (2, 2, 3)),
+        "text": ([1, 2], (2, 2, 3)),
+    }
     assert {side: who for side, (who, _) in second.items()} == {"image": [2], "text": [1]}
     assert sides_of(PAIR) == ("image", "text") and sides_of(TEXT) == ("text",)
 
@@ -47,8 +54,9 @@ def test_one_stack_for_each_side_and_layer():
 def test_the_majority_of_classifiers_ties_to_the_lowest_class():
     def said(client, *labels):
         n = len(labels)
-        return Reply(client, Answers(torch.arange(n), torch.tensor(labels), torch.ones(n), torch.zeros(n, 1),
-                                     torch.zeros(n, 0)))
+        return Reply(
+            client, Answers(torch.arange(n), torch.tensor(labels), torch.ones(n), torch.zeros(n, 1), torch.zeros(n, 0))
+        )
 
     drawn = torch.tensor([3, 3, 3])
     label, agree = majority([said(IMAGE, 1, 2, 2), said(TEXT, 1, 1, 2), said(PAIR, 0, 0, 2)], 4, drawn, Guard())
@@ -64,7 +72,7 @@ def test_joint_groups_and_bytes_by_hand():
     n, none, wide = 800, torch.zeros(800, 0), torch.zeros(800, 768)
     one = [Reply(IMAGE, Features(torch.arange(n), wide, none))]
     bytes_ = formula_bytes(one * 10, 8000, lambda client: 2 * 768)
-    assert bytes_["bytes/formula_up"] / 2**20 == pytest.approx(23.4375)      # Table X: 23.4 up, 46.9 down
+    assert bytes_["bytes/formula_up"] / 2**20 == pytest.approx(23.4375)  # Table X: 23.4 up, 46.9 down
     assert bytes_["bytes/formula_down"] / 2**20 == pytest.approx(46.875)
 
 
@@ -93,9 +101,14 @@ def test_one_modality_alone(toy_conf, federated):
     assert "distill/inter_image" in last and "server/kd_image" in last and "server/kd_text" not in last
 
 
-@pytest.mark.parametrize(("kind", "line"), [("misses a side", "has 0 values of the image side, expected 32"),
-                                            ("too long", "of the image side longer than one"),
-                                            ("ids", "are not the ids that were sent")])
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("misses a side", "has 0 values of the image side, expected 32"),
+        ("too long", "of the image side longer than one"),
+        ("ids", "are not the ids that were sent"),
+    ],
+)
 def test_a_bad_reply_is_named_and_left_out(kind, line, toy_conf, federated):
     def tamper(question, reply):
         if question.metadata.message_type != "query.represent" or question.metadata.dst_node_id != 102:
@@ -103,9 +116,14 @@ def test_a_bad_reply_is_named_and_left_out(kind, line, toy_conf, federated):
         body, header = codec.unpack(reply.content, Features), codec.header(reply.content)
         if not len(body.ids):
             return reply
-        fields = vars(body) | {"misses a side": {"image": body.image[:, :0]},
-                               "too long": {"image": torch.full_like(body.image, 0.9)},
-                               "ids": {"ids": body.ids.flip(0)}}[kind]
+        fields = (
+            vars(body)
+            | {
+                "misses a side": {"image": body.image[:, :0]},
+                "too long": {"image": torch.full_like(body.image, 0.9)},
+                "ids": {"ids": body.ids.flip(0)},
+            }[kind]
+        )
         return Message(codec.pack(Features(**fields), header), reply_to=question)
 
     run = federated(toy_conf("method=creamfl", MIX, *SMALL), tamper)
@@ -123,12 +141,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, res
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
 
 
-@pytest.mark.parametrize(("override", "line"), [
-    ("method=creamfl method.server.anchors=clips", "anchors must be one of encoder, clip, mean"),
-    ("method=creamfl method.public_set=public", "public_set must be one of proxy, synthetic"),
-    ("method=fedmekt method.server.reconstruct=all", "reconstruct must be one of own, both"),
-    ("method=fedmekt method.server.image=bert", "image must be one of resnet"),
-    ("method=fedmekt method.client.temperature=0", "temperature must lie between")])
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("method=creamfl method.server.anchors=clips", "anchors must be one of encoder, clip, mean"),
+        ("method=creamfl method.public_set=public", "public_set must be one of proxy, synthetic"),
+        ("method=fedmekt method.server.reconstruct=all", "reconstruct must be one of own, both"),
+        ("method=fedmekt method.server.image=bert", "image must be one of resnet"),
+        ("method=fedmekt method.client.temperature=0", "temperature must lie between"),
+    ],
+)
 def test_a_bad_setting_is_one_line(override, line, toy_conf):
     with pytest.raises(SettingsError, match=line) as caught:
         validate(toy_conf(*override.split()))

@@ -82,8 +82,10 @@ def test_with_momentum_the_control_variate_is_still_the_mean_gradient(tmp_path):
 
 
 def test_the_servers_rate_by_hand():
-    x, mean = {"w": torch.tensor([1.0]), "b.running_mean": torch.tensor([1.0])}, {"w": torch.tensor([3.0]),
-                                                                              "b.running_mean": torch.tensor([3.0])}
+    x, mean = (
+        {"w": torch.tensor([1.0]), "b.running_mean": torch.tensor([1.0])},
+        {"w": torch.tensor([3.0]), "b.running_mean": torch.tensor([3.0])},
+    )
     half = moved(x, mean, 0.5)
     assert half["w"].item() == 2.0 and half["b.running_mean"].item() == 3.0 and moved(x, mean, 1.0) == mean
 

@@ -26,13 +26,20 @@ class Classes(list):
         return f"A picture of a {self[c]}."
 
 
-@pytest.mark.parametrize("source, said, shown", [("label", "A picture of a", False), ("caption", "a blob", False),
-                                                 ("representation", "a blob", True)])
+@pytest.mark.parametrize(
+    "source, said, shown",
+    [("label", "A picture of a", False), ("caption", "a blob", False), ("representation", "a blob", True)],
+)
 def test_each_source_tunes_on_its_own_text(source, said, shown):
     generator = Generator()
     clip = SimpleNamespace(encode_images=lambda images: torch.randn(len(images), 8))
-    resources = SimpleNamespace(classes=Classes(["cat", "dog"]), seed=0, generator=lambda: generator,
-                                captioner=lambda: lambda images: ["a blob"] * len(images), clip_score=lambda: clip)
+    resources = SimpleNamespace(
+        classes=Classes(["cat", "dog"]),
+        seed=0,
+        generator=lambda: generator,
+        captioner=lambda: lambda images: ["a blob"] * len(images),
+        clip_score=lambda: clip,
+    )
     settings = SelfTunedSettings(source=source, samples=4, sample_guidance=2.0, t2i=TuneSettings(text="label"))
     SelfTuned(settings, resources).round(1, None)
     assert all(text.startswith(said) for text in generator.said) and len(generator.said) == 4

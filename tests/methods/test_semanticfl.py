@@ -48,8 +48,10 @@ def test_the_literal_form_takes_raw_vectors_at_temperature_one():
 
 def test_the_scaled_form_multiplies_by_the_temperature_squared():
     z = torch.tensor([[3.0, 1.0]])
-    plain, scaled = (guide(consistency_temperature=0.5, consistency_scaled=s).terms(z, batch(1))["consistency"].item()
-                     for s in (False, True))
+    plain, scaled = (
+        guide(consistency_temperature=0.5, consistency_scaled=s).terms(z, batch(1))["consistency"].item()
+        for s in (False, True)
+    )
     assert scaled == pytest.approx(plain / 4)
 
 
@@ -75,12 +77,13 @@ def test_own_anchors_are_found_by_id():
 
 def test_the_head_of_the_texts_is_learned_where_widths_differ():
     wide = ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
-    assert guide().parameters == {}                               # equal widths: none, and nothing more to upload
+    assert guide().parameters == {}  # equal widths: none, and nothing more to upload
     learned, fixed = guide(text=wide), guide(text=wide, text_head="fixed")
     assert learned.parameters["text"].shape == (2, 3) and fixed.parameters == {}
     assert torch.equal(learned.parameters["text"], fixed.head_DW)
-    gradient = torch.autograd.grad(learned.terms(torch.tensor([X]), batch(0))["text_contrast"],
-                                   learned.parameters["text"])[0]
+    gradient = torch.autograd.grad(
+        learned.terms(torch.tensor([X]), batch(0))["text_contrast"], learned.parameters["text"]
+    )[0]
     assert gradient.abs().sum() > 0
     with pytest.raises(ClientError, match="texts are 3 wide and representations 2"):
         guide(text=wide, text_head="none")

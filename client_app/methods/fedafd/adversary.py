@@ -38,12 +38,13 @@ class Adversary:
                 optimizers.from_tensors(adam, part(left[0], f"{name}_adam"))
         self.nets.to(client.device)
 
-    def games(
-        self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]
-    ) -> list[tuple[str, Tensor, Tensor]]:
+    def games(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
         """(discriminator, real, fake) of every side the client has; a pair client's sides share both discriminators."""
-        return [(name, real[against], z) for side, z in fake.items()
-                for name, against in (("in", side), ("cross", OTHER[side]))]
+        return [
+            (name, real[against], z)
+            for side, z in fake.items()
+            for name, against in (("in", side), ("cross", OTHER[side]))
+        ]
 
     def play(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor], beta: float, look: bool = False) -> Tensor:
         """A step of the discriminators, then what the encoder minimises: beta times the sum over games.

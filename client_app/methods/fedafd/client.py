@@ -34,22 +34,22 @@ Item = tuple[Tensor | None, Any | None]  # rows of the public set, a private bat
 class FedAFDClientSettings:
     """Client settings; the paper's symbol in the comment, `ours` where the paper is silent."""
 
-    fusion: str = "gff"                # GFF | global: the frozen encoder and a linear head (control) | none
-    alignment: bool = True             # BAA
-    adversarial: float = 0.5           # beta
+    fusion: str = "gff"  # GFF | global: the frozen encoder and a linear head (control) | none
+    alignment: bool = True  # BAA
+    adversarial: float = 0.5  # beta
     hidden: list[int] = field(default_factory=lambda: [128, 64])  # of the discriminators
-    slope: float = 0.2                 # of their LeakyReLU
-    discriminator_rate: float = 1e-4   # Adam
+    slope: float = 0.2  # of their LeakyReLU
+    discriminator_rate: float = 1e-4  # Adam
     public_batch: int = 128
     public_batches: int | None = None  # of an epoch's pass over the public set (alternate); None: all; ours
-    reduction: int = 4                 # r, of GFF's bottlenecks
-    fusion_start: str = "even"         # of the gates: all 1/2 | random; ours
+    reduction: int = 4  # r, of GFF's bottlenecks
+    fusion_start: str = "even"  # of the gates: all 1/2 | random; ours
     fusion_rate: LearningRate = field(default_factory=lambda: LearningRate(5e-3, 5e-3, 1e-4))  # Adam
     fusion_weight_decay: float = 0.01
     fusion_weight_decay_pair: float = 0.1
     architecture: str = "resnet+bert"  # the server's
-    pretrain_epochs: int = 10          # E0, at a client's first training, as FedMMKT's; ours
-    local_epochs: int = 2              # E; 5 in the paper
+    pretrain_epochs: int = 10  # E0, at a client's first training, as FedMMKT's; ours
+    local_epochs: int = 2  # E; 5 in the paper
     learning_rate: LearningRate = field(default_factory=LearningRate)
     weight_decay: float = 0.01
     batch: int = 32
@@ -85,10 +85,10 @@ class FedAFDClient:
     def represent(self, client: Client, down: Modules | PublicSet) -> Report | Features:
         """Keep the encoders that came, or say what the client's own encoder (no fusion) sees in public pairs."""
         if isinstance(down, Modules):
-            return keep_encoders(client, down)                                          # G_r
+            return keep_encoders(client, down)  # G_r
         d = self.settings.divergences
         if not len(down.ids) or (d.eval_mode and d.same_view):
-            return representing.answer(client, down)                                    # I^c, T^c
+            return representing.answer(client, down)  # I^c, T^c
         return self.released_features(client, down)
 
     def train(self, client: Client, down: Features | Nothing) -> Report:
@@ -106,12 +106,13 @@ class FedAFDClient:
 
         def objective(item: tuple[int, Item]) -> dict[str, Tensor]:
             (epoch, (rows, batch)), terms = item, {}
-            if rows is not None:                                                        # section 3
+            if rows is not None:  # section 3
                 fake = {side: own(client, side, x[rows]) for side, x in public.items()}
-                loss = game.play({side: x[rows] for side, x in real.items()}, fake, s.adversarial,
-                                 look=epoch == s.local_epochs - 1)
+                loss = game.play(
+                    {side: x[rows] for side, x in real.items()}, fake, s.adversarial, look=epoch == s.local_epochs - 1
+                )
                 terms["adversarial"] = loss if self.moves(client) else torch.zeros_like(loss, requires_grad=True)
-            if batch is not None:                                                       # section 4
+            if batch is not None:  # section 4
                 terms["task"] = fused.task(batch)
             for name in terms:
                 steps[name] += 1
@@ -122,9 +123,15 @@ class FedAFDClient:
             if game is not None:
                 game.after_backward()
 
-        means = fit(client.model, lambda epoch: self.items(client, epoch, len(down.ids) if game else 0), objective,
-                    lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay, epochs=s.local_epochs,
-                    before_step=before_step)
+        means = fit(
+            client.model,
+            lambda epoch: self.items(client, epoch, len(down.ids) if game else 0),
+            objective,
+            lr=s.learning_rate.of(client.modality),
+            weight_decay=s.weight_decay,
+            epochs=s.local_epochs,
+            before_step=before_step,
+        )
         means |= {name: means[name] * means["steps"] / n for name, n in steps.items() if n}  # of the steps that had it
         fused.keep()
         if game is not None:
@@ -138,9 +145,15 @@ class FedAFDClient:
         if fused.mix is None and not fused.frozen:
             return fit_private(client, s, s.pretrain_epochs, "private")
         fused.train()
-        figures = fit(client.model, lambda epoch: client.private_batches(s.batch, epoch, "private"),
-                      lambda batch: {"task": fused.task(batch)}, lr=s.learning_rate.of(client.modality),
-                      weight_decay=s.weight_decay, epochs=s.pretrain_epochs, before_step=lambda _: fused.step())
+        figures = fit(
+            client.model,
+            lambda epoch: client.private_batches(s.batch, epoch, "private"),
+            lambda batch: {"task": fused.task(batch)},
+            lr=s.learning_rate.of(client.modality),
+            weight_decay=s.weight_decay,
+            epochs=s.pretrain_epochs,
+            before_step=lambda _: fused.step(),
+        )
         fused.keep()
         return figures
 
@@ -154,7 +167,7 @@ class FedAFDClient:
         """A pass over the `count` public pairs, then one over the private rows; `joint`: both in every step (D3)."""
         s = self.settings
         random = torch.Generator().manual_seed(client.seed("public", epoch))
-        public = list(shuffled(count, s.public_batch, random))[:s.public_batches] if count else []
+        public = list(shuffled(count, s.public_batch, random))[: s.public_batches] if count else []
         private = client.private_batches(s.batch, epoch, "private")
         if public and s.divergences.schedule == "joint":
             yield from ((epoch, item) for item in zip(cycle(public), private, strict=False))
@@ -180,7 +193,9 @@ class FedAFDClient:
         message's copy of the model: no phase but training changes what stays)."""
         client.model.train(not self.settings.divergences.eval_mode and client.modality != "pair")
         with seeds.scoped(client.seed("public features")):
-            found = {side: torch.cat([own(client, side, part).cpu() for part in x.split(self.settings.public_batch)])
-                     for side, x in self.public_inputs(client, down).items()}
+            found = {
+                side: torch.cat([own(client, side, part).cpu() for part in x.split(self.settings.public_batch)])
+                for side, x in self.public_inputs(client, down).items()
+            }
         none = torch.zeros(len(down.ids), 0)
         return Features(down.ids, found.get("image", none), found.get("text", none))

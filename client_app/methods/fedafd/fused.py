@@ -40,8 +40,13 @@ def keep_encoders(client: Client, sent: Modules) -> Report:
 
 def own(client: Client, side: str, x: Tensor) -> Tensor:
     """The client's own unit feature [B, D] of one side."""
-    return client.model.encode_image(x) if client.modality == "pair" and side == "image" else \
-        client.model.encode_text(x) if client.modality == "pair" else normalize(client.model.encode(x), dim=-1)
+    return (
+        client.model.encode_image(x)
+        if client.modality == "pair" and side == "image"
+        else client.model.encode_text(x)
+        if client.modality == "pair"
+        else normalize(client.model.encode(x), dim=-1)
+    )
 
 
 class LinearOnGlobal(nn.Module):
@@ -82,9 +87,12 @@ class Fused:
                 raise ClientError(f"the server's {side} encoder is no {self.settings.architecture}: {why}") from error
             frozen[side] = getattr(dual, side).eval().requires_grad_(False).to(self.client.device)
         if "text" in frozen and self.client.vocabulary != build.vocabulary(
-                conf.clients, self.settings.architecture.split("+")[1]):
-            raise ClientError(f"{self.client.architecture} and the server's {self.settings.architecture} read other "
-                              "tokens: fusion needs one tokenizer for both")
+            conf.clients, self.settings.architecture.split("+")[1]
+        ):
+            raise ClientError(
+                f"{self.client.architecture} and the server's {self.settings.architecture} read other "
+                "tokens: fusion needs one tokenizer for both"
+            )
         return frozen
 
     def mixing(self) -> nn.Module | None:
@@ -92,16 +100,16 @@ class Fused:
         s, client = self.settings, self.client
         with seeds.scoped(client.conf.seed, "model", FUSION, client.id):
             if s.fusion == "gff":
-                return GranularityFusion(client.width, s.reduction, s.divergences.share_pool_branch,
-                                         s.fusion_start == "even").to(client.device)
+                return GranularityFusion(
+                    client.width, s.reduction, s.divergences.share_pool_branch, s.fusion_start == "even"
+                ).to(client.device)
             return LinearOnGlobal(client.width).to(client.device) if client.modality == "pair" else None
 
     def restore(self) -> None:
         """Fusion and its Adam as the last training left them, or (D5) as new at each round's training."""
         s, left = self.settings, self.client.memory.read(FUSION)
         decay = s.fusion_weight_decay_pair if self.client.modality == "pair" else s.fusion_weight_decay
-        self.adam = torch.optim.Adam(self.mix.parameters(), s.fusion_rate.of(self.client.modality),
-                                     weight_decay=decay)
+        self.adam = torch.optim.Adam(self.mix.parameters(), s.fusion_rate.of(self.client.modality), weight_decay=decay)
         stale = s.divergences.reset_each_round and left is not None and left[1]["round"] != self.client.round
         if left is not None and not stale:
             self.mix.load_state_dict(part(left[0], "mix"))
@@ -109,8 +117,11 @@ class Fused:
 
     def keep(self) -> None:
         if self.mix is not None:
-            self.client.memory.write(FUSION, named("mix", self.mix.state_dict())
-                                     | named("adam", optimizers.to_tensors(self.adam)), {"round": self.client.round})
+            self.client.memory.write(
+                FUSION,
+                named("mix", self.mix.state_dict()) | named("adam", optimizers.to_tensors(self.adam)),
+                {"round": self.client.round},
+            )
 
     def train(self, mode: bool = True) -> None:
         if self.mix is not None:
@@ -136,14 +147,15 @@ class Fused:
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores [B, C] by the client's head, which knows representations of norm sqrt(D)."""
-        return self.client.model.head(self.see(self.client.modality, x) * self.client.width ** 0.5)
+        return self.client.model.head(self.see(self.client.modality, x) * self.client.width**0.5)
 
     def task(self, batch: Any) -> Tensor:
         """The client's own loss on the fused path: cross-entropy, or the retrieval loss of unit vectors."""
         if self.client.modality != "pair":
             return cross_entropy(self.logits(batch.inputs), batch.labels)
-        image, text = (normalize(self.see(side, x), dim=-1)
-                       for side, x in (("image", batch.images), ("text", batch.texts)))
+        image, text = (
+            normalize(self.see(side, x), dim=-1) for side, x in (("image", batch.images), ("text", batch.texts))
+        )
         return self.client.model.loss(image, text, batch.groups)
 
     @torch.no_grad()
@@ -156,8 +168,9 @@ class Fused:
             return pairs.evaluate(client, self.look)
         figures = {}
         for name, rows in (("accuracy", client.data.test), ("validation", client.data.validation)):
-            parts = [self.logits(client.rows_as_inputs(rows, chosen)).cpu()
-                     for chosen in torch.arange(len(rows)).split(LOOK)]
+            parts = [
+                self.logits(client.rows_as_inputs(rows, chosen)).cpu() for chosen in torch.arange(len(rows)).split(LOOK)
+            ]
             logits_NC = torch.cat(parts)
             figures[name] = (logits_NC.argmax(-1) == rows.labels).float().mean().item()
             if name == "accuracy":
@@ -168,8 +181,10 @@ class Fused:
         """Unit vectors [N, D] of both sides of pairs."""
         found: dict[str, list[Tensor]] = {"image": [], "text": []}
         for rows in torch.arange(len(shown)).split(LOOK):
-            x = {"image": pixels.scaled(shown.images[rows]),
-                 "text": self.client.vocabulary([shown.texts[n] for n in rows.tolist()])}
+            x = {
+                "image": pixels.scaled(shown.images[rows]),
+                "text": self.client.vocabulary([shown.texts[n] for n in rows.tolist()]),
+            }
             for side, parts in found.items():
                 parts.append(normalize(self.see(side, x[side].to(self.client.device)), dim=-1).cpu())
         return torch.cat(found["image"]), torch.cat(found["text"])

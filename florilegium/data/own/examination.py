@@ -50,8 +50,10 @@ class Examined:
         if bad := self.refused:
             more = f" ({len(bad) - 1} more; `florilegium data check` lists them)" if len(bad) > 1 else ""
             kinds = ", ".join(sorted({finding.kind for finding in bad}))
-            raise OwnDataError(f"{bad[0]}{more}", f"own data are refused ({kinds}: {len(bad)} in all); the site's log"
-                                                  " names file and row")
+            raise OwnDataError(
+                f"{bad[0]}{more}",
+                f"own data are refused ({kinds}: {len(bad)} in all); the site's log names file and row",
+            )
         return self.rows
 
 
@@ -102,8 +104,14 @@ class _Look:
             self._duplicate(where, content.digest(), label)
         if self._refused() > before:
             return
-        for name, value in (("id", id_), ("label", label), ("image", image), ("text", text), ("tags", tags),
-                            ("concept", cells.get("concept", id_))):
+        for name, value in (
+            ("id", id_),
+            ("label", label),
+            ("image", image),
+            ("text", text),
+            ("tags", tags),
+            ("concept", cells.get("concept", id_)),
+        ):
             self.kept[name].append(value)
 
     def _refused(self) -> int:
@@ -150,8 +158,9 @@ class _Look:
             return None
         self.sizes.append(size)
         if min(size) < self.side:
-            self._say("small image", where, f"is {size[0]}x{size[1]} pixels and enlarged to {self.side}x{self.side}",
-                      False)
+            self._say(
+                "small image", where, f"is {size[0]}x{size[1]} pixels and enlarged to {self.side}x{self.side}", False
+            )
         return image
 
     def _id(self, where: str, value: Any, n: int) -> int:
@@ -174,8 +183,11 @@ class _Look:
         """What only all rows together tell."""
         for name, places in self.unknown.items():
             more = f" (and {len(places) - 1} more rows of it)" if len(places) > 1 else ""
-            self._say("unknown class", places[0], f"class {name!r} is none of the federation's: "
-                      f"{shortened(self.classes)}{more}")
+            self._say(
+                "unknown class",
+                places[0],
+                f"class {name!r} is none of the federation's: {shortened(self.classes)}{more}",
+            )
         for name, where in self.spelled.items():
             read = self.classes[self.match(name) or 0]
             self._say("other spelling", where, f"class {name!r} is read as {read!r}", False)
@@ -183,8 +195,12 @@ class _Look:
         if not count:
             self._say("no rows", str(self.table.folder), "there is no row")
         elif missing := [name for label, name in enumerate(self.classes) if label not in here]:
-            self._say("class without rows", str(self.table.folder),
-                      f"no row of {len(missing)} of {len(self.classes)} classes: {shortened(missing)}", False)
+            self._say(
+                "class without rows",
+                str(self.table.folder),
+                f"no row of {len(missing)} of {len(self.classes)} classes: {shortened(missing)}",
+                False,
+            )
 
     def rows(self) -> Rows:
         """The rows kept, as tensors."""

@@ -49,8 +49,10 @@ def decoded(data: bytes, side: int, most: int) -> tuple[np.ndarray, tuple[int, i
             image: Image.Image = Image.open(io.BytesIO(data), formats=tuple(name.upper() for name in FORMATS))
         width, height = image.size
         if width * height > most:
-            raise BadImage("image too large", f"is {width}x{height} pixels, more than {most} (max-pixels of the node"
-                                              " configuration)")
+            raise BadImage(
+                "image too large",
+                f"is {width}x{height} pixels, more than {most} (max-pixels of the node configuration)",
+            )
         image.load()
         upright = ImageOps.exif_transpose(image)
     except BadImage:

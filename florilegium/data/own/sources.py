@@ -37,8 +37,8 @@ class OwnSettings:
     path: str
     text_column: str = "text"
     label_column: str = "label"
-    image_column: str = "image"   # of a table: a path relative to it, or the encoded image; `file_name` does as well
-    max_pixels: int = 1 << 26     # of one image; a larger one is refused before a pixel is decoded
+    image_column: str = "image"  # of a table: a path relative to it, or the encoded image; `file_name` does as well
+    max_pixels: int = 1 << 26  # of one image; a larger one is refused before a pixel is decoded
 
     def __post_init__(self) -> None:
         between("max-pixels", self.max_pixels, 1, 1 << 30)
@@ -48,8 +48,11 @@ class OwnSettings:
         """The settings of the data under `key`; None when the node configuration does not name any. DataError."""
         if not (path := str(node_config.get(key, ""))):
             return None
-        given = {name: node_config[name.replace("_", "-")] for name in cls.__dataclass_fields__
-                 if name != "path" and name.replace("_", "-") in node_config}
+        given = {
+            name: node_config[name.replace("_", "-")]
+            for name in cls.__dataclass_fields__
+            if name != "path" and name.replace("_", "-") in node_config
+        }
         try:
             return cls(str(Path(path).expanduser()), **given)
         except (TypeError, ValueError) as error:
@@ -73,8 +76,14 @@ def open_table(own: OwnSettings, modality: str) -> Table:
         if name == "image" and column not in there and "file_name" in there:
             column = "file_name"
         if column not in there:
-            raise Unread(Finding("missing column", str(place), f"no column {column!r}; there are {', '.join(there)}"
-                                 + (f" ({name}-column of the node configuration names it)" if len(there) > 1 else "")))
+            raise Unread(
+                Finding(
+                    "missing column",
+                    str(place),
+                    f"no column {column!r}; there are {', '.join(there)}"
+                    + (f" ({name}-column of the node configuration names it)" if len(there) > 1 else ""),
+                )
+            )
         chosen[column] = name
     chosen |= {name: name for name in BESIDE if name in there and name not in chosen.values()}
     names = table.names or getattr(dataset.features[own.column("label")], "names", None)
@@ -106,9 +115,11 @@ def _unlisted(place: Path, metadata: str, dataset: Dataset) -> tuple[Finding, ..
     """Images of the folder that its metadata do not name."""
     column = next((name for name in ("file_name", "image") if name in dataset.column_names), None)
     listed = {place / str(name) for name in dataset[column][:]} if column else set()
-    return tuple(Finding("other file", str(path), f"is not in {metadata} and left out", False)
-                 for path in sorted(place.rglob("*")) if path.suffix.lower() in IMAGES and path not in listed
-                 and not _hidden(path, place))
+    return tuple(
+        Finding("other file", str(path), f"is not in {metadata} and left out", False)
+        for path in sorted(place.rglob("*"))
+        if path.suffix.lower() in IMAGES and path not in listed and not _hidden(path, place)
+    )
 
 
 def _folder(place: Path) -> Table:
@@ -120,18 +131,29 @@ def _folder(place: Path) -> Table:
     known = [path for path in files if path.suffix.lower() in ImageFolder.EXTENSIONS]
     if not known:
         raise Unread(Finding("no rows", str(place), "holds no image, table or saved data set (docs/data.md)"))
-    others = [Finding("other file", str(path), "is no image and left out", False) for path in files
-              if path not in set(known)]
+    others = [
+        Finding("other file", str(path), "is no image and left out", False) for path in files if path not in set(known)
+    ]
     everything = f"{glob.escape(str(place.resolve()))}/**"
     with _nowhere() as scratch, reading(place):
-        found = load_dataset("imagefolder", data_files={"train": everything}, drop_labels=False, drop_metadata=True,
-                             split="train", cache_dir=scratch, keep_in_memory=True)
+        found = load_dataset(
+            "imagefolder",
+            data_files={"train": everything},
+            drop_labels=False,
+            drop_metadata=True,
+            split="train",
+            cache_dir=scratch,
+            keep_in_memory=True,
+        )
     found = found.cast_column("image", Image(decode=False))
     paths = [cell["path"] for cell in found["image"][:]]
     order = sorted(range(len(paths)), key=paths.__getitem__)
     found, paths = found.select(order, keep_in_memory=True), sorted(paths)
-    empty = [Finding("empty folder", str(path), "holds no image", False) for path in sorted(place.iterdir())
-             if path.is_dir() and not _hidden(path, place) and not any(path in file.parents for file in known)]
+    empty = [
+        Finding("empty folder", str(path), "holds no image", False)
+        for path in sorted(place.iterdir())
+        if path.is_dir() and not _hidden(path, place) and not any(path in file.parents for file in known)
+    ]
     shown = [str(place / Path(path).relative_to(place.resolve())) for path in paths]  # as the site named the folder
     return Table(found, "image folder", place, shown.__getitem__, None, tuple(others + empty))
 

@@ -86,8 +86,15 @@ def _text(file: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        bad = [Finding("wrong encoding", f"{file}, line {n}", f"is not UTF-8 (byte {line[error.start]:#04x}); save the"
-                       " file as UTF-8") for n, line in enumerate(data.split(b"\n"), 1) if (error := _broken(line))]
+        bad = [
+            Finding(
+                "wrong encoding",
+                f"{file}, line {n}",
+                f"is not UTF-8 (byte {line[error.start]:#04x}); save the file as UTF-8",
+            )
+            for n, line in enumerate(data.split(b"\n"), 1)
+            if (error := _broken(line))
+        ]
         raise Unread(*bad) from None
 
 
@@ -111,8 +118,13 @@ def _csv(file: Path, text: str) -> tuple[list[dict[str, Any]], list[Finding]]:
         for cells in (cells for cells in reader if cells):
             rows.append(dict(zip(columns, cells, strict=False)))
             if len(cells) != len(columns):
-                bad.append(Finding("malformed row", f"{file}, row {len(rows)}",
-                                   f"has {len(cells)} columns, the header {len(columns)}"))
+                bad.append(
+                    Finding(
+                        "malformed row",
+                        f"{file}, row {len(rows)}",
+                        f"has {len(cells)} columns, the header {len(columns)}",
+                    )
+                )
     except csv.Error as error:
         bad.append(Finding("malformed row", f"{file}, row {len(rows) + 1}", str(error)))
     return rows, bad

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 def branch(width: int, reduction: int) -> nn.Sequential:
     """Linear - BN - ReLU - Linear - BN through width / reduction."""
     narrow = max(1, width // reduction)
-    return nn.Sequential(nn.Linear(width, narrow), nn.BatchNorm1d(narrow), nn.ReLU(),
-                         nn.Linear(narrow, width), nn.BatchNorm1d(width))
+    return nn.Sequential(
+        nn.Linear(width, narrow), nn.BatchNorm1d(narrow), nn.ReLU(), nn.Linear(narrow, width), nn.BatchNorm1d(width)
+    )
 
 
 class GranularityFusion(nn.Module):
@@ -24,12 +25,11 @@ class GranularityFusion(nn.Module):
     `share_pool_branch`: level 2 uses level 1's T2, as the released code does, which leaves its own unused.
     """
 
-    def __init__(self, width: int, reduction: int = 4, share_pool_branch: bool = False, even: bool = False
-                 ) -> None:
+    def __init__(self, width: int, reduction: int = 4, share_pool_branch: bool = False, even: bool = False) -> None:
         super().__init__()
-        self.local1, self.pooled1 = branch(width, reduction), branch(width, reduction)   # T1, T2
-        self.local2 = branch(width, reduction)                                           # T1'
-        self.pooled2 = None if share_pool_branch else branch(width, reduction)           # T2'
+        self.local1, self.pooled1 = branch(width, reduction), branch(width, reduction)  # T1, T2
+        self.local2 = branch(width, reduction)  # T1'
+        self.pooled2 = None if share_pool_branch else branch(width, reduction)  # T2'
         if even:
             for each in (self.local1, self.pooled1, self.local2, self.pooled2):
                 if each is not None:
@@ -38,11 +38,11 @@ class GranularityFusion(nn.Module):
     def gates(self, x_BD: Tensor, g_BD: Tensor) -> tuple[Tensor, Tensor]:
         """The shares of the local feature in level 1 and in the result, in (0, 1)."""
         both = x_BD + g_BD
-        first = (self.local1(both) + self.pooled1(both)).sigmoid()                       # M(x + g)
-        h = first * x_BD + (1 - first) * g_BD                                            # level 1
+        first = (self.local1(both) + self.pooled1(both)).sigmoid()  # M(x + g)
+        h = first * x_BD + (1 - first) * g_BD  # level 1
         pooled2 = self.pooled1 if self.pooled2 is None else self.pooled2
-        return first, (self.local2(h) + pooled2(h)).sigmoid()                            # M'(h)
+        return first, (self.local2(h) + pooled2(h)).sigmoid()  # M'(h)
 
     def forward(self, x_BD: Tensor, g_BD: Tensor) -> Tensor:
         _, gate = self.gates(x_BD, g_BD)
-        return gate * x_BD + (1 - gate) * g_BD                                           # level 2: x~
+        return gate * x_BD + (1 - gate) * g_BD  # level 2: x~

@@ -35,8 +35,9 @@ class AutoEncoder(nn.Module):
             model = build.build(clients, modality, architectures[modality], 1, vocabulary)
             model.classifier = nn.Identity()
             self.encoders[modality] = model
-        self.decoders = nn.ModuleDict({m: nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, wide[m]))
-                                       for m in MODALITIES})
+        self.decoders = nn.ModuleDict(
+            {m: nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, wide[m])) for m in MODALITIES}
+        )
 
     def codes(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two layers of an encoder: its code [B, D] and its body's output before that [B, H]."""
@@ -64,8 +65,9 @@ def layers(model: bodies.Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
     return normalised(model.project(h_BH)), normalised(h_BH)
 
 
-def built(clients: Any, architectures: dict[str, str], side: int, vocabulary: Vocabulary, hidden: int,
-          seed: int) -> AutoEncoder:
+def built(
+    clients: Any, architectures: dict[str, str], side: int, vocabulary: Vocabulary, hidden: int, seed: int
+) -> AutoEncoder:
     """The autoencoder as the seed starts it. ModelError names an architecture that is not there."""
     with seeds.scoped(seed, "model", "autoencoder"):
         return AutoEncoder(clients, architectures, side, vocabulary, hidden)

@@ -47,7 +47,11 @@ def balanced(confidence_KN: Tensor) -> Tensor:
 
 
 def labvote(
-    labels_KN: Tensor, weights_KN: Tensor, classes: int, threshold: float, prompt_N: Tensor | None = None,
+    labels_KN: Tensor,
+    weights_KN: Tensor,
+    classes: int,
+    threshold: float,
+    prompt_N: Tensor | None = None,
     prompt_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LabVote: the confidence-weighted consensus (eq 4) and the vote filter (eq 5).
@@ -75,8 +79,13 @@ def unit(x: Tensor) -> Tensor:
 
 
 def cross_attention(
-    query_ND: Tensor, other_ND: Tensor, kind: str = "batch", residual: float = 0.5, temperature: float | None = None,
-    heads: int = 12, rows: int = 4096,
+    query_ND: Tensor,
+    other_ND: Tensor,
+    kind: str = "batch",
+    residual: float = 0.5,
+    temperature: float | None = None,
+    heads: int = 12,
+    rows: int = 4096,
 ) -> Tensor:
     """Combine a client's representations with the other modality's average (eqs 6, 7); parameter-free.
 
@@ -89,7 +98,7 @@ def cross_attention(
     if kind == "single":
         attended = other_ND
     elif kind == "batch":
-        scale = temperature or D ** -0.5
+        scale = temperature or D**-0.5
         key_ND = unit(other_ND)
         chunks = [torch.softmax(unit(q) @ key_ND.T / scale, -1) @ other_ND for q in query_ND.split(rows)]
         attended = torch.cat(chunks) if chunks else query_ND
@@ -133,9 +142,16 @@ def other_means(reps_KND: Tensor, modalities: list[str]) -> dict[str, Tensor]:
 
 
 def fuse(
-    reps_KND: Tensor, modalities: list[str], *, augmented_KND: Tensor | None = None, attention: str = "batch",
-    residual: float = 0.5, attention_temperature: float | None = None, temperature: float = 0.1,
-    include_self: bool = True, normalise: str = "joint",
+    reps_KND: Tensor,
+    modalities: list[str],
+    *,
+    augmented_KND: Tensor | None = None,
+    attention: str = "batch",
+    residual: float = 0.5,
+    attention_temperature: float | None = None,
+    temperature: float = 0.1,
+    include_self: bool = True,
+    normalise: str = "joint",
 ) -> tuple[Tensor, Tensor]:
     """MultiRepFusion (eqs 6-10), or its one-modality form (eq 33) when all clients share a modality.
 
@@ -147,13 +163,15 @@ def fuse(
         mixed_KND = reps_KND
     else:
         anchor = other_means(reps_KND, modalities)
-        mixed_KND = torch.stack([
-            cross_attention(r, anchor[m], attention, residual, attention_temperature)
-            for r, m in zip(reps_KND, modalities, strict=True)
-        ])
-    score_KN = torch.stack([
-        contrastive_score(r, anchor[m], temperature, include_self) for r, m in zip(mixed_KND, modalities, strict=True)
-    ])
+        mixed_KND = torch.stack(
+            [
+                cross_attention(r, anchor[m], attention, residual, attention_temperature)
+                for r, m in zip(reps_KND, modalities, strict=True)
+            ]
+        )
+    score_KN = torch.stack(
+        [contrastive_score(r, anchor[m], temperature, include_self) for r, m in zip(mixed_KND, modalities, strict=True)]
+    )
     weight_KN = client_weights(score_KN, modalities, normalise)
     return torch.einsum("kn,knd->nd", weight_KN, mixed_KND), weight_KN
 
@@ -166,4 +184,3 @@ def fuse_logits(logits_KNC: Tensor, modalities: list[str], temperature: float = 
     centred = logits_KNC - logits_KNC.mean(-1, keepdim=True)
     fused_NC, weight_KN = fuse(centred, modalities, attention="none", temperature=temperature)
     return fused_NC.argmax(-1), fused_NC, weight_KN
-

@@ -30,11 +30,11 @@ CLUSTER_ROUNDS = 50
 class AnchorSettings:
     """How anchors are made. The paper names AMDA and t; the rest is ours."""
 
-    timestep: int = 150                    # t
-    width: int = 128                       # D = clients.width
-    weights: str = "fixed"                 # a: fixed (equal) | entropy (between/within variance) | learned (a probe's)
-    per_class: int = 1                     # A, k-means centres of a class's images; 1: their mean
-    probe_steps: int = 200                 # of the linear probe that learns a
+    timestep: int = 150  # t
+    width: int = 128  # D = clients.width
+    weights: str = "fixed"  # a: fixed (equal) | entropy (between/within variance) | learned (a probe's)
+    per_class: int = 1  # A, k-means centres of a class's images; 1: their mean
+    probe_steps: int = 200  # of the linear probe that learns a
     probe_lr: float = 0.05
 
     def __post_init__(self) -> None:
@@ -65,8 +65,13 @@ class Anchors:
 
 
 def build_anchors(
-    extractor: FeatureExtractor, images: Tensor, labels: Tensor, prompts: Sequence[str], settings: AnchorSettings,
-    seed: int, progress: Progress | None = None,
+    extractor: FeatureExtractor,
+    images: Tensor,
+    labels: Tensor,
+    prompts: Sequence[str],
+    settings: AnchorSettings,
+    seed: int,
+    progress: Progress | None = None,
 ) -> Anchors:
     """Anchors of the classes (their `prompts`, in label order) from uint8 images [N, 3, S, S] and labels [N].
 
@@ -75,18 +80,24 @@ def build_anchors(
     _check(images, labels, prompts)
     s = settings
     levels = extractor.levels(images, torch.arange(len(images)), s.timestep, seed, progress)
-    weights = level_weights(levels, labels, s, seed)                                                    # a
+    weights = level_weights(levels, labels, s, seed)  # a
     joined_NF = aggregated(levels, weights)
     projection = Projection.fitted({"levels": joined_NF}, [s.width], seed)
     reps_ND = projected(joined_NF, projection)
-    visual_CAD = torch.stack([centres(reps_ND[labels == c], s.per_class, seeds.generator(seed, "centres", c))
-                              for c in range(len(prompts))])                                            # V_c
-    text_CW = extractor.text(prompts)                                                                   # T_c
+    visual_CAD = torch.stack(
+        [centres(reps_ND[labels == c], s.per_class, seeds.generator(seed, "centres", c)) for c in range(len(prompts))]
+    )  # V_c
+    text_CW = extractor.text(prompts)  # T_c
     return Anchors(visual_CAD, text_CW, weights, projection)
 
 
 def representations(
-    extractor: FeatureExtractor, images: Tensor, ids: Tensor, timestep: int, seed: int, weights: dict[str, float],
+    extractor: FeatureExtractor,
+    images: Tensor,
+    ids: Tensor,
+    timestep: int,
+    seed: int,
+    weights: dict[str, float],
     projection: Projection,
 ) -> Tensor:
     """V of single images, float32 [N, D], with the weights and axes that anchors were made with."""
@@ -151,8 +162,9 @@ def centres(x_ND: Tensor, many: int, random: torch.Generator) -> Tensor:
     centre_AD = x_ND[chosen].clone()
     for _ in range(CLUSTER_ROUNDS):
         nearest_N = torch.cdist(x_ND, centre_AD).argmin(1)
-        moved = torch.stack([x_ND[nearest_N == a].mean(0) if (nearest_N == a).any() else centre_AD[a]
-                             for a in range(many)])
+        moved = torch.stack(
+            [x_ND[nearest_N == a].mean(0) if (nearest_N == a).any() else centre_AD[a] for a in range(many)]
+        )
         if torch.equal(moved, centre_AD):
             break
         centre_AD = moved

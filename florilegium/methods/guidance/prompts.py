@@ -81,4 +81,3 @@ def _drawn(there: int, wanted: int, seed: int, sample: int) -> list[int]:
     if wanted >= there:
         return list(range(there))
     return sorted(torch.randperm(there, generator=seeds.generator(seed, "negatives", sample))[:wanted].tolist())
-

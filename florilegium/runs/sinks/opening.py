@@ -13,15 +13,17 @@ from florilegium.config.bounds import between
 from florilegium.runs.observers import Observer
 
 LOG = logging.getLogger("flwr")
-SINKS = {"prometheus": "florilegium.runs.sinks.prometheus:Prometheus",
-         "tensorboard": "florilegium.runs.sinks.board:TensorBoard",
-         "mlflow": "florilegium.runs.sinks.tracking:MLflow"}
+SINKS = {
+    "prometheus": "florilegium.runs.sinks.prometheus:Prometheus",
+    "tensorboard": "florilegium.runs.sinks.board:TensorBoard",
+    "mlflow": "florilegium.runs.sinks.tracking:MLflow",
+}
 
 
 @dataclass
 class PrometheusSettings:
     enabled: bool = False
-    host: str = "127.0.0.1"        # the address that /metrics and /healthz listen on
+    host: str = "127.0.0.1"  # the address that /metrics and /healthz listen on
     port: int = 9464
     stalled: float | None = 3600.0  # seconds without progress after which /healthz answers 503; null: never
 
@@ -34,13 +36,13 @@ class PrometheusSettings:
 @dataclass
 class TensorBoardSettings:
     enabled: bool = False
-    directory: str | None = None   # null: tensorboard/ in the run directory
+    directory: str | None = None  # null: tensorboard/ in the run directory
 
 
 @dataclass
 class MLflowSettings:
     enabled: bool = False
-    uri: str | None = None         # null: mlflow.db in the run directory
+    uri: str | None = None  # null: mlflow.db in the run directory
     experiment: str = "florilegium"
 
 

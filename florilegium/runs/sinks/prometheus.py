@@ -33,23 +33,32 @@ class Prometheus(Observer):
         self.stalled, self.heard = given.stalled, time.monotonic()
         self.at: dict[str, Any] = {"row": "", "round": 0, "rounds": settings.get("rounds") or 0, "phase": "starting"}
         self.registry = registry = CollectorRegistry()
-        self.metric = Gauge("florilegium_metric", "A metric of a row's last finished round", ["row", "name"],
-                            registry=registry)
+        self.metric = Gauge(
+            "florilegium_metric", "A metric of a row's last finished round", ["row", "name"], registry=registry
+        )
         self.round = Gauge("florilegium_round", "The last finished round of a row", ["row"], registry=registry)
         self.planned = Gauge("florilegium_rounds_planned", "Rounds that a row shall have", registry=registry)
         self.planned.set(self.at["rounds"])
         self.rounds = Counter("florilegium_rounds", "Rounds finished by this process", ["row"], registry=registry)
-        self.seconds = Gauge("florilegium_round_seconds", "Length of the last round, without evaluation", ["row"],
-                             registry=registry)
+        self.seconds = Gauge(
+            "florilegium_round_seconds", "Length of the last round, without evaluation", ["row"], registry=registry
+        )
         self.messages = Counter("florilegium_messages", "Messages to clients", ["row", "phase"], registry=registry)
-        self.bytes = Counter("florilegium_bytes", "Bytes of message contents", ["row", "phase", "way"],
-                             registry=registry)
-        self.faults = Counter("florilegium_faults", "Replies that were refused or did not come", ["row", "phase"],
-                              registry=registry)
-        self.late = Counter("florilegium_late_replies", "Replies that came after their exchange ended",
-                            ["row", "phase"], registry=registry)
-        self.since = Gauge("florilegium_seconds_since_progress", "Seconds since the run was last heard of",
-                           registry=registry)
+        self.bytes = Counter(
+            "florilegium_bytes", "Bytes of message contents", ["row", "phase", "way"], registry=registry
+        )
+        self.faults = Counter(
+            "florilegium_faults", "Replies that were refused or did not come", ["row", "phase"], registry=registry
+        )
+        self.late = Counter(
+            "florilegium_late_replies",
+            "Replies that came after their exchange ended",
+            ["row", "phase"],
+            registry=registry,
+        )
+        self.since = Gauge(
+            "florilegium_seconds_since_progress", "Seconds since the run was last heard of", registry=registry
+        )
         self.since.set_function(lambda: time.monotonic() - self.heard)
         self.metrics = make_wsgi_app(registry)
         self.server = make_server(given.host, given.port, self.answer, Server, Silent)

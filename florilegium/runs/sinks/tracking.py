@@ -35,7 +35,7 @@ class MLflow(Observer):
             self.runs[row] = run.info.run_id
             given = [Param(key, str(value)[:500]) for key, value in flat(self.settings)]
             for at in range(0, len(given), PARAMETERS):
-                self.client.log_batch(run.info.run_id, params=given[at:at + PARAMETERS])
+                self.client.log_batch(run.info.run_id, params=given[at : at + PARAMETERS])
             files.write_json(self.known, {"uri": self.uri, "runs": self.runs})
         return self.runs[row]
 
