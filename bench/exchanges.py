@@ -21,7 +21,7 @@ LEFT_OUT = ("profile", "evaluate")
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over the rounds of a run's main row: exchanges, messages a client, bytes a client, seconds."""
+    """Means over the rounds of a run's main arm: exchanges, messages a client, bytes a client, seconds."""
 
     name: str
     exchanges: float
@@ -37,10 +37,10 @@ class Cost:
 
 
 def cost(run: Recorded, floor: float) -> Cost:
-    """What the main row's exchanges cost; `floor` seconds are added for each."""
+    """What the main arm's exchanges cost; `floor` seconds are added for each."""
     rounds: dict[int, list[dict]] = defaultdict(list)
     for entry in run.ledger:
-        if entry["row"] == MAIN and entry["round"] > 0 and entry["phase"] not in LEFT_OUT and not entry.get("late"):
+        if entry["arm"] == MAIN and entry["round"] > 0 and entry["phase"] not in LEFT_OUT and not entry.get("late"):
             rounds[entry["round"]].append(entry)
     if not rounds:
         raise SystemExit(f"{run.path}: its ledger has no exchange after round 0")

@@ -1,4 +1,4 @@
-"""Flower's door into the client: message -> phase of the row's client half -> reply.
+"""Flower's door into the client: message -> phase of the arm's client half -> reply.
 
 A client process keeps nothing between messages but caches; what must last is in its memory on disk. Whatever goes wrong
 becomes one line for the server: a handler never returns None.
@@ -36,23 +36,23 @@ def read_settings(text: str, overrides: str) -> DictConfig:
     return composition.load({"settings": text, "overrides": overrides})
 
 
-def client_half(conf: DictConfig, row: str) -> Any:
-    """The client half of a row, with its settings. ValueError when the row or its half is not there."""
-    rows = composition.rows(conf)
-    if row not in rows:
-        raise ValueError(f"no row {row!r} in these settings; there are {', '.join(rows)}")
-    Half = half(rows[row].name, "client")
+def client_half(conf: DictConfig, arm: str) -> Any:
+    """The client half of an arm, with its settings. ValueError when the arm or its half is not there."""
+    arms = composition.arms(conf)
+    if arm not in arms:
+        raise ValueError(f"no arm {arm!r} in these settings; there are {', '.join(arms)}")
+    Half = half(arms[arm].name, "client")
     if Half is None:
-        raise ValueError(f"{rows[row].name} asks nothing of clients")
-    return Half(composition.typed(Half.Settings, rows[row].get("client"), f"{row}.client"))
+        raise ValueError(f"{arms[arm].name} asks nothing of clients")
+    return Half(composition.typed(Half.Settings, arms[arm].get("client"), f"{arm}.client"))
 
 
 def perform(phase: str, conf: DictConfig, client: Client, header: Header, content: Any) -> Any:
     """The payload that answers `phase`."""
     if phase == "profile":
         return client.profile()
-    method = client_half(conf, header.row)
-    if phase not in phases.phases_of(method, phases.exchanges_of(composition.rows(conf)[header.row])):
+    method = client_half(conf, header.arm)
+    if phase not in phases.phases_of(method, phases.exchanges_of(composition.arms(conf)[header.arm])):
         raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
     may_come, may_leave = phases.declared(method, phase, method.settings)
     if not may_come:

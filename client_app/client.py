@@ -33,7 +33,7 @@ from florilegium.protocol.payloads import Profile, PublicSet, Report, Samples, T
 
 
 class Client:
-    """A client as one message finds it. `memory` is this row's, at the message's round and step."""
+    """A client as one message finds it. `memory` is this arm's, at the message's round and step."""
 
     public_path: str | None = None  # where this machine keeps the public set, if not where the settings say
 
@@ -48,7 +48,7 @@ class Client:
             raise ClientError(f"client {id_} has no {self.modality} row to train on")
 
     def seed(self, *names: object) -> int:
-        """A seed for this client in this round. The same in every row, so that rows differ by their method alone."""
+        """A seed for this client in this round. The same in every arm, so that arms differ by their method alone."""
         return seeds.seed_of(self.conf.seed, "client", self.id, self.round, *names)
 
     @cached_property

@@ -21,7 +21,7 @@ KEPT_ROUNDS = 2  # earlier rounds whose last versions stay, so that a resumed ru
 
 
 class Memory:
-    """The memory of one client in one row of a run, as one message (round, step) sees it."""
+    """The memory of one client in one arm of a run, as one message (round, step) sees it."""
 
     def __init__(self, folder: Path | str, round_: int, step: int) -> None:
         self.folder, self.now = Path(folder), (round_, step)

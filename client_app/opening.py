@@ -34,7 +34,7 @@ def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header
     if not place:
         raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
     federation = Path(out or "federation").name
-    memory = Memory(Path(str(place), federation, header.row, f"client-{id_}"), header.round, header.step)
+    memory = Memory(Path(str(place), federation, header.arm, f"client-{id_}"), header.round, header.step)
     data = open_rows(conf, id_, str(conf.clients.mix[id_].modality), node_config)
     client = Client(conf, id_, data, memory, header.round)
     client.public_path = str(node_config.get("public-path", "")) or None

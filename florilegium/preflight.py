@@ -1,4 +1,4 @@
-"""Every check that is made before a run starts: settings of both sides of every row, clients, data, privacy.
+"""Every check that is made before a run starts: settings of both sides of every arm, clients, data, privacy.
 
 Nothing imports this module but what starts a run.
 """
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from florilegium import assets
 from florilegium.catalogue import CATALOGUE, half
 from florilegium.config import sections
-from florilegium.config.composition import SettingsError, first_line, plain, rows, typed
+from florilegium.config.composition import SettingsError, arms, first_line, plain, typed
 from florilegium.data.datasets import open_dataset
 from florilegium.data.partition import PartitionSettings, partition
 from florilegium.diffusion.generator import DiffusionSettings
@@ -42,17 +42,17 @@ def check_guard(conf: Any) -> None:
         raise SettingsError(
             f"privacy.votes: {conf.method.name} counts no votes of clients; fedmmkt, fedmekt and creamfl do"
         )
-    for row, node in rows(conf).items():
+    for arm, node in arms(conf).items():
         client_half, exchanged = half(node.name, "client"), CATALOGUE[node.name].exchanges
         if given.representations and any(word in exchanged for word in ("weights", "encoders")):
             raise SettingsError(
-                f"privacy.representations: {node.name} ({row}) exchanges {exchanged}, which "
+                f"privacy.representations: {node.name} ({arm}) exchanges {exchanged}, which "
                 "it does not cover; privacy.training does, or method=flower with a DP strategy"
             )
         if given.training and client_half is not None and not getattr(client_half, "dpsgd", False):
             covered = [name for name in CATALOGUE if getattr(half(name, "client"), "dpsgd", False)]
             raise SettingsError(
-                f"privacy.training: {node.name} ({row}) reads private rows in ways of its own; DP-SGD "
+                f"privacy.training: {node.name} ({arm}) reads private rows in ways of its own; DP-SGD "
                 f"covers {', '.join(covered)}"
             )
 
@@ -75,7 +75,7 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
 
 
 def validate(conf: DictConfig) -> None:
-    """Check everything that can be wrong before anything starts: both halves of every row, the clients, the data."""
+    """Check everything that can be wrong before anything starts: both halves of every arm, the clients, the data."""
     top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
     typed(sections.Plan, top, "")
     named = {
@@ -94,15 +94,15 @@ def validate(conf: DictConfig) -> None:
     check_guard(conf)
     if conf.runtime.name != "deployment":  # there the clients' data are their own
         partition(conf)
-    for row, node in rows(conf).items():
+    for arm, node in arms(conf).items():
         for side in ("server", "client"):
             try:
                 Half: Any = half(node.name, side)
             except ValueError as error:
-                raise SettingsError(f"{row}: {error}") from error
+                raise SettingsError(f"{arm}: {error}") from error
             if Half is not None:
-                given = typed(Half.Settings, node.get(side), f"{row}.{side}")
-                _validate_guidance(conf, getattr(given, "guidance", None), f"{row}.client.guidance")
+                given = typed(Half.Settings, node.get(side), f"{arm}.{side}")
+                _validate_guidance(conf, getattr(given, "guidance", None), f"{arm}.client.guidance")
 
 
 def _validate_clients(conf: DictConfig) -> None:
@@ -124,12 +124,12 @@ def _validate_clients(conf: DictConfig) -> None:
         raise SettingsError(f"timeouts.quorum is {conf.timeouts.quorum}, but there are {len(mix)} clients")
     _validate_pairs(conf)
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})
-    for row, node in rows(conf).items():
+    for arm, node in arms(conf).items():
         entry = CATALOGUE.get(node.name)
         apart = (node.get("server") or {}).get("groups", "none") != "none"
         if entry is not None and entry.modality == "one" and len(architectures) > 1 and not apart:
             raise SettingsError(
-                f"{row}: {node.name} averages weights and needs one architecture; "
+                f"{arm}: {node.name} averages weights and needs one architecture; "
                 f"clients.mix has {', '.join(architectures)}"
             )
 
@@ -138,13 +138,13 @@ def _validate_pairs(conf: DictConfig) -> None:
     """Clients that retrieve, and methods that have something for them to do. SettingsError."""
     typed(PairSettings, conf.clients.get("pair"), "clients.pair")
     those = [k for k, member in enumerate(conf.clients.mix) if member.modality == "pair"]
-    for row, node in rows(conf).items():
+    for arm, node in arms(conf).items():
         entry = CATALOGUE.get(node.name)
         apart = node.name == "fedavg" and (node.get("server") or {}).get("groups") == "architecture"
         if those and entry is not None and entry.client and "pair" not in entry.modality and not apart:
             ways = ", ".join(name for name, other in CATALOGUE.items() if "pair" in other.modality)
             raise SettingsError(
-                f"{row}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); these have: {ways}"
+                f"{arm}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); these have: {ways}"
             )
 
 

@@ -58,7 +58,7 @@ def loading(what: str, place: str) -> Iterator[None]:
 
 
 class Resources:
-    """Built once per run and handed to every row. `progress(phase=, done=, total=)` hears of long work."""
+    """Built once per run and handed to every arm. `progress(phase=, done=, total=)` hears of long work."""
 
     def __init__(self, conf: DictConfig, progress: Callable[..., None] | None = None) -> None:
         self.conf, self.progress = conf, progress or (lambda **news: None)
@@ -98,7 +98,7 @@ class Resources:
     # -- models ------------------------------------------------------------------------------------------------------
 
     def generator(self) -> Generator:
-        """The un-tuned generator. Every row tunes a copy of its own, so each call reads it again."""
+        """The un-tuned generator. Every arm tunes a copy of its own, so each call reads it again."""
         place = located(self.diffusion.model)
         with loading("the generator", place):
             return Narrated(load(self.diffusion, place), self.progress)

@@ -15,6 +15,6 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run every row of the settings. An error's message is the reason that the launcher prints."""
+    """Run every arm of the settings. An error's message is the reason that the launcher prints."""
     logging.getLogger("flwr").propagate = False  # a library that configures the root logger would print each line twice
     driver.drive(composition.load(context.run_config), grid)

@@ -1,4 +1,4 @@
-"""One driver owns what all methods share: rows, resume, evaluation, records."""
+"""One driver owns what all methods share: arms, resume, evaluation, records."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LOG = logging.getLogger("flwr")  # Flower's log is where a server app is heard
 KEEP_CHECKPOINTS = 2  # the newest could be the one a failing disk tore
 
 
-class RowJournal(Journal):
-    """Evaluates, records and checkpoints one row of a run."""
+class ArmJournal(Journal):
+    """Evaluates, records and checkpoints one arm of a run."""
 
-    def __init__(self, run: Run, row: str, evaluation: Evaluation, every: int, resume: bool) -> None:
-        self.run, self.row, self.evaluation, self.every, self.resuming = run, row, evaluation, every, resume
-        self.folder = Path(run.checkpoints(row))
+    def __init__(self, run: Run, arm: str, evaluation: Evaluation, every: int, resume: bool) -> None:
+        self.run, self.arm, self.evaluation, self.every, self.resuming = run, arm, evaluation, every, resume
+        self.folder = Path(run.checkpoints(arm))
 
     def resume(self, strategy: Rounds) -> int | None:
         """Restore the newest readable checkpoint and forget the records after it."""
@@ -40,17 +40,17 @@ class RowJournal(Journal):
             try:
                 tensors, meta = files.load(path)
             except Exception as error:  # a torn file is skipped, whatever the reader calls it
-                LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.row, error)
+                LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.arm, error)
                 continue
             strategy.restore(tensors, meta["strategy"])
             strategy.guard.restore(meta.get("guard", {}))
-            self.run.rewind(self.row, meta["round"])
+            self.run.rewind(self.arm, meta["round"])
             return int(meta["round"])
-        self.run.rewind(self.row, -1)
+        self.run.rewind(self.arm, -1)
         return None
 
     def evaluate(self, strategy: Rounds, r: int, last: bool, federation: Federation) -> dict[str, float]:
-        main = self.row == composition.MAIN
+        main = self.arm == composition.MAIN
         if not last and (r % self.every or (not main and not strategy.asks_clients)):
             return {}
         figures: dict[str, float] = {}
@@ -60,7 +60,7 @@ class RowJournal(Journal):
         if strategy.generator is not None:
             judged = self.evaluation.generator(strategy.generator)
             figures |= judged.metrics
-            self.run.grid(self.row, r, judged.images, judged.captions)
+            self.run.grid(self.arm, r, judged.images, judged.captions)
         return figures
 
     def close(
@@ -69,8 +69,8 @@ class RowJournal(Journal):
         tensors, meta = strategy.state()
         self.run.ledger(federation.take_ledger())
         if (votes := getattr(strategy, "votes", None)) is not None:
-            self.run.votes(self.row, r, votes.tolist(), list(self.evaluation.class_names))
-        self.run.record(self.row, r, seconds, metrics)
+            self.run.votes(self.arm, r, votes.tolist(), list(self.evaluation.class_names))
+        self.run.record(self.arm, r, seconds, metrics)
         # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
         files.save(
             self.folder / f"round-{r:04d}.safetensors",
@@ -82,23 +82,23 @@ class RowJournal(Journal):
 
 
 class Narrator:
-    """Tells the run's progress which row and round a phase belongs to."""
+    """Tells the run's progress which arm and round a phase belongs to."""
 
     def __init__(self, run: Run, rounds: int) -> None:
         self.run, self.rounds = run, rounds
-        self.row, self.federation = composition.MAIN, None
+        self.arm, self.federation = composition.MAIN, None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         r = self.federation.round if self.federation is not None else 0
-        self.run.progress(row=self.row, round=r, rounds=self.rounds, phase=phase, done=done, total=total)
+        self.run.progress(arm=self.arm, round=r, rounds=self.rounds, phase=phase, done=done, total=total)
 
 
 def drive(conf: DictConfig, grid: Any) -> None:
-    """Run the method and its reference rows, each resumed where it stopped, then write summary and report."""
+    """Run the method and its reference arms, each resumed where it stopped, then write summary and report."""
     run = Run.open(conf.out, conf, resume=conf.resume)
     watched(run, conf)
     try:
-        run_rows(run, conf, grid)
+        run_arms(run, conf, grid)
     except Exception as error:
         LOG.error("the run failed: %s: %s", type(error).__name__, composition.first_line(error))
         raise
@@ -113,20 +113,20 @@ def watched(run: Run, conf: DictConfig) -> None:
     run.observe(*opening.open_sinks(given, run.out, run.settings), at_once=log)
 
 
-def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
-    """Every row in turn."""
+def run_arms(run: Run, conf: DictConfig, grid: Any) -> None:
+    """Every arm in turn."""
     narrator = Narrator(run, conf.rounds)
     resources = Resources(conf, progress=narrator)
     run.partition(partition(conf))
     evaluation = Evaluation(conf, resources)
-    for row, node in composition.rows(conf).items():
+    for arm, node in composition.arms(conf).items():
         Half = half(node.name, "server")
-        strategy = Half(composition.typed(Half.Settings, node.get("server"), f"{row}.server"), resources)
-        narrator.row, narrator.federation = (
-            row,
+        strategy = Half(composition.typed(Half.Settings, node.get("server"), f"{arm}.server"), resources)
+        narrator.arm, narrator.federation = (
+            arm,
             Federation(
                 grid,
-                row,
+                arm,
                 seed=conf.seed,
                 timeout=conf.timeouts.exchange,
                 quorum=conf.timeouts.quorum,
@@ -139,10 +139,10 @@ def run_rows(run: Run, conf: DictConfig, grid: Any) -> None:
                 give_up=conf.timeouts.give_up,
             ),
         )
-        journal = RowJournal(run, row, evaluation, conf.evaluation.every, conf.resume)
+        journal = ArmJournal(run, arm, evaluation, conf.evaluation.every, conf.resume)
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
-        if row == composition.MAIN and strategy.generator is not None:
+        if arm == composition.MAIN and strategy.generator is not None:
             strategy.generator.save(run.model_dir)
         run.finish(conf, protocol=evaluation.protocol())
-        page.write(run.out)  # after each row: a run killed later still has its page
+        page.write(run.out)  # after each arm: a run killed later still has its page
     run.close()

@@ -15,7 +15,7 @@ class StandaloneSettings:
 
 
 class Standalone(Rounds):
-    """Reference row of Table I: each client trains on its private data alone, as long as the method's clients do."""
+    """Reference arm of Table I: each client trains on its private data alone, as long as the method's clients do."""
 
     Settings = StandaloneSettings
 

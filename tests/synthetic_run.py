@@ -59,9 +59,9 @@ def figures(image: float, text: float, t2i: float | None = None, **more) -> dict
     return told | ({} if t2i is None else {"t2i/accuracy": t2i, "t2i/clip_score": 0.2 + t2i / 10}) | more
 
 
-def entry(row: str, round: int, phase: str, client: int, down: int, up: int, fault: str | None = None) -> dict:
+def entry(arm: str, round: int, phase: str, client: int, down: int, up: int, fault: str | None = None) -> dict:
     return {
-        "row": row,
+        "arm": arm,
         "round": round,
         "step": 1,
         "phase": phase,
@@ -117,10 +117,10 @@ def build(out, seed=0, lift=0.0, rounds=2, clients=True, generator=True, clients
     if rounds == 2 and clients:
         for r in range(3):
             run.record("standalone", r, 1.0, figures(0.3, 0.5))
-        for row, t2i in (("self_label", 0.25), ("centralised", 0.6)):
-            run.record(row, 2, 5.0, {"t2i/accuracy": t2i, "t2i/clip_score": 0.26} if generator else {})
+        for arm, t2i in (("self_label", 0.25), ("centralised", 0.6)):
+            run.record(arm, 2, 5.0, {"t2i/accuracy": t2i, "t2i/clip_score": 0.26} if generator else {})
             if generator:
-                run.grid(row, 2, images(200), captions())
+                run.grid(arm, 2, images(200), captions())
     run.finish(protocol={"judge_accuracy": 0.8, "classes": 3})
     page.write(run.out)
     return run.out

@@ -33,12 +33,12 @@ def ask(toy_conf):
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     held = {}
 
-    def send(k, phase, payload, r=0, step=1, row="method", overrides=()):
+    def send(k, phase, payload, r=0, step=1, arm="method", overrides=()):
         if overrides not in held:
             ours = ["method.client.pretrain_epochs=2", "method.client.replay=16"]
             given = [*overrides] if "method=fedavg" in overrides else [*ours, *overrides]
             held[overrides] = json.dumps(composition.plain(toy_conf(*given)))
-        message = Message(codec.pack(payload, Header(row, r, step)), 100 + k, phases.PHASES[phase])
+        message = Message(codec.pack(payload, Header(arm, r, step)), 100 + k, phases.PHASES[phase])
         message.metadata.__dict__["_message_id"] = f"{k}-{phase}-{r}-{step}"
         run_config = {"settings": held[overrides], "overrides": ""}
         reply = app(message, Context(1, 100 + k, {"partition-id": k}, RecordDict(), run_config))
@@ -245,13 +245,13 @@ def test_no_kept_sample_is_no_error(ask):
 
 def test_standalone_starts_as_fedmmkt_does_and_trains_more(ask):
     both = ("references=standalone", "references.standalone.client.pretrain_epochs=2")
-    for row in ("method", "standalone"):
-        ask(0, "train", Nothing(), 0, 1, row=row, overrides=both)
-    start = [ask(0, "evaluate", Nothing(), 0, 2, row=row, overrides=both) for row in ("method", "standalone")]
+    for arm in ("method", "standalone"):
+        ask(0, "train", Nothing(), 0, 1, arm=arm, overrides=both)
+    start = [ask(0, "evaluate", Nothing(), 0, 2, arm=arm, overrides=both) for arm in ("method", "standalone")]
     assert start[0] == start[1]
-    ask(0, "train", Nothing(), 1, 1, row="standalone", overrides=both)
-    assert ask(0, "evaluate", Nothing(), 1, 2, row="standalone", overrides=both) != start[1]
-    assert ask(0, "evaluate", Nothing(), 1, 2, row="method", overrides=both) == start[0]
+    ask(0, "train", Nothing(), 1, 1, arm="standalone", overrides=both)
+    assert ask(0, "evaluate", Nothing(), 1, 2, arm="standalone", overrides=both) != start[1]
+    assert ask(0, "evaluate", Nothing(), 1, 2, arm="method", overrides=both) == start[0]
 
 
 def test_fedavg_trains_from_the_weights_it_is_given(ask):
@@ -281,9 +281,9 @@ def test_what_goes_wrong_is_one_line(ask, asked, line):
     assert reason.startswith(line) and "\n" not in reason
 
 
-def test_a_client_or_row_that_is_not_there(ask):
+def test_a_client_or_arm_that_is_not_there(ask):
     assert ask(7, "profile", Nothing()).startswith("ClientError: this node is client 7, but clients.mix has 4")
-    assert ask(0, "train", Nothing(), row="nope") == "ValueError: no row 'nope' in these settings; there are method"
+    assert ask(0, "train", Nothing(), arm="nope") == "ValueError: no arm 'nope' in these settings; there are method"
     wide = Targets(IDS[:2], IDS[:2], torch.zeros(2, 5))
     ask(0, "represent", SAMPLES["image"], 1, 1)
     assert "targets are 5 wide, representations 32" in ask(0, "distill", wide, 1, 2)

@@ -156,7 +156,7 @@ def test_a_settings_typo_is_one_line(resources, toy_conf):
 # -- resources --------------------------------------------------------------------------------
 
 
-def test_judges_are_built_once_and_generators_are_each_row_s_own(resources):
+def test_judges_are_built_once_and_generators_are_each_arm_s_own(resources):
     assert resources.judge() is resources.judge() and resources.clip_score() is resources.clip_score()
     one, two = resources.generator(), resources.generator()
     assert one.pipe.unet is not two.pipe.unet

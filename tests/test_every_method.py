@@ -33,9 +33,9 @@ SMALL = {
 ALIKE = ["clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"]
 
 
-def lines(run, row="method"):
+def lines(run, arm="method"):
     recorded = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    return [r for r in recorded if r["row"] == row]
+    return [r for r in recorded if r["arm"] == arm]
 
 
 def faults(run):

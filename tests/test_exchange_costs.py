@@ -12,7 +12,7 @@ def run(tmp_path, name, phases):
     """Two clients, two rounds; a message is 100 bytes down and 50 up, and the second client answers after 3 s."""
     ledger = [
         {
-            "row": "method",
+            "arm": "method",
             "round": r,
             "step": step,
             "phase": phase,

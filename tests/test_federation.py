@@ -85,7 +85,7 @@ def test_clients_are_known_by_their_own_id():
         (None, "gave no answer within"),
         (answers(2), "Answers.ids has 2 along N, expected 3"),
         (Nothing(), "expected Answers, got Nothing"),
-        ((answers(), Header("method", 0, 9)), "answers Header(row='method', round=0, step=9)"),
+        ((answers(), Header("method", 0, 9)), "answers Header(arm='method', round=0, step=9)"),
         (
             Answers(
                 torch.tensor([0, 2, 1]),

@@ -80,7 +80,7 @@ def headers():
     def entry(name, value):
         def broken(record, random):
             record["header"] = ConfigRecord({**record["header"], name: value(random) if callable(value) else value})
-            return "header" if isinstance(value, str) and name != "row" else "answers"
+            return "header" if isinstance(value, str) and name != "arm" else "answers"
 
         return broken
 
@@ -98,7 +98,7 @@ def headers():
         return "admin"
 
     wrong = [
-        entry("row", "another"),
+        entry("arm", "another"),
         entry("round", lambda x: int(x.integers(50, 99))),
         entry("step", -1),
         entry("round", "x"),

@@ -19,18 +19,18 @@ def lines(out, name):
 def test_a_record_is_one_line_and_comes_back_as_it_was(tmp_path):
     run = Run.open(tmp_path / "run", conf())
     run.record("method", 0, 12.34567, {"client/accuracy/image": np.float32(0.5), "loss": float("nan")})
-    want = {"row": "method", "round": 0, "seconds": 12.346, "metrics": {"client/accuracy/image": 0.5, "loss": None}}
+    want = {"arm": "method", "round": 0, "seconds": 12.346, "metrics": {"client/accuracy/image": 0.5, "loss": None}}
     assert lines(run.out, "rounds.jsonl") == run.rounds("method") == [want]
     assert run.rounds("standalone") == []
 
 
-def test_rewind_drops_the_later_rounds_of_one_row_only(tmp_path):
+def test_rewind_drops_the_later_rounds_of_one_arm_only(tmp_path):
     out = build(tmp_path / "run")
     before = {name: lines(out, name) for name in ("rounds.jsonl", "ledger.jsonl")}
     run = Run.open(out, conf(resume=True), resume=True)
     run.rewind("method", 1)
     for name, held in before.items():
-        assert lines(out, name) == [x for x in held if x["row"] != "method" or x["round"] <= 1]
+        assert lines(out, name) == [x for x in held if x["arm"] != "method" or x["round"] <= 1]
     assert [r["round"] for r in run.rounds("standalone")] == [0, 1, 2]
     assert list(json.loads((out / "votes.json").read_text())["method"]["rounds"]) == ["1"]
     kept = sorted(p.name for p in (out / "samples").iterdir())
@@ -52,15 +52,15 @@ def test_rewind_then_the_same_round_again_gives_the_same_directory(tmp_path):
 def test_a_torn_last_line_is_dropped_and_the_file_healed(tmp_path):
     out = build(tmp_path / "run")
     whole = (out / "rounds.jsonl").read_bytes()
-    (out / "rounds.jsonl").write_bytes(whole + b'{"row": "method", "rou')
+    (out / "rounds.jsonl").write_bytes(whole + b'{"arm": "method", "rou')
     assert len(read_lines(out / "rounds.jsonl")) == whole.count(b"\n")
     Run.open(out, conf(), resume=True).record("late", 0, 1.0, {})
     assert (out / "rounds.jsonl").read_bytes().startswith(whole)
-    assert lines(out, "rounds.jsonl")[-1]["row"] == "late"
+    assert lines(out, "rounds.jsonl")[-1]["arm"] == "late"
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    (tmp_path / "rounds.jsonl").write_text('{"row": 1}\nnonsense\n{"row": 2}\n')
+    (tmp_path / "rounds.jsonl").write_text('{"arm": 1}\nnonsense\n{"arm": 2}\n')
     with pytest.raises(RunError, match="rounds.jsonl line 2: not JSON"):
         read_lines(tmp_path / "rounds.jsonl")
 
@@ -151,18 +151,18 @@ def test_resume_may_change_the_machine_and_add_rounds(tmp_path):
 
 
 def test_rows_name_files_so_their_names_are_checked(tmp_path):
-    with pytest.raises(RunError, match="a row's name"):
+    with pytest.raises(RunError, match="an arm's name"):
         Run.open(tmp_path / "run", conf()).record("../up", 0, 1.0, {})
 
 
 def test_progress_keeps_what_is_not_said_again(tmp_path):
     run = Run.open(tmp_path / "run", conf())
-    run.progress(row="method", round=1, rounds=2, phase="synthesize", done=0, total=9)
+    run.progress(arm="method", round=1, rounds=2, phase="synthesize", done=0, total=9)
     run.progress(done=9, total=9)
     run.progress(phase="vote")
     told = lines(run.out, "progress.jsonl")
     assert [t["phase"] for t in told] == ["synthesize", "synthesize", "vote"]
-    assert told[1] == {"row": "method", "round": 1, "rounds": 2, "phase": "synthesize", "done": 9, "total": 9}
+    assert told[1] == {"arm": "method", "round": 1, "rounds": 2, "phase": "synthesize", "done": 9, "total": 9}
     run.progress(done=1, total=9)
     assert len(lines(run.out, "progress.jsonl")) == 3  # within a quarter of a second
 
@@ -174,3 +174,8 @@ def test_votes_and_ledger_are_read_back(tmp_path):
     read = recorded(run.out)
     assert read.votes["method"] == {"rounds": {"2": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}, "classes": CLASSES}
     assert read.ledger[0]["fault"] == "raised: x"
+
+
+def test_a_run_of_version_0_1_reads_its_rows_as_arms(tmp_path):
+    (tmp_path / "rounds.jsonl").write_text('{"row": "method", "round": 0, "metrics": {}}\n')
+    assert read_lines(tmp_path / "rounds.jsonl") == [{"arm": "method", "round": 0, "metrics": {}}]

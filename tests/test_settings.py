@@ -90,10 +90,10 @@ def test_settings_win_over_overrides_and_arrive_as_they_were() -> None:
     assert composition.load({"settings": "", "overrides": "rounds=2 'label=two words'"}).label == "two words"
 
 
-def test_the_method_is_the_first_row_and_references_follow() -> None:
+def test_the_method_is_the_first_arm_and_references_follow() -> None:
     conf = composition.compose(["references=standalone"])
-    assert list(composition.rows(conf)) == [composition.MAIN, "standalone"]
-    assert list(composition.rows(composition.compose(["references=none"]))) == [composition.MAIN]
+    assert list(composition.arms(conf)) == [composition.MAIN, "standalone"]
+    assert list(composition.arms(composition.compose(["references=none"]))) == [composition.MAIN]
 
 
 def test_complete_settings_depend_on_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ FIGURES = {"client/accuracy/image": 0.5, "loss": float("nan")}
 
 
 def tell_all(run):
-    """Two rounds of one row, one fault, one late reply, one grid."""
-    run.progress(row="method", round=0, rounds=2, phase="train", done=1, total=4)
+    """Two rounds of one arm, one fault, one late reply, one grid."""
+    run.progress(arm="method", round=0, rounds=2, phase="train", done=1, total=4)
     run.record("method", 0, 1.5, FIGURES)
     run.ledger(
         [
@@ -32,7 +32,7 @@ def tell_all(run):
     )
     run.grid("method", 1, images(), captions())
     run.record("method", 1, 2.5, {"client/accuracy/image": 0.75})
-    run.progress(row="method", round=1, rounds=2, phase="evaluate", done=2, total=4)
+    run.progress(arm="method", round=1, rounds=2, phase="evaluate", done=2, total=4)
 
 
 def got(port, path):
@@ -69,15 +69,15 @@ def test_prometheus_has_the_last_round_and_counts_faults_and_bytes(prometheus):
     status, text = got(sink.port, "/metrics")
     told = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     told = {name: float(value) for name, value in told.items()}
-    assert status == 200 and told['florilegium_metric{name="client/accuracy/image",row="method"}'] == 0.75
-    assert 'florilegium_metric{name="loss",row="method"}' not in told  # NaN is no figure
-    assert told['florilegium_round{row="method"}'] == 1 and told["florilegium_rounds_planned"] == 2
-    assert told['florilegium_rounds_total{row="method"}'] == 2
-    assert told['florilegium_bytes_total{phase="train",row="method",way="down"}'] == 200
-    assert told['florilegium_bytes_total{phase="train",row="method",way="up"}'] == 47
-    assert told['florilegium_messages_total{phase="train",row="method"}'] == 2
-    assert told['florilegium_faults_total{phase="train",row="method"}'] == 1
-    assert told['florilegium_late_replies_total{phase="train",row="method"}'] == 1
+    assert status == 200 and told['florilegium_metric{arm="method",name="client/accuracy/image"}'] == 0.75
+    assert 'florilegium_metric{arm="method",name="loss"}' not in told  # NaN is no figure
+    assert told['florilegium_round{arm="method"}'] == 1 and told["florilegium_rounds_planned"] == 2
+    assert told['florilegium_rounds_total{arm="method"}'] == 2
+    assert told['florilegium_bytes_total{arm="method",phase="train",way="down"}'] == 200
+    assert told['florilegium_bytes_total{arm="method",phase="train",way="up"}'] == 47
+    assert told['florilegium_messages_total{arm="method",phase="train"}'] == 2
+    assert told['florilegium_faults_total{arm="method",phase="train"}'] == 1
+    assert told['florilegium_late_replies_total{arm="method",phase="train"}'] == 1
     assert 0 <= told["florilegium_seconds_since_progress"] < 10
 
 
@@ -90,7 +90,7 @@ def test_health_says_where_the_run_is_and_whether_it_moves(prometheus):
     assert status == 200 and told.pop("seconds_since_progress") < 10
     assert told == {
         "status": "running",
-        "row": "method",
+        "arm": "method",
         "round": 1,
         "rounds": 2,
         "phase": "evaluate",
@@ -119,7 +119,7 @@ def test_tensorboard_gets_scalars_and_the_grid(tmp_path):
     assert picture.step == 1 and (picture.width, picture.height) == (3 * (35 * 3 + 6) + 6, 8 * 3 + 18 + 2 * 6)
 
 
-def test_mlflow_has_a_run_for_each_row_and_goes_on_with_it(tmp_path):
+def test_mlflow_has_a_run_for_each_arm_and_goes_on_with_it(tmp_path):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
@@ -133,7 +133,7 @@ def test_mlflow_has_a_run_for_each_row_and_goes_on_with_it(tmp_path):
         run.silence()
     client = MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
     (held,) = client.search_runs([client.get_experiment_by_name("florilegium").experiment_id])
-    assert held.data.tags["row"] == "method" and held.data.params == {"seed": "3", "data.name": "emoji"}
+    assert held.data.tags["arm"] == "method" and held.data.params == {"seed": "3", "data.name": "emoji"}
     told = client.get_metric_history(held.info.run_id, "client/accuracy/image")
     assert sorted((m.step, m.value) for m in told) == [(0, 0.5), (1, 0.75), (2, 0.8)]
     assert "loss" not in held.data.metrics
@@ -151,7 +151,7 @@ class Counts(Observer):
     def __init__(self):
         self.heard = []
 
-    def record(self, row, round, seconds, metrics):
+    def record(self, arm, round, seconds, metrics):
         self.heard.append(round)
 
 
@@ -219,22 +219,22 @@ def log_lines(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def test_the_log_says_run_row_round_phase_and_client(tmp_path):
+def test_the_log_says_run_arm_round_phase_and_client(tmp_path):
     run = Run.open(tmp_path / "mine", conf())
     run.observe(at_once=LoggedRounds(JsonLog(run.out, "info")))
     logger = logging.getLogger("flwr")
-    run.progress(row="method", round=3, rounds=4, phase="represent", done=0, total=4)
+    run.progress(arm="method", round=3, rounds=4, phase="represent", done=0, total=4)
     logger.warning("client %d did not answer", 2, extra={"client": 2, "phase": "train"})
     logger.info("plain")
     run.record("method", 3, 1.25, {"loss": np.float32(0.5)})
     run.silence()
     logger.warning("after the run")
     fault, plain, finished = log_lines(run.out)
-    assert {k: fault[k] for k in ("level", "message", "run", "row", "round", "phase", "client")} == {
+    assert {k: fault[k] for k in ("level", "message", "run", "arm", "round", "phase", "client")} == {
         "level": "WARNING",
         "message": "client 2 did not answer",
         "run": "mine",
-        "row": "method",
+        "arm": "method",
         "round": 3,
         "phase": "train",
         "client": 2,

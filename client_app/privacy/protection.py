@@ -40,7 +40,7 @@ class Protection:
 
     @cached_property
     def spent(self) -> dict[str, Accountant]:
-        """By mechanism: all that this client has released in this row, up to this message."""
+        """By mechanism: all that this client has released in this arm, up to this message."""
         found = self.client.memory.read(PART)
         return {name: Accountant(history) for name, history in (found[1] if found else {}).items()}
 

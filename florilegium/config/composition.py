@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets
 
-MAIN = "method"  # the row of conf.method itself
+MAIN = "method"  # the arm of conf.method itself
 HERE = Path(__file__).resolve().parents[1]  # florilegium/
 CONF = next((place for place in (HERE.parent / "conf", HERE / "conf") if place.is_dir()), HERE.parent / "conf")
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def complete(conf: DictConfig, job: str = "") -> DictConfig:
 
 def _place_features(conf: DictConfig) -> None:
     """Features of frozen models are shared by all runs that start here."""
-    for node in rows(conf).values():
+    for node in arms(conf).values():
         for side in ("server", "client"):
             given = (node.get(side) or {}).get("guidance")
             if given and not given.get("cache"):
@@ -102,8 +102,8 @@ def plain(conf: DictConfig) -> dict[str, Any]:
         raise SettingsError(explain(error)) from error
 
 
-def rows(conf: DictConfig) -> dict[str, DictConfig]:
-    """The rows of a run: the main method, then its references; each a node {name, server, client}."""
+def arms(conf: DictConfig) -> dict[str, DictConfig]:
+    """The arms of a run: the main method, then its references; each a node {name, server, client}."""
     return {MAIN: conf.method, **(conf.get("references") or {})}
 
 

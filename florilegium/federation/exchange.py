@@ -62,7 +62,7 @@ def entry(exchange: Exchange, client: Client, up: int, fault: str | None) -> dic
     """A reply, or its absence, as the ledger has it."""
     header = exchange.header
     return {
-        "row": header.row,
+        "arm": header.arm,
         "round": header.round,
         "step": header.step,
         "phase": exchange.phase,

@@ -36,7 +36,7 @@ class FederationError(RuntimeError):
 
 
 class Federation:
-    """Clients of one row of a run. `fatal` are Flower error codes that end the run at once (a dead Ray worker).
+    """Clients of one arm of a run. `fatal` are Flower error codes that end the run at once (a dead Ray worker).
 
     `late`: drop late replies, or let them count `decay` for every round they are late, where a method takes them.
     A client that never answered is asked again after `give_up` seconds.
@@ -45,7 +45,7 @@ class Federation:
     def __init__(
         self,
         grid: Grid,
-        row: str = "method",
+        arm: str = "method",
         *,
         seed: int = 0,
         timeout: float = 600.0,
@@ -58,7 +58,7 @@ class Federation:
         decay: float = 0.5,
         give_up: float | None = None,
     ) -> None:
-        self.grid, self.row, self.seed = grid, row, seed
+        self.grid, self.arm, self.seed = grid, arm, seed
         self.timeout, self.quorum, self.fraction, self.expected = timeout, quorum, fraction, expected
         self.fatal, self.progress = frozenset(fatal), progress
         self.clients: list[Client] = []
@@ -95,7 +95,7 @@ class Federation:
         here = {client.id: client for client in self.clients if client.node in nodes}
         for client in self.clients:
             if client.node not in nodes:
-                log(WARNING, "%s, round %d: %s left", self.row, self.round, client)
+                log(WARNING, "%s, round %d: %s left", self.arm, self.round, client)
         self.overdue.forget(q.client.node for q in list(self.overdue.questions.values()) if q.client.node not in nodes)
         strangers = [Client(node) for node in sorted(nodes - {client.node for client in here.values()})]
         replies = self.ask("profile", Nothing(), Profile, clients=strangers, needed=0) if strangers else []
@@ -103,9 +103,9 @@ class Federation:
         for client in (known(reply) for reply in replies):
             # a node that came back under a new number, while the old one is not yet missed
             if client.id in here and here[client.id].node not in busy:
-                log(WARNING, "%s: %s is connected already; node %d is not asked", self.row, client, client.node)
+                log(WARNING, "%s: %s is connected already; node %d is not asked", self.arm, client, client.node)
                 continue
-            log(INFO, "%s, round %d: %s joined", self.row, self.round, client)
+            log(INFO, "%s, round %d: %s joined", self.arm, self.round, client)
             here[client.id] = client
         self.clients = [here[k] for k in sorted(here)]
 
@@ -144,7 +144,7 @@ class Federation:
         still busy with an earlier question are not asked.
         """
         self.step += 1
-        header = Header(self.row, self.round, self.step)
+        header = Header(self.arm, self.round, self.step)
         asked, messages = self.cohort if clients is None else clients, []
         packed: dict[int, tuple[Any, Any]] = {}
         needed = min(self.quorum if needed is None else needed, len(asked))
@@ -156,7 +156,7 @@ class Federation:
             body = payload(client) if callable(payload) else payload
             content = packed.setdefault(id(body), (body, codec.pack(body, header)))[1]  # one object for a broadcast
             exchange.down[client.node] = codec.size(content)
-            messages.append(Message(content, client.node, phases.PHASES[phase], group_id=f"{self.row}-{self.round}"))
+            messages.append(Message(content, client.node, phases.PHASES[phase], group_id=f"{self.arm}-{self.round}"))
         message_ids = list(self.grid.push_messages(messages))
         exchange.clients = dict(zip(message_ids, asked, strict=True))
         return exchange
@@ -278,7 +278,7 @@ class Federation:
             log(
                 WARNING,
                 "%s, round %d: %s %s",
-                self.row,
+                self.arm,
                 exchange.header.round,
                 client,
                 fault,
@@ -291,7 +291,7 @@ class Federation:
         log(
             WARNING,
             "%s, round %d: the reply of %s to %r of round %d came late: %s",
-            self.row,
+            self.arm,
             self.round,
             client,
             exchange.phase,
@@ -299,7 +299,7 @@ class Federation:
             fate,
             extra=told(exchange, client),
         )
-        self.ledger.append(late_entry(exchange, client, up, Header(self.row, self.round, self.step), fate))
+        self.ledger.append(late_entry(exchange, client, up, Header(self.arm, self.round, self.step), fate))
 
     def traffic(self, r: int) -> dict[str, float]:
         """Measured bytes of round `r`, the mean over its clients, without profile and evaluation."""
@@ -313,7 +313,7 @@ class Federation:
             log(
                 WARNING,
                 "%s, round %d: no %s client answered %s; it goes on with %s clients alone%s",
-                self.row,
+                self.arm,
                 r,
                 modality,
                 " and ".join(missed),
@@ -330,7 +330,7 @@ class Federation:
 
 def told(exchange: Exchange, client: Client) -> dict[str, Any]:
     """Whom and what a line of the log is about."""
-    return {"row": exchange.header.row, "phase": exchange.phase, "client": client.id}
+    return {"arm": exchange.header.arm, "phase": exchange.phase, "client": client.id}
 
 
 def known(reply: Reply) -> Client:

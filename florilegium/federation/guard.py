@@ -1,7 +1,7 @@
 """What stands between the replies of clients and a method: defences against bad clients, privacy of their votes.
 
-One guard a row. The federation passes every answer through `cleaned`, so no method can forget it; a method that counts
-votes adds `votes` and `released`. What it remembers (reputations, what was spent) is in the row's checkpoint.
+One guard an arm. The federation passes every answer through `cleaned`, so no method can forget it; a method that counts
+votes adds `votes` and `released`. What it remembers (reputations, what was spent) is in the arm's checkpoint.
 Axes: K clients, N samples, C classes, D width.
 """
 
@@ -55,7 +55,7 @@ class DefenceSettings:
 
 
 class Guard:
-    """Defences and vote privacy of one row, and what its clients say they have spent."""
+    """Defences and vote privacy of one arm, and what its clients say they have spent."""
 
     def __init__(
         self,

@@ -20,9 +20,9 @@ from florilegium.protocol.validation import WireError
 
 @dataclass(frozen=True)
 class Header:
-    """Which row (method) of the run, which round and which exchange of the round a message belongs to."""
+    """Which arm (method) of the run, which round and which exchange of the round a message belongs to."""
 
-    row: str
+    arm: str
     round: int
     step: int
 
@@ -72,7 +72,7 @@ def header(record: RecordDict) -> Header:
     """The header of a message; WireError when it has none."""
     try:
         h: Any = record["header"]
-        found = Header(str(h["row"]), int(h["round"]), int(h["step"]))
+        found = Header(str(h["arm"]), int(h["round"]), int(h["step"]))
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"the header is missing or broken ({error!s:.80})") from error
     if extra := sorted({*h} - {"kind", *vars(found)}):

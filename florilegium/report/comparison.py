@@ -1,4 +1,4 @@
-"""Tables over many runs: mean and standard deviation over seeds, one line per experiment and reference row."""
+"""Tables over many runs: mean and standard deviation over seeds, one line per experiment and reference arm."""
 
 import csv
 import io
@@ -128,7 +128,7 @@ def texts(line: Line, shown: list[int]) -> list[str]:
 
 
 def compare(run_dirs, *, at: str = "last", force: bool = False) -> Comparison:
-    """Mean ± std over seeds of every experiment in `run_dirs`, and of their reference rows.
+    """Mean ± std over seeds of every experiment in `run_dirs`, and of their reference arms.
 
     `at` is `last`, `best_on_validation` or `second_half`. RunError when runs differ in data, clients or evaluation,
     unless `force`.
@@ -166,15 +166,15 @@ def gathered(runs: list[Recorded], at: str) -> dict[tuple[bool, str], dict]:
     """(is a reference, name) -> seed -> the metrics of that seed's runs."""
     groups: dict[tuple[bool, str], dict] = {}
     for run in runs:
-        rows = [((row != MAIN, run.title(row)), run.metrics(row, at)) for row in run.rows]
-        for key, metrics in [*rows, ((True, run.title("untuned")), run.untuned())]:
+        arms = [((arm != MAIN, run.title(arm)), run.metrics(arm, at)) for arm in run.arms]
+        for key, metrics in [*arms, ((True, run.title("untuned")), run.untuned())]:
             if metrics:
                 groups.setdefault(key, {}).setdefault(run.get("seed"), []).append(metrics)
     return groups
 
 
 def line(name: str, by_seed: dict, reference: bool) -> Line:
-    """Several runs of one seed (a reference row that many experiments repeat) count as one: their mean."""
+    """Several runs of one seed (a reference arm that many experiments repeat) count as one: their mean."""
     figures = []
     for _, key, _, _ in COLUMNS:
         seeds = [

@@ -24,7 +24,7 @@ from florilegium.report.markup import (
     size,
     table,
 )
-from florilegium.report.panels import curves, plates, row_colours, row_name, vote_map
+from florilegium.report.panels import arm_colours, arm_name, curves, plates, vote_map
 from florilegium.runs.reader import MAIN, Recorded, mean, recorded, replace
 
 __all__ = ["compare", "methods_markdown", "methods_table", "page", "write"]
@@ -40,13 +40,13 @@ def write(out) -> Path:
 def page(out) -> str:
     """The page as text."""
     run = recorded(out)
-    colour = row_colours(run)
+    colour = arm_colours(run)
     body = "".join(
         [
             section(
                 "Results",
                 "After the last evaluated round; in small, the round chosen on the clients’ validation "
-                "data. A dash: the row has no such figure.",
+                "data. A dash: the arm has no such figure.",
                 results(run, colour),
             ),
             section(
@@ -67,7 +67,7 @@ def page(out) -> str:
             ),
             section(
                 "What crossed the wire",
-                "Measured bytes of the messages of the method’s own row, as Flower sends "
+                "Measured bytes of the messages of the method’s own arm, as Flower sends "
                 "them. 1 MB is 2<sup>20</sup> bytes, as in the paper.",
                 traffic(run),
             ),
@@ -116,7 +116,7 @@ def headline(value: float) -> str:
 
 
 def gain(name: str, main: dict, other: dict, key: str) -> list[tuple[str, str]]:
-    """One line of a card: another row's figure and how far the main row is from it."""
+    """One line of a card: another arm's figure and how far the main arm is from it."""
     if key not in main or key not in other:
         return []
     return [(name, f"{100 * other[key]:.1f} {difference(main[key], other[key])}")]
@@ -125,7 +125,7 @@ def gain(name: str, main: dict, other: dict, key: str) -> list[tuple[str, str]]:
 def generator_cards(run: Recorded, main: dict) -> list[str]:
     """T2I accuracy and CLIP score beside the un-tuned, self-tuned and centralised models."""
     key, clip = "t2i/accuracy", "t2i/clip_score"
-    own = [r for r in run.rows if run_kind(run, r) == "selftuned" and key in run.metrics(r)]
+    own = [r for r in run.arms if run_kind(run, r) == "selftuned" and key in run.metrics(r)]
     best = max(own, key=lambda r: run.metrics(r)[key], default="")
     others = [
         ("Un-tuned", run.untuned()),
@@ -167,9 +167,9 @@ def byte_card(main: dict) -> list[str]:
     return [card("Bytes per client, round", value, facts, "wide")]
 
 
-def run_kind(run: Recorded, row: str) -> str:
-    """The method of a row."""
-    return run.method if row == MAIN else str(run.get(f"references.{row}.name", row))
+def run_kind(run: Recorded, arm: str) -> str:
+    """The method of an arm."""
+    return run.method if arm == MAIN else str(run.get(f"references.{arm}.name", arm))
 
 
 def cohort(run: Recorded) -> str:
@@ -208,8 +208,8 @@ FIGURES = (
 
 
 def results(run: Recorded, colour: dict[str, int]) -> str:
-    """One line per row of the run, and the un-tuned generator."""
-    lines = [(row, run.metrics(row), run.metrics(row, "best_on_validation")) for row in run.rows]
+    """One line per arm of the run, and the un-tuned generator."""
+    lines = [(arm, run.metrics(arm), run.metrics(arm, "best_on_validation")) for arm in run.arms]
     if run.untuned():
         lines.append(("untuned", run.untuned(), {}))
     shown = [f for f in FIGURES if any(f[1] in now for _, now, _ in lines)]
@@ -221,18 +221,18 @@ def results(run: Recorded, colour: dict[str, int]) -> str:
         return form(now.get(key)) + (f"<small>val. {form(best[key])}</small>" if chosen else "")
 
     rows = [
-        [row_name(run, row, colour), *(cell(now, best, key, form) for _, key, form in shown)]
-        for row, now, best in lines
+        [arm_name(run, arm, colour), *(cell(now, best, key, form) for _, key, form in shown)]
+        for arm, now, best in lines
     ]
-    own = [n for n, (row, *_) in enumerate(lines) if row == MAIN]
-    return table(["Row", *(name for name, _, _ in shown)], rows, main=own)
+    own = [n for n, (arm, *_) in enumerate(lines) if arm == MAIN]
+    return table(["Arm", *(name for name, _, _ in shown)], rows, main=own)
 
 
 def traffic(run: Recorded) -> str:
     """Phase by phase and modality by modality: messages, mean size both ways, totals."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for entry in run.ledger:
-        if entry.get("row") == MAIN:
+        if entry.get("arm") == MAIN:
             groups.setdefault((str(entry.get("phase")), str(entry.get("modality"))), []).append(entry)
     rows = []
     for (phase, modality), held in groups.items():
@@ -258,29 +258,29 @@ def traffic(run: Recorded) -> str:
 
 
 def clients(run: Recorded) -> str:
-    """One line per client: what it is, what it holds, its accuracy (or sum of R@1) in every row that has one."""
+    """One line per client: what it is, what it holds, its accuracy (or sum of R@1) in every arm that has one."""
     told = {
-        row: {
+        arm: {
             k.rsplit("/", 1)[1]: v
-            for k, v in run.metrics(row).items()
+            for k, v in run.metrics(arm).items()
             if k.startswith(("client/accuracy/", "client/rsum/"))
         }
-        for row in run.rows
+        for arm in run.arms
     }
     holds = {str(c.get("client", n)): c for n, c in enumerate(run.partition.get("clients") or [])}
     known = {i for figures in told.values() for i in figures if i not in ("image", "text", "pair")}
-    shown = [row for row in run.rows if known & told[row].keys()]
+    shown = [arm for arm in run.arms if known & told[arm].keys()]
     rows = [
         [
             f"client {escape(i)}",
             escape(str(holds.get(i, {}).get("modality", "–"))),
             escape(str(holds.get(i, {}).get("model", "–"))) + domain(holds.get(i, {})),
             *holding(holds.get(i, {})),
-            *(percent(told[row].get(i)) for row in shown),
+            *(percent(told[arm].get(i)) for arm in shown),
         ]
         for i in sorted(known, key=lambda i: (len(i), i))
     ]
-    head = ["Client", "Modality", "Model", "Samples", "Classes", *(run.title(row) for row in shown)]
+    head = ["Client", "Modality", "Model", "Samples", "Classes", *(run.title(arm) for arm in shown)]
     return table(head, rows, words=[1, 2]) if rows else ""
 
 
@@ -298,29 +298,29 @@ def holding(client: dict) -> tuple[str, str]:
 
 
 def faults(run: Recorded) -> str:
-    """Each fault of the ledger by row, client and phase, with its count and the rounds."""
+    """Each fault of the ledger by arm, client and phase, with its count and the rounds."""
     found: list[Any] = [e for e in run.ledger if e.get("fault")]
-    counts = Counter((e.get("row"), e.get("client"), e.get("phase"), e["fault"]) for e in found)
+    counts = Counter((e.get("arm"), e.get("client"), e.get("phase"), e["fault"]) for e in found)
     if not counts:
         return "<p>None: every message was answered, and every answer kept the contract.</p>" if run.ledger else ""
     rounds = {
         key: sorted(
-            {e.get("round") for e in found if (e.get("row"), e.get("client"), e.get("phase"), e["fault"]) == key}
+            {e.get("round") for e in found if (e.get("arm"), e.get("client"), e.get("phase"), e["fault"]) == key}
         )
         for key in counts
     }
     rows = [
         [
             f"client {escape(str(client))}",
-            escape(run.title(str(row))),
+            escape(run.title(str(arm))),
             escape(str(phase)),
             str(n),
-            ", ".join(map(str, rounds[row, client, phase, fault])),
+            ", ".join(map(str, rounds[arm, client, phase, fault])),
             escape(fault),
         ]
-        for (row, client, phase, fault), n in counts.most_common()
+        for (arm, client, phase, fault), n in counts.most_common()
     ]
-    return table(["Client", "Row", "Phase", "Times", "Rounds", "Reason"], rows, words=[1, 2, 5])
+    return table(["Client", "Arm", "Phase", "Times", "Rounds", "Reason"], rows, words=[1, 2, 5])
 
 
 def notes(run: Recorded) -> str:
@@ -345,10 +345,10 @@ def notes(run: Recorded) -> str:
         f"This is one run with one seed ({run.get('seed')}). Differences of a few points need several seeds: "
         "<code>florilegium run -m seed=0,1,2</code>, then <code>florilegium compare</code>."
     )
-    if "standalone" not in run.rows:
-        told.append("This run has no Standalone row, so the clients’ gain is not shown.")
+    if "standalone" not in run.arms:
+        told.append("This run has no Standalone arm, so the clients’ gain is not shown.")
     if run.unfinished:
-        told.append("The run is unfinished; later rounds and reference rows are missing.")
+        told.append("The run is unfinished; later rounds and reference arms are missing.")
     return f'<ul class="notes">{"".join(f"<li>{t}</li>" for t in told)}</ul>'
 
 

@@ -30,31 +30,31 @@ LABELS = (
 )
 
 
-def row_colours(run: Recorded) -> dict[str, int]:
-    """One colour per row for the whole page; well-known rows have the same one on every page."""
-    given = {row: FIXED[row] for row in run.rows if row in FIXED} | {"untuned": FIXED["untuned"]}
+def arm_colours(run: Recorded) -> dict[str, int]:
+    """One colour per arm for the whole page; well-known arms have the same one on every page."""
+    given = {arm: FIXED[arm] for arm in run.arms if arm in FIXED} | {"untuned": FIXED["untuned"]}
     free = [n for n in range(PALETTE) if n not in given.values()]
-    for row in run.rows:
-        if row not in given:
-            given[row] = free.pop(0) if free else len(given) % PALETTE
+    for arm in run.arms:
+        if arm not in given:
+            given[arm] = free.pop(0) if free else len(given) % PALETTE
     return given
 
 
-def row_name(run: Recorded, row: str, colour: dict[str, int]) -> str:
-    """A row's name with the sample of its line."""
-    return f"{swatch(colour[row])}{escape(run.title(row))}"
+def arm_name(run: Recorded, arm: str, colour: dict[str, int]) -> str:
+    """An arm's name with the sample of its line."""
+    return f"{swatch(colour[arm])}{escape(run.title(arm))}"
 
 
-def series(run: Recorded, row: str, key: str, name: str, colour: int) -> list[Series]:
-    points = [(r["round"], m[key]) for r in run.of(row) if key in (m := finite(r["metrics"]))]
+def series(run: Recorded, arm: str, key: str, name: str, colour: int) -> list[Series]:
+    points = [(r["round"], m[key]) for r in run.of(arm) if key in (m := finite(r["metrics"]))]
     return [Series(name, colour, points)] if points else []
 
 
 def curves(run: Recorded, colour: dict[str, int]) -> str:
-    """A chart for each figure that the run has, every row in its colour; and one for the labels."""
+    """A chart for each figure that the run has, every arm in its colour; and one for the labels."""
     drawn = []
     for title, key, percent in CURVES:
-        lines = [s for row in run.rows for s in series(run, row, key, run.title(row), colour[row])]
+        lines = [s for arm in run.arms for s in series(run, arm, key, run.title(arm), colour[arm])]
         if key in run.untuned() and len(lines[0].points) > 1:
             lines.append(Series(run.title("untuned"), colour["untuned"], [(0, run.untuned()[key])]))
         drawn.append(chart(title, lines, percent))
@@ -78,9 +78,9 @@ def chart(title: str, lines: list[Series], percent: bool) -> str:
     return f"<figure><h3>{escape(title)}{unit}</h3>{named}{line_chart(title, lines, percent)}</figure>"
 
 
-def grids(run: Recorded, row: str) -> list[tuple[int, Path]]:
-    """(round, file) of a row's kept grids, by round."""
-    kept = re.compile(rf"{re.escape(row)}-round-(\d+)\.npz")
+def grids(run: Recorded, arm: str) -> list[tuple[int, Path]]:
+    """(round, file) of an arm's kept grids, by round."""
+    kept = re.compile(rf"{re.escape(arm)}-round-(\d+)\.npz")
     found = [(kept.fullmatch(p.name), p) for p in (run.path / "samples").glob("*.npz")]
     return sorted((int(m[1]), p) for m, p in found if m)
 
@@ -92,8 +92,8 @@ def stages(run: Recorded) -> list[tuple[str, np.ndarray, list[str]]]:
         chosen.append(("before" if main[0][0] == 0 else f"round {main[0][0]}", main[0][1]))
     if len(main) > 1:
         chosen.append((f"round {main[-1][0]}", main[-1][1]))
-    for row, name in (("self_label", "self-tuned"), ("selftuned", "self-tuned"), ("centralised", "centralised")):
-        chosen += [(name, p) for _, p in grids(run, row)[-1:]]
+    for arm, name in (("self_label", "self-tuned"), ("selftuned", "self-tuned"), ("centralised", "centralised")):
+        chosen += [(name, p) for _, p in grids(run, arm)[-1:]]
     read = []
     for name, path in chosen:
         try:
@@ -121,7 +121,7 @@ def plates(run: Recorded) -> str:
 
 
 def vote_map(run: Recorded) -> str:
-    """The last recorded vote of the main row."""
+    """The last recorded vote of the main arm."""
     votes = run.votes.get(MAIN) or {}
     if not votes.get("rounds"):
         return ""

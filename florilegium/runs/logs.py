@@ -1,4 +1,4 @@
-"""log.jsonl in the run directory: what the server logs, one JSON object a line, with row, round, phase and client."""
+"""log.jsonl in the run directory: what the server logs, one JSON object a line, with arm, round, phase and client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from florilegium.runs.observers import Observer
 
 LEVELS = ("debug", "info", "warning", "error")
 LOGGERS = ("flwr", "florilegium")
-FIELDS = ("run", "row", "round", "phase")
+FIELDS = ("run", "arm", "round", "phase")
 
 
 class JsonLog(logging.FileHandler):
@@ -22,7 +22,7 @@ class JsonLog(logging.FileHandler):
 
     def __init__(self, out: Path, level: str = "info") -> None:
         super().__init__(whole(out / "log.jsonl"), encoding="utf-8", delay=True)
-        self.at: dict[str, Any] = {"run": out.name, "row": None, "round": None, "phase": None}
+        self.at: dict[str, Any] = {"run": out.name, "arm": None, "round": None, "phase": None}
         self.setLevel(level.upper())
         self.setFormatter(
             JsonFormatter("%(levelname)s %(message)s", timestamp=True, rename_fields={"levelname": "level"})
@@ -78,14 +78,14 @@ class LoggedRounds(Observer):
     def progress(self, at: dict[str, Any]) -> None:
         self.log.at |= {name: at.get(name) for name in FIELDS if name in at}
 
-    def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
+    def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
         line = logging.makeLogRecord(
             {
                 "name": "florilegium",
                 "levelno": logging.INFO,
                 "levelname": "INFO",
                 "msg": "round finished",
-                "row": row,
+                "arm": arm,
                 "round": round,
                 "phase": "record",
                 "seconds": seconds,

@@ -21,15 +21,15 @@ class Observer:
     """What may be heard of a run; a sink says what it wants to hear."""
 
     def progress(self, at: dict[str, Any]) -> None:
-        """Where the run is: row, round, rounds, phase, done, total."""
+        """Where the run is: arm, round, rounds, phase, done, total."""
 
-    def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
-        """A finished round of a row."""
+    def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
+        """A finished round of an arm."""
 
     def ledger(self, entries: list[dict[str, Any]]) -> None:
         """Messages that crossed the wire (docs/run-directory.md)."""
 
-    def grid(self, row: str, round: int, picture: bytes) -> None:
+    def grid(self, arm: str, round: int, picture: bytes) -> None:
         """The generated images of a round, as a PNG."""
 
     def close(self) -> None:

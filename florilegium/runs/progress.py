@@ -46,10 +46,10 @@ class Tail:
 
 
 class Screen:
-    """`with Screen(out, rows, rounds):` reports until the block ends; `rows` in the order they run."""
+    """`with Screen(out, arms, rounds):` reports until the block ends; `arms` in the order they run."""
 
-    def __init__(self, out: Path, rows: list[str], rounds: int, stream: TextIO | None = None) -> None:
-        self.rows, self.rounds, self.stream = rows, rounds, stream or sys.stdout
+    def __init__(self, out: Path, arms: list[str], rounds: int, stream: TextIO | None = None) -> None:
+        self.arms, self.rounds, self.stream = arms, rounds, stream or sys.stdout
         self.states, self.records = Tail(out / "progress.jsonl"), Tail(out / "rounds.jsonl")
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -70,7 +70,7 @@ class Screen:
             speed_estimate_period=3600,
             transient=True,
         )
-        self.all = bars.add_task("starting Flower", total=len(self.rows) * (self.rounds + 1), count="")
+        self.all = bars.add_task("starting Flower", total=len(self.arms) * (self.rounds + 1), count="")
         self.phase = bars.add_task("", total=None, count="")
         return bars
 
@@ -99,12 +99,12 @@ class Screen:
             self._say(record)
 
     def _show(self, bars: Any, state: dict[str, Any]) -> None:
-        row, r, done, total = (state.get(key) or 0 for key in ("row", "round", "done", "total"))
-        before = self.rows.index(row) if row in self.rows else 0
+        arm, r, done, total = (state.get(key) or 0 for key in ("arm", "round", "done", "total"))
+        before = self.arms.index(arm) if arm in self.arms else 0
         bars.update(
             self.all,
             completed=before * (self.rounds + 1) + r,
-            description=f"{row}",
+            description=f"{arm}",
             count=f"round {r} of {self.rounds}",
         )
         bars.update(
@@ -119,7 +119,7 @@ class Screen:
         metrics = record.get("metrics", {})
         figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
         line = (
-            f"{record.get('row', '?')}: round {record.get('round', '?')} of {self.rounds}, "
+            f"{record.get('arm', '?')}: round {record.get('round', '?')} of {self.rounds}, "
             f"{record.get('seconds', 0):.0f} s  {figures}"
         ).rstrip()
         if self.bars:

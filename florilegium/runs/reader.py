@@ -16,7 +16,7 @@ import yaml
 
 from florilegium.runs import files
 
-MAIN = "method"  # the name of a run's main row; reference rows have their own names
+MAIN = "method"  # the name of a run's main arm; reference arms have their own names
 EVALUATED = ("client/", "t2i/", "server/")  # a round that was evaluated carries at least one of these
 
 
@@ -35,7 +35,10 @@ def read_json(path: Path) -> dict:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a .jsonl file. A torn last line (a killed writer) is dropped, a broken one before it an error."""
+    """The objects of a .jsonl file. A torn last line (a killed writer) is dropped, a broken one before it an error.
+
+    Runs of version 0.1 call an arm a row; they read as if they said arm.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -45,7 +48,10 @@ def read_lines(path: Path) -> list[dict]:
     objects = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or torn
         try:
-            objects.append(json.loads(line))
+            found = json.loads(line)
+            if isinstance(found, dict) and "row" in found and "arm" not in found:
+                found = {"arm" if key == "row" else key: value for key, value in found.items()}
+            objects.append(found)
         except ValueError:
             if number < len(lines) - 1:
                 raise RunError(f"{path} line {number}: not JSON") from None
@@ -123,28 +129,28 @@ def evaluated(record: dict) -> bool:
 
 
 def summarise(rounds: list[dict]) -> dict[str, dict]:
-    """Per row: `first`, `best_on_validation` (None without validation figures) and `last`, each {round, metrics}."""
-    rows: dict[str, list[dict]] = {}
+    """Per arm: `first`, `best_on_validation` (None without validation figures) and `last`, each {round, metrics}."""
+    arms: dict[str, list[dict]] = {}
     for record in sorted(rounds, key=lambda r: r["round"]):
-        rows.setdefault(record["row"], []).append(record)
+        arms.setdefault(record["arm"], []).append(record)
 
     def brief(record: dict | None) -> dict | None:
         return record and {"round": record["round"], "metrics": finite(record["metrics"])}
 
     return {
-        row: {
+        arm: {
             "first": brief(next(filter(evaluated, records), records[0])),
             "best_on_validation": brief(best(records)),
             "last": brief(last(records)),
             "seconds": round(sum(r.get("seconds") or 0 for r in records), 3),
         }
-        for row, records in rows.items()
+        for arm, records in arms.items()
     }
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run, as its directory tells it. Rounds are ordered by round within a row."""
+    """One run, as its directory tells it. Rounds are ordered by round within an arm."""
 
     path: Path
     settings: dict
@@ -168,9 +174,9 @@ class Recorded:
         return {"logit": "l-", "unimodal": "u-"}.get(variant, "") + name
 
     @cached_property
-    def rows(self) -> list[str]:
-        """Row names, the main row first, reference rows in the order in which they ran."""
-        names = list(dict.fromkeys(r["row"] for r in self.rounds))
+    def arms(self) -> list[str]:
+        """Arm names, the main arm first, reference arms in the order in which they ran."""
+        names = list(dict.fromkeys(r["arm"] for r in self.rounds))
         return sorted(names, key=lambda name: name != MAIN)
 
     def get(self, key: str, default=None):
@@ -182,13 +188,13 @@ class Recorded:
             node = node[part]
         return node
 
-    def of(self, row: str) -> list[dict]:
-        return [r for r in self.rounds if r["row"] == row]
+    def of(self, arm: str) -> list[dict]:
+        return [r for r in self.rounds if r["arm"] == arm]
 
-    def metrics(self, row: str, at: str = "last") -> dict[str, float]:
-        """A row's metrics at `first`, `last`, `best_on_validation` (rows without validation figures: last), or their
+    def metrics(self, arm: str, at: str = "last") -> dict[str, float]:
+        """An arm's metrics at `first`, `last`, `best_on_validation` (arms without validation figures: last), or their
         means over the evaluated rounds of the `second_half`: where few clients are asked, one round is mostly luck."""
-        records = self.of(row)
+        records = self.of(arm)
         if at == "second_half":
             return halved(records)
         pick = {
@@ -200,7 +206,7 @@ class Recorded:
         return finite(record["metrics"]) if record else {}
 
     def untuned(self) -> dict[str, float]:
-        """Generator metrics of the main row before any training (round 0)."""
+        """Generator metrics of the main arm before any training (round 0)."""
         start = [r for r in self.of(MAIN) if r["round"] == 0]
         return {k: v for k, v in finite(start[0]["metrics"]).items() if k.startswith("t2i/")} if start else {}
 
@@ -209,11 +215,11 @@ class Recorded:
         planned, done = self.get("rounds"), [r["round"] for r in self.of(MAIN)]
         return bool(planned) and max(done, default=0) < planned
 
-    def title(self, row: str) -> str:
-        """A row's name for a reader."""
-        if row == MAIN:
+    def title(self, arm: str) -> str:
+        """An arm's name for a reader."""
+        if arm == MAIN:
             return self.label
-        return TITLES.get(row) or row.replace("_", " ").replace("-", " ").capitalize()
+        return TITLES.get(arm) or arm.replace("_", " ").replace("-", " ").capitalize()
 
 
 TITLES = {
@@ -243,8 +249,8 @@ def recorded(path) -> Recorded:
     except (OSError, yaml.YAMLError):
         raise RunError(f"{path}: not a run directory (no readable settings.yaml)") from None
     rounds = read_lines(path / "rounds.jsonl")
-    if any(not {"row", "round", "metrics"} <= r.keys() for r in rounds):
-        raise RunError(f"{path / 'rounds.jsonl'}: a line lacks row, round or metrics")
+    if any(not {"arm", "round", "metrics"} <= r.keys() for r in rounds):
+        raise RunError(f"{path / 'rounds.jsonl'}: a line lacks arm, round or metrics")
     summary = read_json(path / "summary.json")
     seconds = summary.get("seconds") or sum(r.get("seconds") or 0 for r in rounds)
     return Recorded(

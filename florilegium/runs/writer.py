@@ -19,7 +19,7 @@ from florilegium.runs.reader import RunError, append, plain, read_json, read_lin
 
 __all__ = ["Run", "RunError"]
 FREE = {"resume", "out", "runtime", "assets", "timeouts", "sinks", "log_level"}  # settings a resumed run may change
-PLACE = ("row", "round", "phase")
+PLACE = ("arm", "round", "phase")
 FREE_CLIENTS = {"device", "threads", "state_dir"}
 
 
@@ -35,7 +35,7 @@ class Run:
         self._told = 0.0
         self.observers = Observers()
         self.log: Observer | None = None
-        self._at: dict[str, Any] = {"row": "method", "round": 0, "rounds": settings.get("rounds") or 0}
+        self._at: dict[str, Any] = {"arm": "method", "round": 0, "rounds": settings.get("rounds") or 0}
 
     @classmethod
     def open(cls, out, conf, resume: bool = False) -> "Run":
@@ -75,64 +75,64 @@ class Run:
         """Who holds which rows of the data: {client: [row ids]}, or {client: {...}}."""
         replace(self.out / "partition.json", (json.dumps(plain(clients)) + "\n").encode())
 
-    def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
-        """One finished round of a row; round 0 is before any training. A metric that is not finite becomes null."""
+    def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
+        """One finished round of an arm; round 0 is before any training. A metric that is not finite becomes null."""
         append(
             self.out / "rounds.jsonl",
-            [{"row": named(row), "round": int(round), "seconds": rounded(seconds, 3), "metrics": metrics}],
+            [{"arm": named(arm), "round": int(round), "seconds": rounded(seconds, 3), "metrics": metrics}],
         )
-        self.tell("record", row, int(round), rounded(seconds, 3), plain(metrics))
+        self.tell("record", arm, int(round), rounded(seconds, 3), plain(metrics))
 
-    def rounds(self, row: str) -> list[dict]:
-        """The records of a row, by round."""
-        held = [r for r in read_lines(self.out / "rounds.jsonl") if r["row"] == row]
+    def rounds(self, arm: str) -> list[dict]:
+        """The records of an arm, by round."""
+        held = [r for r in read_lines(self.out / "rounds.jsonl") if r["arm"] == arm]
         return sorted(held, key=lambda r: r["round"])
 
     def ledger(self, entries: list[dict]) -> None:
-        """Messages that crossed the wire: row, round, step, phase, client, modality, down, up, seconds, fault."""
+        """Messages that crossed the wire: arm, round, step, phase, client, modality, down, up, seconds, fault."""
         append(self.out / "ledger.jsonl", entries)
         self.tell("ledger", entries)
 
-    def grid(self, row: str, round: int, images_N3HW: np.ndarray, captions: list[str]) -> None:
+    def grid(self, arm: str, round: int, images_N3HW: np.ndarray, captions: list[str]) -> None:
         """Generated images of a round, as a PNG to look at and as an .npz for the report."""
         images_N3HW = np.asarray(images_N3HW)
-        stem = self.out / "samples" / f"{named(row)}-round-{int(round):03d}"
+        stem = self.out / "samples" / f"{named(arm)}-round-{int(round):03d}"
         picture = pictures.png(pictures.grid(images_N3HW, captions))
         replace(stem.with_suffix(".png"), picture)
-        self.tell("grid", row, int(round), picture)
+        self.tell("grid", arm, int(round), picture)
         replace(stem.with_suffix(".npz"), pictures.raw(images_N3HW, captions))
 
-    def votes(self, row: str, round: int, matrix_CC, class_names: list[str]) -> None:
+    def votes(self, arm: str, round: int, matrix_CC, class_names: list[str]) -> None:
         """How often a sample drawn as class i (rows) got consensus label j (columns)."""
         held = read_json(self.out / "votes.json")
-        held.setdefault(named(row), {"rounds": {}})
-        held[row]["classes"] = list(class_names)
-        held[row]["rounds"][str(int(round))] = matrix_CC
+        held.setdefault(named(arm), {"rounds": {}})
+        held[arm]["classes"] = list(class_names)
+        held[arm]["rounds"][str(int(round))] = matrix_CC
         replace(self.out / "votes.json", (json.dumps(plain(held)) + "\n").encode())
 
-    def checkpoints(self, row: str) -> Path:
-        folder = self.out / "checkpoints" / named(row)
+    def checkpoints(self, arm: str) -> Path:
+        folder = self.out / "checkpoints" / named(arm)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def rewind(self, row: str, round: int) -> None:
-        """Drop everything of `row` after `round` (-1: all of it). Other rows stay as they are."""
+    def rewind(self, arm: str, round: int) -> None:
+        """Drop everything of `arm` after `round` (-1: all of it). Other arms stay as they are."""
         for name in ("rounds.jsonl", "ledger.jsonl"):
             held = read_lines(self.out / name)
-            kept = [o for o in held if o.get("row") != row or o.get("round", 0) <= round]
+            kept = [o for o in held if o.get("arm") != arm or o.get("round", 0) <= round]
             if kept != held:
                 rewrite(self.out / name, kept)
         votes = read_json(self.out / "votes.json")
-        if row in votes:
-            votes[row]["rounds"] = {r: m for r, m in votes[row]["rounds"].items() if int(r) <= round}
+        if arm in votes:
+            votes[arm]["rounds"] = {r: m for r, m in votes[arm]["rounds"].items() if int(r) <= round}
             replace(self.out / "votes.json", (json.dumps(votes) + "\n").encode())
-        for path in (self.out / "samples").glob(f"{row}-round-*.*"):
-            stated = re.fullmatch(rf"{re.escape(row)}-round-(\d+)\.(png|npz)", path.name)
+        for path in (self.out / "samples").glob(f"{arm}-round-*.*"):
+            stated = re.fullmatch(rf"{re.escape(arm)}-round-(\d+)\.(png|npz)", path.name)
             if stated and int(stated[1]) > round:
                 path.unlink(missing_ok=True)
 
     def progress(self, **news) -> None:
-        """Say where the run is: row, round, rounds, phase, done, total; what is left out stays as it was.
+        """Say where the run is: arm, round, rounds, phase, done, total; what is left out stays as it was.
 
         Grows progress.jsonl by a line, at most four a second; florilegium/runs/progress.py shows it on a terminal.
         """
@@ -154,14 +154,14 @@ class Run:
             given: Any = OmegaConf.to_container(conf, resolve=True) if OmegaConf.is_config(conf) else dict(conf)
             self.settings = given
         rounds = read_lines(self.out / "rounds.jsonl")
-        rows = summarise(rounds)
+        arms = summarise(rounds)
         before = read_json(self.out / "summary.json").get("seconds") or 0
         spent = sum(r.get("seconds") or 0 for r in rounds)
         summary = {
             "protocol": {**protocol_of(self.settings), **(protocol or {})},
             "seconds": rounded(seconds if seconds is not None else max(before, spent)),
-            "method": rows.pop("method", None),
-            "references": rows,
+            "method": arms.pop("method", None),
+            "references": arms,
         }
         replace(self.out / "summary.json", to_json(summary))
 
@@ -182,11 +182,11 @@ def rewrite(path: Path, objects: list[dict]) -> None:
     replace(path, "".join(json.dumps(o, separators=(", ", ": ")) + "\n" for o in objects).encode())
 
 
-def named(row: str) -> str:
-    """`row`, if it can be part of a file name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", row):
-        raise RunError(f"row {row!r}: a row's name is letters, digits, '_', '-' and '.'")
-    return row
+def named(arm: str) -> str:
+    """`arm`, if it can be part of a file name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", arm):
+        raise RunError(f"arm {arm!r}: an arm's name is letters, digits, '_', '-' and '.'")
+    return arm
 
 
 def rounded(value: float | None, digits: int = 1) -> float | None:

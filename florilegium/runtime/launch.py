@@ -140,10 +140,10 @@ def open_directory(conf: DictConfig) -> Path:
 
 def run_job(conf: DictConfig) -> None:
     """Start one run through Flower and see it to its end. LaunchError with the reason when it fails."""
-    out, rows = Path(conf.out), list(composition.rows(conf))
+    out, arms = Path(conf.out), list(composition.arms(conf))
     print(
         f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
-        f"rows {', '.join(rows)}, seed {conf.seed}",
+        f"arms {', '.join(arms)}, seed {conf.seed}",
         flush=True,
     )
     if bad := composition.typed(Attack, conf.get("attack"), "attack").attackers(len(conf.clients.mix), conf.seed):
@@ -151,7 +151,7 @@ def run_job(conf: DictConfig) -> None:
     with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
         run_config = Path(scratch, "run.toml")
         run_config.write_text(f"settings = {json.dumps(json.dumps(composition.plain(conf)))}\n")
-        with Screen(out, rows, conf.rounds):
+        with Screen(out, arms, conf.rounds):
             run_id = flower.submit(bundle(Path(scratch, "florilegium")), run_config, federation(conf))
             status = follow(flower, run_id, out / "run.log")
     if not status.completed:

@@ -28,7 +28,7 @@ from strategies.blocks.weights import figures, trained
 
 
 class Journal:
-    """What surrounds a row's rounds: evaluation, records, checkpoints. This one only evaluates the clients."""
+    """What surrounds an arm's rounds: evaluation, records, checkpoints. This one only evaluates the clients."""
 
     def resume(self, strategy: Rounds) -> int | None:
         """Restore the strategy; the last finished round, or None to start from scratch."""

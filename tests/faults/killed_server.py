@@ -16,13 +16,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-CHECKPOINT = re.compile(r"checkpoints/(?P<row>\w+)/round-(?P<round>\d+)\.safetensors$")
+CHECKPOINT = re.compile(r"checkpoints/(?P<arm>\w+)/round-(?P<round>\d+)\.safetensors$")
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 UNCOUNTED = "progress.jsonl"  # grows by the clock
 
 
 class Changes:
-    """Counts the changes below `out`; at number `last` the process dies. `rounds`: (row, round, changes before it)."""
+    """Counts the changes below `out`; at number `last` the process dies. `rounds`: (arm, round, changes before it)."""
 
     def __init__(self, out: Path, last: int | None) -> None:
         self.out, self.last, self.count = str(out), last, 0
@@ -42,7 +42,7 @@ class Changes:
         if event in CHANGES or (event == "open" and set(str(given[1] or "")) & set("wax+")):
             self._one()
             if event == "os.rename" and (found := CHECKPOINT.search(path)):
-                self.rounds.append((found["row"], int(found["round"]), self.count))
+                self.rounds.append((found["arm"], int(found["round"]), self.count))
 
     def _one(self) -> None:
         self.count += 1

@@ -46,7 +46,7 @@ def processes():
 
 @pytest.fixture
 def conf(toy_conf, tmp_path) -> DictConfig:
-    """FedMMKT and two reference rows, so that a kill meets finished, running and unbegun rows."""
+    """FedMMKT and two reference arms, so that a kill meets finished, running and unbegun arms."""
     conf = toy_conf(
         "method=fedmmkt",
         "rounds=3",
@@ -77,11 +77,11 @@ def run(processes, conf: DictConfig, out: Path, last: int | None, resume: bool) 
     return json.loads(told.read_text()) if told.exists() else None
 
 
-def newest(out: Path, rows: list[str]) -> tuple[str, int] | None:
-    """The row and round that the next process goes on after."""
-    for row in reversed(rows):
-        if there := sorted((out / "checkpoints" / row).glob("round-*.safetensors")):
-            return row, int(there[-1].stem[-4:])
+def newest(out: Path, arms: list[str]) -> tuple[str, int] | None:
+    """The arm and round that the next process goes on after."""
+    for arm in reversed(arms):
+        if there := sorted((out / "checkpoints" / arm).glob("round-*.safetensors")):
+            return arm, int(there[-1].stem[-4:])
     return None
 
 
@@ -127,7 +127,7 @@ def told_by(out: Path) -> dict:
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
-    """The last checkpoints of all rows and the last models of all clients."""
+    """The last checkpoints of all arms and the last models of all clients."""
     last = {path.parent: path for path in sorted(out.glob("checkpoints/*/round-*.safetensors"))}
     last |= {path.parent: path for path in sorted(out.glob("state/**/model-*.safetensors"))}
     return {
@@ -141,15 +141,15 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
 def test_twenty_kills_over_a_run_change_no_number_and_tear_no_file(processes, conf, tmp_path) -> None:
     calm = tmp_path / "calm"
     known = run(processes, conf, calm, None, resume=False)
-    begun = {(row, r): count for row, r, count in known["rounds"]}
-    rows = list(composition.rows(conf))
+    begun = {(arm, r): count for arm, r, count in known["rounds"]}
+    arms = list(composition.arms(conf))
     # a random moment of each twentieth of the run
     draw = random.Random(20)
     moments = [int((k + draw.random()) / KILLS * known["count"]) + 1 for k in range(KILLS)]
 
     killed, places = tmp_path / "killed", set()
     for kill, moment in enumerate(moments):
-        place = newest(killed, rows)
+        place = newest(killed, arms)
         ended = run(processes, conf, killed, max(1, moment - begun.get(place, 0)), resume=kill > 0)
         assert ended is None, f"the run ended before kill {kill + 1}"
         places.add(place)

@@ -1,4 +1,4 @@
-"""TensorBoard: scalars of every round and the grids of generated images, one folder a row."""
+"""TensorBoard: scalars of every round and the grids of generated images, one folder an arm."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class TensorBoard(Observer):
         self.place.mkdir(parents=True, exist_ok=True)
         self.writers: dict[str, SummaryWriter] = {}
 
-    def writer(self, row: str) -> SummaryWriter:
-        if row not in self.writers:
-            self.writers[row] = SummaryWriter(str(self.place / row))
-        return self.writers[row]
+    def writer(self, arm: str) -> SummaryWriter:
+        if arm not in self.writers:
+            self.writers[arm] = SummaryWriter(str(self.place / arm))
+        return self.writers[arm]
 
-    def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
-        writer = self.writer(row)
+    def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
+        writer = self.writer(arm)
         for name, value in {**finite(metrics), "seconds": seconds}.items():
             writer.add_scalar(name, value, round)
         writer.flush()
 
-    def grid(self, row: str, round: int, picture: bytes) -> None:
+    def grid(self, arm: str, round: int, picture: bytes) -> None:
         with Image.open(io.BytesIO(picture)) as sheet:
             pixels_HW3 = np.asarray(sheet.convert("RGB"))
-        self.writer(row).add_image("t2i/samples", pixels_HW3, round, dataformats="HWC")
+        self.writer(arm).add_image("t2i/samples", pixels_HW3, round, dataformats="HWC")
 
     def close(self) -> None:
         for writer in self.writers.values():

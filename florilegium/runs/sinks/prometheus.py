@@ -31,29 +31,29 @@ class Prometheus(Observer):
 
     def __init__(self, given: Any, out: Path, settings: dict[str, Any]) -> None:
         self.stalled, self.heard = given.stalled, time.monotonic()
-        self.at: dict[str, Any] = {"row": "", "round": 0, "rounds": settings.get("rounds") or 0, "phase": "starting"}
+        self.at: dict[str, Any] = {"arm": "", "round": 0, "rounds": settings.get("rounds") or 0, "phase": "starting"}
         self.registry = registry = CollectorRegistry()
         self.metric = Gauge(
-            "florilegium_metric", "A metric of a row's last finished round", ["row", "name"], registry=registry
+            "florilegium_metric", "A metric of an arm's last finished round", ["arm", "name"], registry=registry
         )
-        self.round = Gauge("florilegium_round", "The last finished round of a row", ["row"], registry=registry)
-        self.planned = Gauge("florilegium_rounds_planned", "Rounds that a row shall have", registry=registry)
+        self.round = Gauge("florilegium_round", "The last finished round of an arm", ["arm"], registry=registry)
+        self.planned = Gauge("florilegium_rounds_planned", "Rounds that an arm shall have", registry=registry)
         self.planned.set(self.at["rounds"])
-        self.rounds = Counter("florilegium_rounds", "Rounds finished by this process", ["row"], registry=registry)
+        self.rounds = Counter("florilegium_rounds", "Rounds finished by this process", ["arm"], registry=registry)
         self.seconds = Gauge(
-            "florilegium_round_seconds", "Length of the last round, without evaluation", ["row"], registry=registry
+            "florilegium_round_seconds", "Length of the last round, without evaluation", ["arm"], registry=registry
         )
-        self.messages = Counter("florilegium_messages", "Messages to clients", ["row", "phase"], registry=registry)
+        self.messages = Counter("florilegium_messages", "Messages to clients", ["arm", "phase"], registry=registry)
         self.bytes = Counter(
-            "florilegium_bytes", "Bytes of message contents", ["row", "phase", "way"], registry=registry
+            "florilegium_bytes", "Bytes of message contents", ["arm", "phase", "way"], registry=registry
         )
         self.faults = Counter(
-            "florilegium_faults", "Replies that were refused or did not come", ["row", "phase"], registry=registry
+            "florilegium_faults", "Replies that were refused or did not come", ["arm", "phase"], registry=registry
         )
         self.late = Counter(
             "florilegium_late_replies",
             "Replies that came after their exchange ended",
-            ["row", "phase"],
+            ["arm", "phase"],
             registry=registry,
         )
         self.since = Gauge(
@@ -82,24 +82,24 @@ class Prometheus(Observer):
     def progress(self, at: dict[str, Any]) -> None:
         self.at, self.heard = at, time.monotonic()
 
-    def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
+    def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
         self.heard = time.monotonic()
         for name, value in finite(metrics).items():
-            self.metric.labels(row, name).set(value)
-        self.round.labels(row).set(round)
-        self.seconds.labels(row).set(seconds)
-        self.rounds.labels(row).inc()
+            self.metric.labels(arm, name).set(value)
+        self.round.labels(arm).set(round)
+        self.seconds.labels(arm).set(seconds)
+        self.rounds.labels(arm).inc()
 
     def ledger(self, entries: list[dict[str, Any]]) -> None:
         for e in entries:
-            row, phase = e["row"], e["phase"]
+            arm, phase = e["arm"], e["phase"]
             for way in ("down", "up"):
-                self.bytes.labels(row, phase, way).inc(e[way])
+                self.bytes.labels(arm, phase, way).inc(e[way])
             if e.get("late"):
-                self.late.labels(row, phase).inc()
+                self.late.labels(arm, phase).inc()
                 continue
-            self.messages.labels(row, phase).inc()
-            self.faults.labels(row, phase).inc(e["fault"] is not None)
+            self.messages.labels(arm, phase).inc()
+            self.faults.labels(arm, phase).inc(e["fault"] is not None)
 
     def close(self) -> None:
         self.server.shutdown()

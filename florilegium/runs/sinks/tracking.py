@@ -1,4 +1,4 @@
-"""MLflow: one MLflow run for each row, gone on with when the run is resumed."""
+"""MLflow: one MLflow run for each arm, gone on with when the run is resumed."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class MLflow(Observer):
         held = read_json(self.known)
         self.runs: dict[str, str] = held.get("runs", {}) if held.get("uri") == self.uri else {}
 
-    def run(self, row: str) -> str:
-        """The id of the row's MLflow run, begun when it is first needed."""
-        if row not in self.runs:
-            run = self.client.create_run(self.experiment, tags={"row": row}, run_name=f"{self.out.name}-{row}")
-            self.runs[row] = run.info.run_id
+    def run(self, arm: str) -> str:
+        """The id of the arm's MLflow run, begun when it is first needed."""
+        if arm not in self.runs:
+            run = self.client.create_run(self.experiment, tags={"arm": arm}, run_name=f"{self.out.name}-{arm}")
+            self.runs[arm] = run.info.run_id
             given = [Param(key, str(value)[:500]) for key, value in flat(self.settings)]
             for at in range(0, len(given), PARAMETERS):
                 self.client.log_batch(run.info.run_id, params=given[at : at + PARAMETERS])
             files.write_json(self.known, {"uri": self.uri, "runs": self.runs})
-        return self.runs[row]
+        return self.runs[arm]
 
-    def record(self, row: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
+    def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
         now = int(time.time() * 1000)
         told = {**finite(metrics), "seconds": seconds}
-        self.client.log_batch(self.run(row), [Metric(name, value, now, round) for name, value in told.items()])
+        self.client.log_batch(self.run(arm), [Metric(name, value, now, round) for name, value in told.items()])
 
     def close(self) -> None:
         for run in self.runs.values():
