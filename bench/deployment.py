@@ -121,11 +121,11 @@ import sys
 from pathlib import Path
 def main():
     import client_app.app
-    from florilegium import settings
-    from florilegium.wire import Header
-    from client_app.client import open_client
+    from florilegium.config import composition
+    from florilegium.protocol.codec import Header
+    from client_app.opening import open_client
     place, round = Path(sys.argv[1]), int(sys.argv[2])
-    conf = settings.load({"settings": (place / "settings.json").read_text()})
+    conf = composition.load({"settings": (place / "settings.json").read_text()})
     client = open_client(conf, {"partition-id": 0, "state-dir": str(place)}, Header("method", round, 1))
     client.model
     if round == 1:

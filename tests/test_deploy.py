@@ -224,7 +224,7 @@ def test_deploy_local_is_a_run_on_a_runtime_of_its_own() -> None:
 
 def test_a_run_directory_has_one_writer_until_that_ends(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from florilegium import lock; "
+        "import sys, time; from pathlib import Path; from florilegium.runs import lock; "
         "print(lock.hold(Path(sys.argv[1], '.lock')), flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)

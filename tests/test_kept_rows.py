@@ -79,9 +79,9 @@ def test_a_client_with_kept_rows_imports_neither_partitioners_nor_tables(toy_con
     open_rows(conf, 0, "image", {"state-dir": str(tmp_path / "site")})
     Path(tmp_path, "settings.json").write_text(json.dumps(composition.plain(conf)))
     program = (
-        "import sys; from pathlib import Path; import client_app.app; from florilegium import settings; "
-        "from florilegium.protocol.payloads import Header; from client_app.client import open_client; "
-        f"conf = settings.load({{'settings': Path({str(tmp_path)!r}, 'settings.json').read_text()}}); "
+        "import sys; from pathlib import Path; import client_app.app; from florilegium.config import composition; "
+        "from florilegium.protocol.codec import Header; from client_app.opening import open_client; "
+        f"conf = composition.load({{'settings': Path({str(tmp_path)!r}, 'settings.json').read_text()}}); "
         f"open_client(conf, {{'partition-id': 0, 'state-dir': {str(tmp_path / 'site')!r}}}, "
         "Header('method', 1, 1)).data; "
         "print(sorted({'flwr_datasets', 'datasets', 'pandas', 'diffusers', 'hydra'} & sys.modules.keys()))"

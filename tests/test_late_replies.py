@@ -81,8 +81,8 @@ def slow(monkeypatch):
 
     def made(pace, **given):
         clock = Clock()
-        for module in ("federation", "exchange", "late"):
-            monkeypatch.setattr(f"florilegium.{module}.time", clock)
+        for module in ("federation", "exchange", "late_replies"):
+            monkeypatch.setattr(f"florilegium.federation.{module}.time", clock)
         federation = Federation(SlowGrid(clock, (11, 12, 13), pace), **{"timeout": 10.0, "quorum": 2} | given)
         federation.meet()
         federation.ledger.clear()

@@ -180,7 +180,7 @@ def test_a_guard_ends_the_launch_when_the_launcher_is_killed(tmp_path: Path) -> 
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from florilegium import superlink; "
+            "import sys, time; from pathlib import Path; from florilegium.runtime import superlink; "
             "superlink.start_guard(sys.argv[1], Path(sys.argv[2])); print('up', flush=True); time.sleep(60)",
             mark,
             str(home),

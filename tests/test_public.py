@@ -13,7 +13,7 @@ from florilegium.config.composition import SettingsError
 from florilegium.data.datasets import SPLITS, DataError, open_dataset
 from florilegium.data.private import open_private
 from florilegium.data.public import hashed, held_out_pairs, open_public, same_order
-from florilegium.models import embeddings, pair
+from florilegium.models import embeddings
 from florilegium.models.build import build_pair
 from florilegium.models.embeddings import public_features
 from florilegium.protocol import codec, deltas, pixels
@@ -155,7 +155,7 @@ def test_features_are_clean_and_cached_by_encoder_and_data(toy_conf, monkeypatch
         model = build_pair(conf.clients, "vit+bert").train()
     looks = []
     real = embeddings.image_features
-    monkeypatch.setattr(pair, "image_features", lambda *given: looks.append(1) or real(*given))
+    monkeypatch.setattr(embeddings, "image_features", lambda *given: looks.append(1) or real(*given))
     one, two = public_features(model, pairs, "image"), public_features(model, pairs, "image")
     assert torch.equal(one, two) and len(looks) == 1 and model.image.training
     assert torch.allclose(one.norm(dim=-1), torch.ones(len(pairs)), atol=1e-5)

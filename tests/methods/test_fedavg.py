@@ -211,7 +211,7 @@ class Pull:
 def test_guidance_adds_its_terms_and_its_parameters_travel(tmp_path, monkeypatch):
     from client_app.blocks import averaging
 
-    monkeypatch.setattr(averaging.guidance, "of", lambda client, node: Pull())
+    monkeypatch.setattr(averaging.guides, "of", lambda client, node: Pull())
     fresh = local(ToyClient(0, tmp_path), LocalSettings(**ONE), Weights({}))
     assert fresh.tensors["guidance.target"].tolist() == [0.0] * 4
     down = Weights(fresh.tensors | {"guidance.target": torch.ones(4)})
@@ -230,7 +230,7 @@ def test_without_labels_only_a_probe_learns_from_them(tmp_path, monkeypatch):
         def terms(self, z_BD, batch):
             return {}
 
-    monkeypatch.setattr(averaging.guidance, "of", lambda client, node: Blind(supervised=False))
+    monkeypatch.setattr(averaging.guides, "of", lambda client, node: Blind(supervised=False))
     fresh = local(ToyClient(0, tmp_path), LocalSettings(weight_decay=0), Weights({}))
     up = local(ToyClient(0, tmp_path), LocalSettings(weight_decay=0), Weights(fresh.tensors))
     moved = {name for name in fresh.tensors if not torch.equal(fresh.tensors[name], up.tensors[name])}
