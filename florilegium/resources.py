@@ -17,7 +17,7 @@ from torch import Tensor
 from florilegium import assets
 from florilegium.assets import AssetError
 from florilegium.config.composition import SettingsError, first_line, typed
-from florilegium.data.datasets import Classes, Splits, held_out, open_dataset, read_rows
+from florilegium.data.datasets import Classes, Splits, held_out, modality_rows, open_dataset, read_rows
 from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.generator import DiffusionSettings, Generator, Progress, device_of
 from florilegium.diffusion.load import load
@@ -91,7 +91,7 @@ class Resources:
 
     @cached_property
     def _pooled(self) -> tuple[Tensor, Tensor, list[str]]:
-        private = self.splits.private("train")
+        private = modality_rows(self.splits.private("train"), "image")
         rows = read_rows(private, "image", int(self.conf.data.image_size), f"{self.splits.place}/train")
         return rows.images, rows.labels, list(private["text"][:])
 

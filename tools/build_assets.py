@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DATA = ("build_emoji", "build_fashion")
+DATA = ("build_emoji", "build_fashion", "build_lexicon")
 MODELS = ("train_vae", "train_clip", "train_judges", "train_captioner", "train_unet", "measure_assets")
 
 

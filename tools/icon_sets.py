@@ -24,13 +24,14 @@ def squeezed(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", ascii_name.lower().replace("&", "and"))
 
 
-def icon_sets(modules: Path) -> dict[str, dict]:
-    return {style: read_json(modules / package / "icons.json") for style, package in STYLES.items()}
+def icon_sets(modules: Path, styles: dict[str, str]) -> dict[str, dict]:
+    return {style: read_json(modules / package / "icons.json") for style, package in styles.items()}
 
 
-def character_names(modules: Path) -> dict[str, dict[str, str]]:
+def character_names(modules: Path, styles: dict[str, str]) -> dict[str, dict[str, str]]:
     """style -> {code point: icon name}, for the sets that ship a filled chars.json."""
-    charts = {style: read_json(modules / package / "chars.json") for style, package in STYLES.items()}
+    files = {style: modules / package / "chars.json" for style, package in styles.items()}
+    charts = {style: read_json(file) if file.exists() else {} for style, file in files.items()}
     plain = {style: {plain_code(code): name for code, name in chart.items()} for style, chart in charts.items()}
     plain["fluent"] = {**plain["fluent-flat"], **plain["fluent"]}  # one vendor, one naming, one chart
     return plain
@@ -39,10 +40,10 @@ def character_names(modules: Path) -> dict[str, dict[str, str]]:
 class Finder:
     """Finds the icon of an emoji in each style: by the set's own chart, else by name."""
 
-    def __init__(self, modules: Path):
+    def __init__(self, modules: Path, styles: dict[str, str] = STYLES):
         self.modules = modules
-        self.sets = icon_sets(modules)
-        self.charts = character_names(modules)
+        self.sets = icon_sets(modules, styles)
+        self.charts = character_names(modules, styles)
         self.by_name = {}
         for style, icons in self.sets.items():
             self.by_name[style] = {squeezed(name): name for name in (*icons["icons"], *icons.get("aliases", {}))}

@@ -17,12 +17,19 @@ STYLES = {
 }
 PUBLIC_STYLES = ("noto", "noto-v1", "fluent", "fxemoji")
 TEXTS = "emojibase-data"
+# further styles of the lexicon's pictures; game-icons are no emoji, their names are the concepts
+MORE_STYLES = {
+    "emojione-v1": "@iconify-json/emojione-v1",
+    "streamline": "@iconify-json/streamline-emojis",
+    "high-contrast": "@iconify-json/fluent-emoji-high-contrast",
+}
+ICONS = "@iconify-json/game-icons"
 
 
-def unpack(cache: Path) -> Path:
+def unpack(cache: Path, packages: tuple[str, ...] = (*STYLES.values(), TEXTS)) -> Path:
     """Returns the node_modules folder; runs the npm client only for packages not there yet."""
     modules = cache / "npm" / "node_modules"
-    missing = [name for name in (*STYLES.values(), TEXTS) if not (modules / name / "package.json").exists()]
+    missing = [name for name in packages if not (modules / name / "package.json").exists()]
     if missing:
         modules.parent.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--prefix", str(modules.parent), "--no-audit", "--no-fund", "--ignore-scripts"]

@@ -1,8 +1,9 @@
 """Data sets: three splits of rows, and the classes with the prompt that names them.
 
 A data set is a directory of train, validation and test .parquet files with the columns `id`, `image`, `text`, `label`
-and, where they are known, `tags`, `concept` (rows that show one thing), `style` (a domain) and `part` (`private`
-rows are the clients', `public` ones pre-trained the models), beside a classes.json [{"name": ...}]. Axes: N rows.
+and, where they are known, `tags`, `concept` (rows that show one thing), `style` (a domain), `part` (`private` rows are
+the clients', `public` ones pre-trained the models) and `modality` (`text` rows have no image), beside a classes.json
+[{"name": ...}]. Axes: N rows.
 """
 
 from __future__ import annotations
@@ -209,11 +210,23 @@ def _split(file: Path, classes: int) -> Dataset:
 
 
 def modality_rows(dataset: Dataset, modality: str) -> Dataset:
-    """The rows a modality uses: every image, but each text once (a concept's styles share their text)."""
+    """The rows a modality uses: every image, but each text once (a concept's styles share their text).
+
+    A data set with a column `modality` has rows that are a text alone (`text`). Text clients use only those, image and
+    pair clients only the others.
+    """
+    if "modality" in dataset.column_names:
+        alone = texts_alone(dataset)
+        dataset = dataset.select(np.flatnonzero(alone if modality == "text" else ~alone))
     if modality != "text" or "concept" not in dataset.column_names:
         return dataset
     _, first = np.unique(np.array(dataset["concept"][:]), return_index=True)
     return dataset.select(np.sort(first))
+
+
+def texts_alone(dataset: Dataset) -> np.ndarray:
+    """[N] bool: the rows that are a text without an image, by the column `modality`."""
+    return np.array(dataset["modality"][:]) == "text"
 
 
 def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Sequence[int] | None = None) -> Rows:

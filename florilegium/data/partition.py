@@ -25,7 +25,7 @@ from florilegium.config.bounds import between, one_of
 from florilegium.config.composition import typed
 from florilegium.config.sections import MODALITIES
 from florilegium.data import shift, skew
-from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset
+from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset, texts_alone
 from florilegium.models import build
 
 if TYPE_CHECKING:
@@ -132,6 +132,14 @@ def parts(private: Dataset, s: PartitionSettings, modalities: list[str], seed: i
     if len(modalities) == 1:
         return {}
     found, rest = {}, np.arange(len(private))
+    if "modality" in private.column_names and "text" in modalities:
+        alone = texts_alone(private)
+        found["text"], rest = np.flatnonzero(alone), np.flatnonzero(~alone)
+        modalities = [m for m in modalities if m != "text"]
+        if len(modalities) == 1:
+            return {**found, modalities[0]: rest}
+        private = private.select(rest)
+        return found | {m: rest[chosen] for m, chosen in parts(private, s, modalities, seed).items()}
     if "pair" in modalities:
         split = disjoint(private, s.pair_share, seed, "pairs")
         found["pair"], rest = split["image"], split["text"]
