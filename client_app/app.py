@@ -15,6 +15,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
+from client_app import evaluation
 from client_app.client import Client
 from client_app.joined import in_one
 from client_app.opening import open_client
@@ -61,7 +62,7 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     if phase == "evaluate":
         if isinstance(down, Weights) and down.tensors:
             client.load(down.tensors)
-        return method.evaluate(client) if hasattr(method, "evaluate") else client.evaluate()
+        return method.evaluate(client) if hasattr(method, "evaluate") else evaluation.evaluate(client)
     client.memory.begin()
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):

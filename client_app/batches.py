@@ -1,6 +1,6 @@
-"""Batches of private rows, and the error of a client that is asked for what it cannot do.
+"""Batches of rows, and the error of a client that is asked for what it cannot do.
 
-Axes: N samples, B batch, D representation width, S image side.
+Axes: N samples, B batch, D representation width, S image side, T tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ class Batch:
     labels: Tensor
     ids: Tensor
     fused: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """images float [B, 3, S, S], texts int64 [B, T], labels, ids and groups [B]; pairs of one group match."""
+
+    images: Tensor
+    texts: Tensor
+    labels: Tensor
+    ids: Tensor
+    groups: Tensor
 
 
 def resized(images_N3SS: Tensor, side: int) -> Tensor:

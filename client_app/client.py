@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from client_app import distillation_set, pairs, views
-from client_app.batches import EVALUATION_BATCH, Batch, ClientError, resized, shuffled
+from client_app import distillation_set, views
+from client_app.batches import EVALUATION_BATCH, Batch, ClientError, PairBatch, resized, shuffled
 from client_app.distillation_set import Lesson
 from client_app.memory import Memory
-from client_app.pairs import PairBatch
-from client_app.privacy.dpsgd import without_batch_norm
 from client_app.privacy.protection import Protection
 from florilegium import seeds
 from florilegium.data.datasets import Rows
@@ -28,8 +25,9 @@ from florilegium.data.public import PublicPairs, open_public, same_order
 from florilegium.models import bodies, build
 from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
+from florilegium.privacy.mechanisms import without_batch_norm
 from florilegium.protocol import pixels
-from florilegium.protocol.payloads import Profile, PublicSet, Report, Samples, Targets
+from florilegium.protocol.payloads import Profile, PublicSet, Samples, Targets
 
 
 class Client:
@@ -107,7 +105,7 @@ class Client:
         rows = self.data.train
         for chosen in shuffled(len(rows), size, random):
             if self.modality == "pair":
-                yield pairs.batch_of(self, rows, chosen, random)
+                yield self.pair_batch(rows, chosen, random)
                 continue
             inputs = self.rows_as_inputs(rows, chosen, random)
             yield Batch(inputs, rows.labels[chosen].to(self.device), rows.ids[chosen])
@@ -122,6 +120,20 @@ class Client:
             return images.to(self.device)
         vary = random if augment.get("tags", False) else None
         return self.vocabulary([views.told(rows.texts[i], rows.tags[i], vary) for i in chosen.tolist()]).to(self.device)
+
+    def pair_batch(self, rows: Rows, chosen: Tensor, random: torch.Generator | None = None) -> PairBatch:
+        """Rows of pairs as a batch; with `random`, augmented as image and text clients augment theirs."""
+        augment = self.conf.clients.get("augment") or {}
+        images = pixels.scaled(rows.images[chosen])
+        vary = random if augment.get("tags", False) else None
+        if random is not None:
+            images = views.shifted(images, random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
+        texts = self.vocabulary([views.told(rows.texts[n], rows.tags[n], vary) for n in chosen.tolist()])
+        return PairBatch(
+            *(x.to(self.device) for x in (images, texts, rows.labels[chosen])),
+            rows.ids[chosen],
+            rows.groups[chosen].to(self.device),
+        )
 
     def inputs(self, samples: Samples, augment_seed: int | None = None) -> Tensor:
         """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
@@ -226,17 +238,3 @@ class Client:
             [int(c) for c in present],
             str(kept[1]["version"]) if kept else "",
         )
-
-    def evaluate(self) -> Report:
-        """Top-1 accuracy and loss on the global test split of this modality, accuracy on the validation split; of a
-        retrieval client recalls (pairs.py)."""
-        if self.modality == "pair":
-            return pairs.evaluate(self)
-        accuracy, loss = self._judged(self.data.test)
-        validation, _ = self._judged(self.data.validation)
-        return Report({"accuracy": accuracy, "validation": validation, "loss": loss}, len(self.data.test))
-
-    def _judged(self, rows: Rows) -> tuple[float, float]:
-        logits_NC = self.logits(self.encoded(self.rows_as_inputs(rows, torch.arange(len(rows)))))
-        hits = (logits_NC.argmax(-1) == rows.labels).float()
-        return hits.mean().item(), cross_entropy(logits_NC, rows.labels).item()

@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def seed_of(*names: object) -> int:
@@ -23,6 +24,8 @@ def seed_of(*names: object) -> int:
 
 def generator(*names: object) -> torch.Generator:
     """A CPU generator of its own for these names."""
+    import torch  # here: the launcher shuffles without it
+
     return torch.Generator().manual_seed(seed_of(*names))
 
 
@@ -34,6 +37,9 @@ def shuffled(count: int, *names: object) -> list[int]:
 @contextlib.contextmanager
 def scoped(*names: object) -> Iterator[None]:
     """Seed the global generators for library code that knows no other (dropout, weight init), then put them back."""
+    import numpy as np
+    import torch
+
     python, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         seed = seed_of(*names)

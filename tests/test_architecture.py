@@ -32,9 +32,36 @@ ONLY_IN = {
         "client_app/app.py",
     },
     "hydra": {"florilegium/config/composition.py", "florilegium/runtime/launch.py"},
-    "diffusers": {"florilegium/diffusion/stable.py"},
+    "diffusers": {"florilegium/diffusion/pipeline.py"},
     "pickle": set(),
 }
+# inside florilegium: a package imports those of lines above its own alone, so no two packages need each other
+LAYERS = (
+    {"seeds", "assets"},
+    {"config"},
+    {"protocol", "runs"},
+    {"data", "learning"},
+    {"models", "diffusion", "catalogue"},
+    {"resources", "privacy"},
+    {"federation", "methods"},
+    {"preflight", "report"},
+    {"runtime"},
+    {"cli"},
+)
+# how a run is started and how its pages are made: no business of a method
+NOT_FOR = {
+    "strategies": {"cli", "runtime", "preflight", "report", "assets"},
+    "client_app": {"cli", "runtime", "preflight", "report", "resources", "federation", "assets"},
+    "server_app": {"cli", "runtime", "preflight"},
+}
+# our own modules are loaded by name here and nowhere else
+BY_NAME = {
+    "florilegium/catalogue.py",  # the two sides of a method
+    "florilegium/cli/main.py",  # the sub-command that is called
+    "florilegium/runs/sinks/opening.py",  # the sinks that are on: each needs a library of an optional extra
+}
+MOST_NAMES = 20  # at one level of a package
+MOST_LINES = 500  # of a file
 # these read a site's own data
 OWN = {
     "florilegium/data/private.py",
@@ -118,11 +145,123 @@ def test_rooms_import_only_what_they_may(file: str) -> None:
         )
 
 
+# -- imports -----------------------------------------------------------------------------------------------------------
+
+
+def module_of(file: str) -> str:
+    """The dotted name of a file; of a package's __init__ the package's."""
+    return ".".join(Path(file).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """Module -> our modules that it imports anywhere: at its top, in its functions, under TYPE_CHECKING."""
+    modules = {module_of(file): file for file in FILES}
+    return {
+        module: {name for name in imports(ast.walk(tree(file))) if name in modules and name != module}
+        - {name for name in modules if modules[name].endswith("__init__.py")}
+        for module, file in modules.items()
+    }
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one module, each sorted (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    path: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        path.append(module)
+        for other in edges.get(module, ()):
+            if other not in order:
+                visit(other)
+            if other in path:
+                lowest[module] = min(lowest[module], lowest[other])
+        if lowest[module] == order[module]:
+            start = path.index(module)
+            if len(circle := sorted(path[start:])) > 1:
+                found.append(circle)
+            del path[start:]
+
+    for module in edges:
+        if module not in order:
+            visit(module)
+    return found
+
+
+def test_circles_are_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert sorted(circles(edges)) == [["a", "b", "c"], ["d", "e"]] and circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_import_circle_and_no_two_files_that_import_each_other() -> None:
+    edges = graph()
+    assert "florilegium.seeds" in edges["client_app.client"] and len(edges) > 150
+    assert not [(a, b) for a in edges for b in edges[a] if a < b and a in edges[b]]
+    assert not circles(edges)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_our_own_modules_are_imported_at_the_top_of_a_file(file: str) -> None:
+    top = {id(node) for node in tree(file).body}
+    for node in ast.walk(tree(file)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in top:
+            names = set(imports(iter([node])))
+            assert not {name.split(".")[0] for name in names} & set(ROOMS), f"{file}:{node.lineno} imports {names}"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
+            ours = file in BY_NAME or file == "florilegium/runtime/warm.py"  # there: libraries
+            assert ours, f"{file}:{node.lineno} loads a module by name"
+
+
+def package_of(module: str) -> str:
+    """The package or module of florilegium's first level."""
+    return module.split(".")[1]
+
+
+def test_the_packages_of_florilegium_import_downwards() -> None:
+    height = {name: level for level, names in enumerate(LAYERS) for name in names}
+    there = {
+        package_of(module_of(file))
+        for file in FILES
+        if file.count("/") and "." in module_of(file) and file.startswith("florilegium/")
+    }
+    assert there == set(height), there ^ set(height)
+    for module, others in graph().items():
+        for other in others:
+            if not other.startswith("florilegium."):
+                continue
+            below = package_of(other)
+            if not module.startswith("florilegium."):
+                assert below not in NOT_FOR.get(module.split(".")[0], ()), f"{module} imports {other}"
+            elif package_of(module) != below:
+                assert height[below] < height[package_of(module)], f"{module} imports {other}"
+
+
+# -- sizes and names ---------------------------------------------------------------------------------------------------
+
+
+def test_a_level_of_a_package_has_few_names() -> None:
+    folders = {Path(file).parent for file in FILES}
+    for folder in folders:
+        names = {path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"}
+        names |= {path.name for path in (ROOT / folder).iterdir() if (path / "__init__.py").exists()}
+        assert len(names) <= MOST_NAMES, f"{folder} has {len(names)} names"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("__init__.py")])
+def test_a_package_says_what_lives_there_and_nothing_else(file: str) -> None:
+    said = ast.get_docstring(tree(file))
+    assert said and 2 <= len(said.splitlines()) <= 5, f"{file}: what lives here, and who may import it"
+    assert len(tree(file).body) == 1 or file == "florilegium/__init__.py", f"{file} holds code"
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_sizes(file: str) -> None:
     lines = len((ROOT / file).read_text().splitlines())
     half = re.match(r"(strategies|client_app/methods)/", file)
-    assert lines <= 500, f"{file} has {lines} lines"
+    assert lines <= MOST_LINES, f"{file} has {lines} lines"
     for node in ast.walk(tree(file)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length, most = node.end_lineno - node.lineno + 1, 40 if half and node.name == "round" else 60

@@ -320,14 +320,13 @@ def test_sites_see_the_fleet_port_alone() -> None:
 
 
 def test_what_containers_run_are_our_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = main.parser()
     for name in ("compose.yaml", "site.yaml"):
         for service in composed(name)["services"].values():
             if service["command"][0] != "--help":
-                options = parser.parse_args(["deploy", *map(str, service["command"])])
+                options = main.parse(["deploy", *map(str, service["command"])])
                 assert options.command.__name__ == f"run_{service['command'][0]}"
     check = composed("compose.yaml")["services"]["superlink"]["healthcheck"]["test"]
-    assert check[:2] == ["CMD", "florilegium"] and parser.parse_args(check[2:]).command.__name__ == "health"
+    assert check[:2] == ["CMD", "florilegium"] and main.parse(check[2:]).command.__name__ == "health"
 
 
 def test_the_dockerfile_is_clean_and_its_last_stages_are_small_and_not_root() -> None:

@@ -211,7 +211,7 @@ def test_steps_and_rate_are_those_of_poisson_batches(tmp_path):
 
 @pytest.mark.parametrize("modality, name", [(m, n) for m, names in build.ARCHITECTURES.items() for n in names])
 def test_gradients_of_single_rows_of_every_architecture(modality, name):
-    from client_app.privacy.dpsgd import without_batch_norm
+    from florilegium.privacy.mechanisms import without_batch_norm
 
     conf = composition.compose(["data=toy", "clients=toy", "diffusion=mini"]).clients
     vocabulary = None if modality == "image" else build.vocabulary(conf, name)

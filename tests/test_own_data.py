@@ -274,7 +274,7 @@ def test_a_bad_node_configuration_is_one_line(key, value, message, tmp_path, toy
 
 
 def command(capsys, *arguments):
-    options = main.parser().parse_args(["data", "check", *map(str, arguments)])
+    options = main.parse(["data", "check", *map(str, arguments)])
     return options.command(options), capsys.readouterr().out
 
 

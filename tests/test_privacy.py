@@ -136,7 +136,7 @@ def test_a_client_sends_nothing_that_its_half_does_not_declare(toy_conf, federat
 @pytest.mark.parametrize("way", privacy.FORMATS)
 def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
     given = ["privacy", "fedavg", "data=toy", "clients=toy", *ALIKE, *tiny_overrides, "--format", way]
-    options = main.parser().parse_args(given)
+    options = main.parse(given)
     options.command(options)
     out = capsys.readouterr().out
     assert all(word in out for word in ("train", "tensors", "SecAgg+", "dict[str, float]"))
@@ -147,8 +147,9 @@ def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
 
 def test_a_method_that_asks_no_client_says_so():
     assert "nothing is sent" in listing.listing(composition.compose(["method=selftuned"])).notes[0]
-    with pytest.raises(SystemExit, match="method 'fedx'"):
-        privacy.run(main.parser().parse_args(["privacy", "fedx"]))
+    options = main.parse(["privacy", "fedx"])
+    with pytest.raises(options.errors, match="method 'fedx'"):
+        options.command(options)
 
 
 def test_own_words_for_every_payload():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from florilegium import catalogue
 from florilegium.catalogue import CATALOGUE
 from florilegium.report import charts, comparison
 from florilegium.report import page as report
@@ -170,10 +171,15 @@ def test_a_folder_stands_for_its_runs_and_a_stopped_run_is_told(tmp_path):
 
 
 def test_the_methods_table_is_the_catalogue():
-    table = report.methods_markdown().splitlines()
+    table = catalogue.methods_markdown().splitlines()
     assert len(table) == 2 + len(CATALOGUE) and len({len(line) for line in table}) == 1
     assert all(any(line.startswith(f"| {name} ") for line in table) for name in CATALOGUE)
-    assert report.methods_table()[0] == ("fedmmkt", "arXiv 2510.12254", "answers on synthetic samples", "image, text")
+    assert catalogue.methods_table()[0] == (
+        "fedmmkt",
+        "arXiv 2510.12254",
+        "answers on synthetic samples",
+        "image, text",
+    )
 
 
 def test_ticks_and_labels():

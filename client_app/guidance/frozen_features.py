@@ -21,6 +21,7 @@ from florilegium.data.datasets import open_dataset
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.projection import Projection
+from florilegium.methods.guidance.anchors import representations
 from florilegium.methods.guidance.prompts import Questions, class_prompts, opened, questions
 from florilegium.methods.guidance.settings import GuidanceSettings
 
@@ -102,8 +103,6 @@ class Sight:
         kept = self.client.memory.kept("levels")
         if kept is not None and kept[1]["version"] == self.version and torch.equal(kept[0]["ids"], self.rows):
             return kept[0]["levels"]
-        from florilegium.methods.guidance.anchors import representations
-
         images = self.client.data.train.images[self.order]
         s, weights = self.settings, {name: a.item() for name, a in under("amda", self.tensors).items()}
         found = representations(

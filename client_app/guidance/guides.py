@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from client_app.batches import Batch, ClientError
 from client_app.client import Client
+from client_app.guidance.feddifrc import FedDifRCGuide
 from client_app.guidance.frozen_features import GUIDE, Sight
+from client_app.guidance.semanticfl import SemanticFLGuide
 from florilegium.methods.guidance.settings import GuidanceSettings
 
 
@@ -47,9 +49,6 @@ def of(client: Client, s: GuidanceSettings) -> Guides:
     """The guides of this client's training. ClientError when guidance is on but no guide was ever kept."""
     if s.name == "none":
         return Guides()
-    from client_app.guidance.feddifrc import FedDifRCGuide
-    from client_app.guidance.semanticfl import SemanticFLGuide
-
     kept = client.memory.kept(GUIDE)
     if kept is None:
         raise ClientError(f"guidance is {s.name}, but no guide was kept; the server sends it again")

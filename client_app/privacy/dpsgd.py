@@ -6,7 +6,7 @@ the clipping, the noise and the optimiser are opacus's DPOptimizer, the accounta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +14,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from florilegium.privacy.accountants import EXTRA
+from client_app.client import Client
 from florilegium.privacy.mechanisms import PrivacyError
 
-if TYPE_CHECKING:
-    from client_app.client import Client
-
 GROUPS = 32  # rows whose gradients are held at once
-
-
-def without_batch_norm(model: nn.Module) -> nn.Module:
-    """The model with group norm for batch norm, which mixes the rows of a batch (opacus's ModuleValidator.fix)."""
-    try:
-        from opacus.validators import ModuleValidator
-    except ImportError as error:
-        raise PrivacyError(EXTRA) from error
-    return ModuleValidator.fix(model)
 
 
 def row_gradients(model: nn.Module, inputs: Tensor, labels_B: Tensor) -> dict[str, Tensor]:

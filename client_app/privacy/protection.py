@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from client_app.memory import Memory
 from florilegium import seeds
 from florilegium.config.composition import typed
 from florilegium.privacy import mechanisms
@@ -22,18 +24,27 @@ from florilegium.privacy.mechanisms import PrivacyError, PrivacySettings
 from florilegium.protocol.payloads import Answers, Examples, Features, Logits, Modules, Weights
 from florilegium.protocol.validation import LARGEST
 
-if TYPE_CHECKING:
-    from client_app.client import Client
-
 PART, SECRET = "privacy", "secret"  # of the memory
 VECTORS = {Answers: ("representations", "augmented"), Logits: ("logits",), Features: ("image", "text")}
 HIGHEST = 1e4  # of a class score on the wire
 
 
+class Protected(Protocol):
+    """What protection must know of a client: who it is, which round it is, its settings, memory and seeds."""
+
+    conf: DictConfig
+    id: int
+    round: int
+    width: int
+    memory: Memory
+
+    def seed(self, *names: object) -> int: ...
+
+
 class Protection:
     """The mechanisms of one client's message, and the accountants it keeps over the rounds."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Protected) -> None:
         self.client = client
         self.settings = typed(PrivacySettings, client.conf.get("privacy"), "privacy")
         self.touched = False

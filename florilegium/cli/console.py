@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+from rich.console import Console
 
 
-def console() -> Any:
+def console() -> Console:
     """The terminal; a pipe gets the whole width of a table instead of a cut one."""
-    from rich.console import Console
-
     return Console(width=None if sys.stdout.isatty() else 200)

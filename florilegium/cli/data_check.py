@@ -9,25 +9,26 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.table import Table
+
+from florilegium.assets import AssetError
+from florilegium.cli.console import console
+from florilegium.config import composition
 from florilegium.config.sections import MODALITIES
+from florilegium.data.datasets import Classes, open_dataset
+from florilegium.data.own.examination import Examined, examine
+from florilegium.data.own.sources import OwnSettings, open_table
+from florilegium.data.own.tables import Finding, Unread
 
-if TYPE_CHECKING:  # the other commands start without torch
-    from rich.console import Console
-
-    from florilegium.data.datasets import Classes
-    from florilegium.data.own.examination import Examined
-    from florilegium.data.own.sources import OwnSettings
-    from florilegium.data.own.tables import Finding
-
+ERRORS = (AssetError, ValueError)  # settings, data of the federation, or options that cannot be used
 BAR = 30  # characters of the longest bar
 
 
-def add_command(commands: Any) -> None:
-    """Add `data check` to the command line's sub-commands."""
-    data = commands.add_parser("data", help="look at a site's own data: florilegium data check PATH")
-    check = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of `florilegium data check`."""
+    check = command.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "check", help="say what is wrong with data, naming file and row; exit code 1 when a client would refuse them"
     )
     check.add_argument("path", metavar="PATH", help="an image folder, a table, or a saved data set (docs/data.md)")
@@ -38,26 +39,15 @@ def add_command(commands: Any) -> None:
     check.add_argument("--max-pixels", type=int, metavar="N", help="as max-pixels of the node configuration")
     check.add_argument("--lines", type=int, default=10, help="findings shown of each kind; 0: all")
     check.add_argument("overrides", nargs="*", help="Hydra overrides of the federation's settings: data.image_size=64")
-    check.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Look, print, and return the exit code."""
-    from florilegium.assets import AssetError
-    from florilegium.cli.console import console
-    from florilegium.config import composition
-    from florilegium.data.datasets import open_dataset
-    from florilegium.data.own.examination import examine
-    from florilegium.data.own.sources import OwnSettings
-
     keys = ("text_column", "label_column", "image_column", "max_pixels")
     given = {key: value for key in keys if (value := getattr(options, key)) is not None}
-    try:
-        conf = composition.compose([f"data={options.data}", *options.overrides])
-        own = OwnSettings(str(Path(options.path).expanduser()), **given)
-        classes = open_dataset(conf.data).classes
-    except (AssetError, ValueError) as error:
-        raise SystemExit(f"florilegium: {composition.first_line(error)}") from error
+    conf = composition.compose([f"data={options.data}", *options.overrides])
+    own = OwnSettings(str(Path(options.path).expanduser()), **given)
+    classes = open_dataset(conf.data).classes
     modality = options.modality or modality_of(own)
     found = examine(own, tuple(classes), modality, int(conf.data.image_size))
     show(found, classes, modality, console(), options.lines)
@@ -66,9 +56,6 @@ def run(options: argparse.Namespace) -> int:
 
 def modality_of(own: OwnSettings) -> str:
     """What the data have: images and texts, images or texts."""
-    from florilegium.data.own.sources import open_table
-    from florilegium.data.own.tables import Unread
-
     for modality in ("pair", "image"):
         try:
             open_table(own, modality)
@@ -78,33 +65,33 @@ def modality_of(own: OwnSettings) -> str:
     return "text"
 
 
-def show(found: Examined, classes: Classes, modality: str, console: Console, lines: int = 10) -> None:
+def show(found: Examined, classes: Classes, modality: str, screen: Console, lines: int = 10) -> None:
     """Findings by kind, what is refused first; then rows, classes and sizes."""
     by_kind: dict[tuple[bool, str], list[Finding]] = {}
     for finding in found.findings:
         by_kind.setdefault((not finding.refused, finding.kind), []).append(finding)
     for (warned, kind), those in sorted(by_kind.items()):
-        console.print(
+        screen.print(
             f"{'warning' if warned else 'refused'}: {kind} ({len(those)})",
             style="yellow" if warned else "bold red",
             highlight=False,
         )
         for finding in those[: lines or None]:
-            console.print(f"  {finding}", markup=False, highlight=False, soft_wrap=True)
+            screen.print(f"  {finding}", markup=False, highlight=False, soft_wrap=True)
         if lines and len(those) > lines:
-            console.print(f"  ... and {len(those) - lines} more (--lines 0 shows all)", highlight=False)
+            screen.print(f"  ... and {len(those) - lines} more (--lines 0 shows all)", highlight=False)
     if found.findings:
-        console.print()
-    console.print(
+        screen.print()
+    screen.print(
         f"{found.layout}, read as {modality}: {found.found} rows, {len(found.rows)} of them usable; "
         f"{len(found.refused)} reasons to refuse, {len(found.findings) - len(found.refused)} warnings",
         markup=False,
         highlight=False,
     )
     for line in sizes(found):
-        console.print(line, highlight=False)
+        screen.print(line, highlight=False)
     if len(found.rows):
-        bars(found, classes, console)
+        bars(found, classes, screen)
 
 
 def sizes(found: Examined) -> Iterable[str]:
@@ -121,13 +108,11 @@ def _area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
 
 
-def bars(found: Examined, classes: Classes, console: Console) -> None:
+def bars(found: Examined, classes: Classes, screen: Console) -> None:
     """Rows of each class that has any."""
-    from rich.table import Table
-
     counts = Counter(found.rows.labels.tolist())
     most = max(counts.values())
     table = Table("class", "rows", "", box=None, header_style="bold")
     for label, count in sorted(counts.items()):
         table.add_row(classes[label], str(count), "█" * -(-BAR * count // most))
-    console.print(table)
+    screen.print(table)

@@ -14,10 +14,13 @@ from pathlib import Path
 from florilegium import assets
 from florilegium.runs import files
 from florilegium.runtime import commands, keys, processes, superlink
+from florilegium.runtime.keys import KeyFileError
 from florilegium.runtime.superlink import Flower, LaunchError
 
+ERRORS = (KeyFileError, LaunchError)
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sub-commands of `florilegium deploy`."""
     parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     parts.add_parser("local", help="a federation over loopback and one run on it: deploy local [--keep] [overrides]")
@@ -28,6 +31,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     _register(parts.add_parser("register", help="let sites in: their public keys, at a running SuperLink"))
     _connect(parts.add_parser("connect", help="name a SuperLink in this machine's Flower home, for `florilegium run`"))
     _health(parts.add_parser("health", help="exit with 0 when a SuperLink answers: for containers"))
+
+
+def run(_: argparse.Namespace) -> None:
+    """Nothing of its own: each sub-command names its function."""
 
 
 def _keys(parser: argparse.ArgumentParser) -> None:

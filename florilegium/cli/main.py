@@ -5,11 +5,34 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
-
-from florilegium.cli.console import console
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 COMPLETION = ("-sc", "--shell-completion")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: one line of help, and the module that is loaded when it is called and not before.
+
+    The module has `add_arguments(parser)`, `run(options)`, which returns an exit code or None, and `ERRORS`: the
+    exceptions whose message is what the user is told.
+    """
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "methods": Command("florilegium.cli.methods", "list the methods"),
+    "report": Command("florilegium.cli.report", "write report.html of each run"),
+    "compare": Command("florilegium.cli.compare", "one table over runs: mean and spread over seeds"),
+    "privacy": Command("florilegium.cli.privacy", "list what a method sends: florilegium privacy METHOD [overrides]"),
+    "data": Command("florilegium.cli.data_check", "look at a site's own data: florilegium data check PATH"),
+    "deploy": Command("florilegium.cli.deploy", "a federation on real machines; `deploy local` is one on this machine"),
+}
 
 
 def main() -> None:
@@ -19,16 +42,29 @@ def main() -> None:
         sys.exit(run(arguments[1:] if arguments[0] == "run" else arguments))
     if arguments[:2] == ["deploy", "local"]:
         sys.exit(run(local(arguments[2:])))
-    options = parser().parse_args(arguments)
-    from florilegium.runs.reader import RunError
-    from florilegium.runtime.keys import KeyFileError
-    from florilegium.runtime.superlink import LaunchError
-
+    options = parse(arguments)
     try:
         if code := options.command(options):
             sys.exit(code)
-    except (RunError, KeyFileError, LaunchError) as error:
-        sys.exit(f"florilegium: {error}")
+    except options.errors as error:
+        sys.exit(f"florilegium: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, with `command`, the function that does it, and `errors`, what it may raise.
+
+    Only the module of the sub-command that is called is loaded.
+    """
+    top = argparse.ArgumentParser("florilegium", description="Federated knowledge transfer with text-to-image models.")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="run a method: florilegium run [-m] [Hydra overrides]; --help shows the settings")
+    for name, command in COMMANDS.items():
+        added = commands.add_parser(name, help=command.help)
+        if name in arguments[:1]:
+            module: Any = import_module(command.module)
+            added.set_defaults(command=module.run, errors=module.ERRORS)
+            module.add_arguments(added)
+    return top.parse_args(arguments)
 
 
 def run(arguments: list[str]) -> int:
@@ -36,73 +72,13 @@ def run(arguments: list[str]) -> int:
     line = os.environ.get("COMP_LINE", "").split(maxsplit=2)
     if len(line) > 1 and line[1] == "run":  # the shell completes 'florilegium run ...'; Hydra knows one word only
         os.environ["COMP_LINE"] = f"{line[0]} {line[2] if len(line) > 2 else ''}"
-    from florilegium.runtime import launch
-
-    return launch.main(arguments)
+    return int(import_module("florilegium.runtime.launch").main(arguments))
 
 
 def local(arguments: list[str]) -> list[str]:
     """`florilegium deploy local ...` is `florilegium run runtime=local ...`."""
     keep = ["runtime.keep=true"] if "--keep" in arguments else []
     return ["runtime=local", *keep, *(argument for argument in arguments if argument != "--keep")]
-
-
-def parser() -> argparse.ArgumentParser:
-    from florilegium.cli import data_check, privacy
-
-    top = argparse.ArgumentParser("florilegium", description="Federated knowledge transfer with text-to-image models.")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    commands.add_parser("run", help="run a method: florilegium run [-m] [Hydra overrides]; --help shows the settings")
-    methods = commands.add_parser("methods", help="list the methods")
-    methods.set_defaults(command=show_methods)
-    reports = commands.add_parser("report", help="write report.html of each run")
-    reports.set_defaults(command=write_reports)
-    table = commands.add_parser("compare", help="one table over runs: mean and spread over seeds")
-    table.add_argument(
-        "--at",
-        choices=("last", "best_on_validation", "second_half"),
-        default="last",
-        help="which round's figures, or the mean of the evaluated rounds of the second half",
-    )
-    table.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
-    table.add_argument("--force", action="store_true", help="also runs under different protocols")
-    table.set_defaults(command=compare_runs)
-    data_check.add_command(commands)
-    privacy.add_command(commands)
-    from florilegium.cli.deploy import add_commands
-
-    add_commands(commands.add_parser("deploy", help="a federation on real machines; `deploy local` is one on this"))
-    for command in (reports, table):
-        command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
-    return top
-
-
-def show_methods(_: argparse.Namespace) -> None:
-    from rich.table import Table
-
-    from florilegium.report.page import methods_table
-
-    table = Table("method", "paper", "exchanges", "clients", box=None, header_style="bold")
-    for row in methods_table():
-        table.add_row(*row)
-    console().print(table)
-
-
-def write_reports(options: argparse.Namespace) -> None:
-    from florilegium.report import page
-
-    for directory in options.runs:
-        print(page.write(directory))
-
-
-def compare_runs(options: argparse.Namespace) -> None:
-    from florilegium.report.page import compare
-
-    found = compare(options.runs, at=options.at, force=options.force)
-    if options.format == "table":
-        console().print(found.table())
-    else:
-        print(found.markdown() if options.format == "markdown" else found.csv(), end="")
 
 
 if __name__ == "__main__":

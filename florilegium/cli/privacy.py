@@ -6,34 +6,32 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
+from florilegium.assets import AssetError
+from florilegium.cli.console import console
+from florilegium.config import composition
 from florilegium.privacy.listing import AT_MOST, Field, Listing, listing
 
 FORMATS = ("table", "markdown", "json")
+ERRORS = (ValueError, AssetError)  # settings that the method refuses, data or models that are not there
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------
 
 
-def add_command(commands: Any) -> None:
-    """Add `privacy` to the command line's sub-commands."""
-    command = commands.add_parser("privacy", help="list what a method sends: florilegium privacy METHOD [overrides]")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of `florilegium privacy`."""
     command.add_argument("method", metavar="METHOD")
     command.add_argument("overrides", nargs="*", help="Hydra overrides, as of `florilegium run`")
     command.add_argument("--format", choices=FORMATS, default="table")
-    command.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the listing of a method under the settings."""
-    from florilegium.assets import AssetError
-    from florilegium.config import composition
-
-    try:
-        found = listing(composition.compose([f"method={options.method}", *options.overrides]))
-    except (ValueError, AssetError) as error:
-        raise SystemExit(f"florilegium: {composition.first_line(error)}") from error
+    found = listing(composition.compose([f"method={options.method}", *options.overrides]))
     if options.format == "json":
         print(json.dumps(asdict(found), indent=1))
     elif options.format == "markdown":
@@ -70,11 +68,6 @@ def markdown(found: Listing) -> str:
 
 
 def _print(found: Listing) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from florilegium.cli.console import console
-
     table = Table(*COLUMNS, box=None, header_style="bold", title=f"{found.method}: {found.exchanges}")
     for row in shown(found):
         table.add_row(*map(escape, row))

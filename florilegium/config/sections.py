@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from florilegium import seeds
 from florilegium.config.bounds import between, one_of
 
 MODALITIES = ("image", "text", "pair")
@@ -108,7 +109,5 @@ class Attack:
 
     def attackers(self, clients: int, seed: int) -> list[int]:
         """Who misbehaves: the floor(share * clients) of the seed, in order; nobody without an attack."""
-        from florilegium import seeds  # brings torch, which the launcher does not need
-
         count = 0 if self.kind == "none" else int(self.share * clients + 1e-9)
         return sorted(seeds.shuffled(clients, seed, "attack")[:count])

@@ -26,7 +26,6 @@ from florilegium.config.composition import typed
 from florilegium.config.sections import MODALITIES
 from florilegium.data import shift, skew
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset, texts_alone
-from florilegium.models import build
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,7 +97,8 @@ def _partition(text: str, seed: int) -> dict[str, Any]:
     conf = OmegaConf.create(json.loads(text))
     s = typed(PartitionSettings, conf.partition, "clients.partition")
     for k, member in enumerate(conf.mix):
-        build.check(str(member.modality), str(member.model), f"clients.mix[{k}]")
+        if member.modality not in MODALITIES:
+            raise DataError(f"clients.mix[{k}]: no modality {member.modality!r}; there are {', '.join(MODALITIES)}")
     splits = open_dataset(conf.data)
     private = _long_tail(splits.private("train"), len(splits.classes), s.imbalance, seed)
     members = {m: [k for k, member in enumerate(conf.mix) if member.modality == m] for m in MODALITIES}

@@ -14,18 +14,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from florilegium.diffusion.features import FeatureExtractor
+from florilegium.diffusion.generator import Progress
 from florilegium.diffusion.projection import Projection
 from florilegium.runs import files
-
-if TYPE_CHECKING:
-    from florilegium.diffusion.features import FeatureExtractor
-    from florilegium.diffusion.generator import Progress
 
 BLOCK = 512  # images computed before they are written: what a dying process may lose
 NAME = "S16"  # a row's name: 16 bytes

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
 from florilegium.diffusion.generator import DiffusionSettings, Progress, device_of
-from florilegium.diffusion.origin import directory, weights_hash
+from florilegium.diffusion.pipeline import directory, open_pipeline, weights_hash
 from florilegium.diffusion.projection import Projection
 from florilegium.protocol.pixels import scaled
 
@@ -73,8 +73,6 @@ class FeatureExtractor:
     @cached_property
     def pipe(self) -> Any:
         """The frozen pipeline, without the VAE's decoder."""
-        from florilegium.diffusion.stable import open_pipeline
-
         pipe = open_pipeline(str(self.folder), self.device)
         pipe.unet.requires_grad_(False)
         pipe.vae.decoder = None

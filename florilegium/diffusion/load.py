@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from florilegium.diffusion.generator import DiffusionSettings, Generator
+from florilegium.diffusion.stable import StableGenerator
 
 
 def load(settings: DiffusionSettings, model: str) -> Generator:
     """The backend of `settings` around `model`, a directory or hub id."""
-    from florilegium.diffusion.stable import StableGenerator
-
     return StableGenerator(model, settings)

@@ -13,49 +13,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from florilegium.diffusion import pipeline
 from florilegium.diffusion.generator import DiffusionSettings, device_of
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts
 from florilegium.protocol.pixels import scaled
-
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-
-# captions are cut to the tokenizer's length on purpose; diffusers would print each cut
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
-
-
-def open_pipeline(model: str, device: str, scheduler: str | None = None) -> Any:
-    """A pipeline directory or hub id in float32; convolutions in channels-last order, 1.7 times faster on a CPU."""
-    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, requires_safety_checker=False)
-    if scheduler:
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    for frozen in (pipe.vae, pipe.text_encoder):
-        frozen.requires_grad_(False).eval()
-    pipe.unet.eval()
-    pipe.to(device, torch.float32)
-    pipe.unet.to(memory_format=torch.channels_last)
-    pipe.vae.to(memory_format=torch.channels_last)
-    return pipe
-
-
-def fetched(hub_id: str) -> Path:
-    """The local directory of a pipeline of the hub, fetched if it is not there."""
-    return Path(StableDiffusionPipeline.download(hub_id, safety_checker=None))
 
 
 class StableGenerator:
@@ -66,8 +31,8 @@ class StableGenerator:
         self._open()
 
     def _open(self) -> None:
-        self.pipe = open_pipeline(self.model, self.device, self.settings.scheduler)
-        self.tuner = Tuner(self.pipe.unet, DDPMScheduler.from_config(self.pipe.scheduler.config), self._autocast)
+        self.pipe = pipeline.open_pipeline(self.model, self.device, self.settings.scheduler)
+        self.tuner = Tuner(self.pipe.unet, pipeline.training_scheduler(self.pipe), self._autocast)
 
     def _autocast(self) -> Any:
         if self.settings.dtype == "float32":
@@ -191,9 +156,6 @@ class StableGenerator:
         vae = copy.deepcopy(self.pipe.vae)
         for module in (unet, vae):  # safetensors wants the plain memory order
             module.to(memory_format=torch.contiguous_format)
-        whole: Any = StableDiffusionPipeline(
-            **{**self.pipe.components, "unet": unet, "vae": vae}, requires_safety_checker=False
-        )
-        whole.save_pretrained(partial)
+        pipeline.write_pipeline({**self.pipe.components, "unet": unet, "vae": vae}, partial)
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)

@@ -8,14 +8,26 @@ are sums of shares, so 2 and 6 at best. Axes: N pairs, Q queries, G gallery, D w
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
-
-from florilegium.data.public import PublicPairs
 
 KS = (1, 5, 10)
 HEADLINE = "rsum_2x_r1"
 SUMS = (HEADLINE, "rsum_6")
+
+
+class Pairs(Protocol):
+    """N images and texts: what is asked, and of which group [N] each pair is."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+
+    @property
+    def groups(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
 
 
 def different(texts: tuple[str, ...]) -> Tensor:
@@ -33,7 +45,7 @@ def recall(scores_QG: Tensor, match_QG: Tensor, ks: tuple[int, ...] = KS) -> dic
     return {k: (before_Q < k).float().mean().item() for k in ks}
 
 
-def retrieval(image_ND: Tensor, text_ND: Tensor, pairs: PublicPairs) -> dict[str, float]:
+def retrieval(image_ND: Tensor, text_ND: Tensor, pairs: Pairs) -> dict[str, float]:
     """retrieval/i2t/r1 ... retrieval/t2i/r10 and the sums, of unit vectors of `pairs`."""
     told_G = different(pairs.texts)
     scores_NG = image_ND @ text_ND[told_G].T
@@ -50,6 +62,6 @@ def headline(figures: dict[str, float]) -> float:
     return figures[HEADLINE] / 2
 
 
-def protocol(pairs: PublicPairs) -> dict[str, int]:
+def protocol(pairs: Pairs) -> dict[str, int]:
     """The sizes of the two galleries."""
     return {"images": len(pairs), "texts": len(different(pairs.texts))}

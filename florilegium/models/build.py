@@ -8,20 +8,17 @@ Axes: B batch, C classes, D representation width (clients.width), S image side, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-if TYPE_CHECKING:
-    from florilegium.models.clip import ClipImage, ClipText
-    from florilegium.models.image import ImageBody
-    from florilegium.models.text import TextBody
-
-
 from florilegium.config.composition import typed
 from florilegium.models.bodies import Classifier, ModelError
+from florilegium.models.clip import ClipImage, ClipText
+from florilegium.models.image import ImageBody
 from florilegium.models.pair import DualEncoder, Encoder, PairSettings
-from florilegium.models.tokens import Vocabulary
+from florilegium.models.text import TextBody
+from florilegium.models.tokens import Vocabulary, open_vocabulary
 
 ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
 TOWERS = ("clip",)  # trained before on pairs, one for each modality (clip.py)
@@ -53,8 +50,6 @@ def sizes(clients: DictConfig, architecture: str) -> dict[str, Any]:
 
 def vocabulary(clients: DictConfig, architecture: str) -> Any:
     """How a text architecture of `conf.clients` reads (tokens.py)."""
-    from florilegium.models.tokens import open_vocabulary
-
     pretrained = sizes(clients, architecture).get("pretrained")
     return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
 
@@ -67,15 +62,9 @@ def body(
     given = sizes(clients, architecture)
     try:
         if architecture in TOWERS:
-            from florilegium.models.clip import ClipImage, ClipText
-
             return ClipImage(given) if modality == "image" else ClipText(given, reads)
         if modality == "image":
-            from florilegium.models.image import ImageBody
-
             return ImageBody(architecture, given)
-        from florilegium.models.text import TextBody
-
         return TextBody(architecture, given, reads)
     except (TypeError, ValueError, OSError, AttributeError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -25,6 +24,8 @@ class ImageBody(nn.Module):
     std: Tensor
 
     def __init__(self, architecture: str, given: dict[str, Any]) -> None:
+        import transformers  # here: settings are checked without it
+
         super().__init__()
         kind, given = KINDS[architecture], dict(given)
         self.architecture, self.size = architecture, int(given.pop("input_size", 224))

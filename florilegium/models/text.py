@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
 
 from florilegium.models.image import known
@@ -17,6 +16,8 @@ class TextBody(nn.Module):
     """int64 token ids [B, T] -> [B, H]; padding is what equals the vocabulary's pad id."""
 
     def __init__(self, architecture: str, given: dict[str, Any], vocabulary: Vocabulary) -> None:
+        import transformers  # here: settings are checked without it
+
         super().__init__()
         kind, given, self.pad = KINDS[architecture], dict(given), vocabulary.pad
         pretrained = given.pop("pretrained", None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from florilegium import assets
+from florilegium.data.toy import WORDS
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,6 @@ def _pretrained(name: str, longest: int) -> Vocabulary:
 
 def _toy() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    from florilegium.data.toy import WORDS
 
     words = ["[UNK]", "[CLS]", *WORDS]
     reader = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from florilegium.privacy.mechanisms import PrivacyError, Votes
+from florilegium.privacy.mechanisms import EXTRA, PrivacyError, Votes
 
-EXTRA = "differential privacy needs opacus: pip install 'florilegium[privacy]'"
 ORDERS = [
     *(1 + x / 100 for x in range(1, 10)),
     *(1 + x / 10 for x in range(1, 100)),

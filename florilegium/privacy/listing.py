@@ -14,6 +14,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from florilegium import seeds
+from florilegium.catalogue import CATALOGUE, half
+from florilegium.config import composition
+from florilegium.data.datasets import open_dataset
+from florilegium.models import build
+from florilegium.privacy.mechanisms import PrivacySettings
+from florilegium.protocol import codec, payloads, phases
+from florilegium.protocol import fields as axes
+
 AT_MOST = frozenset("NLARIT")  # axes that may also be shorter: fewer samples, a side that is not sent
 MAKES_NOTHING = ("Nothing", "PublicSet")  # payloads in which no client could see another
 
@@ -45,11 +54,6 @@ class Listing:
 
 def listing(conf: DictConfig) -> Listing:
     """What crosses when `conf.method` runs. SettingsError for settings that the method refuses."""
-    from florilegium.catalogue import CATALOGUE, half
-    from florilegium.config import composition
-    from florilegium.privacy.mechanisms import PrivacySettings
-    from florilegium.protocol import codec, phases
-
     conf = OmegaConf.create(composition.plain(conf))
     name = str(conf.method.name)
     Half: Any = half(name, "client")
@@ -92,9 +96,6 @@ def _fields(phase: str, way: str, payload: Any, sizes: Sizes) -> Iterator[Field]
 
 
 def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
-    from florilegium.protocol import fields as axes
-    from florilegium.protocol import payloads, phases
-
     up = [(phase, kind) for phase, (_, those) in kinds.items() for kind in those]
     down = sorted({kind.__name__ for phase, (those, _) in kinds.items() if phase != "evaluate" for kind in those})
     made = [kind for kind in down if kind not in MAKES_NOTHING]
@@ -147,8 +148,6 @@ class Sizes:
 
     @cached_property
     def lengths(self) -> dict[str, int]:
-        from florilegium.data.datasets import open_dataset
-
         server, public = self.conf.method.get("server") or {}, self.conf.data.get("public") or {}
         width = int(self.conf.clients.width)
         sent = width * (2 if getattr(self.given, "second_layer", 0) else 1)  # a body's outputs travel beside z
@@ -162,11 +161,11 @@ class Sizes:
     def of(self, payload: Any, f: Any) -> tuple[str, str, int | None]:
         """(kind, axes, bytes) of a field."""
         if "array" in f.metadata:
-            axes = f.metadata["axes"]
-            there = [self.lengths.get(axis) for axis in axes]
+            along = f.metadata["axes"]
+            there = [self.lengths.get(axis) for axis in along]
             values = None if None in there else math.prod(length or 0 for length in there)
             item = int("".join(filter(str.isdigit, f.metadata["array"]))) // 8
-            return f.metadata["array"], " x ".join(axes), None if values is None else values * item
+            return f.metadata["array"], " x ".join(along), None if values is None else values * item
         if "blobs" in f.metadata:
             return ("UTF-8 texts" if f.name == "texts" else "encoded images"), f.metadata["blobs"], None
         if f.name == "tensors":
@@ -185,9 +184,6 @@ class Sizes:
         return {" ".join(which): self._state(*which) for which in chosen}
 
     def _state(self, modality: str, architecture: str) -> int:
-        from florilegium import seeds
-        from florilegium.models import build
-
         reads = None if modality == "image" else build.vocabulary(self.conf.clients, architecture.split("+")[-1])
         with seeds.scoped(0, "privacy"):
             model = build.build(self.conf.clients, modality, architecture, self.lengths["C"], reads)

@@ -13,12 +13,12 @@ import secrets
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from florilegium.config.bounds import between
 
-EPSILONS = ("gaussian", "gaussian_row", "gnmax", "gnmax_sample", "dpsgd")  # privacy/epsilon/<these> in the records
+EXTRA = "differential privacy needs opacus: pip install 'florilegium[privacy]'"
 
 
 class PrivacyError(ValueError):
@@ -118,3 +118,13 @@ def confident_gnmax(
     answered_N = count_NC.amax(-1) + sure_N >= settings.threshold * len(label_KN)
     noisy_NC = count_NC + settings.noise * torch.randn(count_NC.shape, generator=random)
     return (noisy_NC if prior_NC is None else noisy_NC + prior_NC).argmax(-1), answered_N
+
+
+def without_batch_norm(model: nn.Module) -> nn.Module:
+    """The model with group norm in the place of batch norm, which mixes the rows of a batch (opacus's
+    ModuleValidator.fix). PrivacyError when opacus is not installed."""
+    try:
+        from opacus.validators import ModuleValidator
+    except ImportError as error:
+        raise PrivacyError(EXTRA) from error
+    return ModuleValidator.fix(model)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from florilegium.privacy.mechanisms import EPSILONS
 from florilegium.protocol import validation
 from florilegium.protocol.payloads import PAYLOADS
 from florilegium.protocol.validation import WireError
@@ -27,6 +26,8 @@ class Header:
     step: int
 
 
+# the names under which epsilons are reported: privacy/epsilon/<these> in the records
+EPSILONS = ("gaussian", "gaussian_row", "gnmax", "gnmax_sample", "dpsgd")
 RECORDS = {
     "header": ConfigRecord,
     "arrays": ArrayRecord,

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from florilegium.catalogue import CATALOGUE
 from florilegium.runs.reader import MAIN, Recorded, RunError, finite, recorded
 
 COLUMNS = (
@@ -217,16 +216,3 @@ def protocol(runs: list[Recorded], at: str) -> str:
         f"data {all_of('data.name')} · clients {clients} · rounds {all_of('rounds')} · seeds {all_of('seed')}"
         f" · {CHOSEN[at]}"
     )
-
-
-def methods_table() -> list[tuple[str, str, str, str]]:
-    """(name, paper, exchanges, modality) of every method, for `florilegium methods`."""
-    return [(name, entry.paper, entry.exchanges, entry.modality) for name, entry in CATALOGUE.items()]
-
-
-def methods_markdown() -> str:
-    """The same as an aligned Markdown table, for the README."""
-    rows = [("method", "paper", "what crosses the wire", "clients"), *methods_table()]
-    wide = [max(len(row[n]) for row in rows) for n in range(4)]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in wide) + "|", *lines[1:]])

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from florilegium.report.charts import bars
-from florilegium.report.comparison import compare, methods_markdown, methods_table
+from florilegium.report.comparison import compare
 from florilegium.report.markup import (
     card,
     difference,
@@ -27,7 +27,7 @@ from florilegium.report.markup import (
 from florilegium.report.panels import arm_colours, arm_name, curves, plates, vote_map
 from florilegium.runs.reader import MAIN, Recorded, mean, recorded, replace
 
-__all__ = ["compare", "methods_markdown", "methods_table", "page", "write"]
+__all__ = ["compare", "page", "write"]
 
 
 def write(out) -> Path:

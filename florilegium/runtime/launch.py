@@ -33,6 +33,7 @@ from florilegium.config.composition import SettingsError
 from florilegium.config.sections import Attack
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
+from florilegium.runtime import local
 from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
 PACKAGE = Path(__file__).resolve().parents[1]  # florilegium/
@@ -165,8 +166,6 @@ def connection(conf: DictConfig) -> Iterator[Flower]:
         with OwnSuperLink({assets.VARIABLE: conf.assets}) as flower:
             yield flower
     elif conf.runtime.name == "local":
-        from florilegium.runtime import local
-
         with local.of_run(conf) as flower:
             yield flower
             if conf.runtime.keep:

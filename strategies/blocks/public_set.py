@@ -16,6 +16,7 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
+from florilegium.data.public import open_public
 from florilegium.diffusion.tuning import TuneSettings
 from florilegium.federation.federation import Client, Federation, FederationError
 from florilegium.learning.metrics import confusion
@@ -84,8 +85,6 @@ class PublicSet:
         if settings.source == "synthetic":
             self.generator, self.caption = resources.generator(), resources.captioner()
         else:
-            from florilegium.data.public import open_public
-
             self.pairs = open_public(resources.conf)
 
     # -- samples ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from client_app import pairs
+from client_app import evaluation
 from client_app.batches import ClientError
 from client_app.blocks.representing import towers
 from client_app.client import Client
@@ -165,7 +165,7 @@ class Fused:
         client.model.eval()
         self.train(False)
         if client.modality == "pair":
-            return pairs.evaluate(client, self.look)
+            return evaluation.evaluate_pairs(client, self.look)
         figures = {}
         for name, rows in (("accuracy", client.data.test), ("validation", client.data.validation)):
             parts = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,11 +16,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
+from florilegium.diffusion.features import FeatureExtractor
+from florilegium.diffusion.generator import Progress
 from florilegium.diffusion.projection import Projection, fingerprint
-
-if TYPE_CHECKING:
-    from florilegium.diffusion.features import FeatureExtractor
-    from florilegium.diffusion.generator import Progress
 
 CLUSTER_ROUNDS = 50
 

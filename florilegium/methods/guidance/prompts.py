@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from florilegium import seeds
+from florilegium.config.composition import typed
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.generator import DiffusionSettings
 from florilegium.methods.guidance.settings import FedDifRCSettings, GuidanceSettings
+from florilegium.resources import located
 
 
 def opened(diffusion: Any) -> FeatureExtractor:
     """The frozen model of conf.diffusion, its weights read when first needed. AssetError, SettingsError."""
-    from florilegium.config.composition import typed
-    from florilegium.resources import located
-
     given = typed(DiffusionSettings, diffusion, "diffusion")
     return FeatureExtractor(located(given.model), given)
 

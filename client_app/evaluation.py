@@ -1,0 +1,48 @@
+"""How a client's own model is judged: on the global test and validation splits of the client's modality.
+
+Axes: N rows, C classes, D representation width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from client_app import pairs
+from client_app.client import Client
+from florilegium.data.datasets import Rows
+from florilegium.data.public import PublicPairs, as_pairs
+from florilegium.learning.retrieval import headline, retrieval
+from florilegium.protocol.payloads import Report
+
+Look = Callable[[PublicPairs], tuple[Tensor, Tensor]]  # pairs -> unit vectors of images [N, D] and texts [N, D]
+
+
+def evaluate(client: Client) -> Report:
+    """Top-1 accuracy and loss on the test split, accuracy on the validation split; recalls for a retrieval client."""
+    if client.modality == "pair":
+        return evaluate_pairs(client)
+    accuracy, loss = classified(client, client.data.test)
+    validation, _ = classified(client, client.data.validation)
+    return Report({"accuracy": accuracy, "validation": validation, "loss": loss}, len(client.data.test))
+
+
+def classified(client: Client, rows: Rows) -> tuple[float, float]:
+    """Top-1 accuracy and mean cross-entropy of the client's model on these rows."""
+    logits_NC = client.logits(client.encoded(client.rows_as_inputs(rows, torch.arange(len(rows)))))
+    hits = (logits_NC.argmax(-1) == rows.labels).float()
+    return hits.mean().item(), cross_entropy(logits_NC, rows.labels).item()
+
+
+def evaluate_pairs(client: Client, look: Look | None = None) -> Report:
+    """Recall both ways on the test split, and its headline figure on the validation split.
+
+    `look` is how a method with more than the client's own encoders sees pairs; default: the client's model.
+    """
+    look = look or (lambda those: pairs.seen(client, those))
+    test, validation = (as_pairs(rows) for rows in (client.data.test, client.data.validation))
+    figures = retrieval(*look(test), test)
+    return Report(figures | {"validation": headline(retrieval(*look(validation), validation))}, len(test))
