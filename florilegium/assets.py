@@ -54,3 +54,21 @@ def path(kind: str, name: str) -> Path:
             f"no asset {kind}/{name} in {root()}; there are {', '.join(there) or 'none'} (`make assets` rebuilds them)"
         )
     return found
+
+
+def located(name: str, bare: bool = False) -> str:
+    """Where a model lies: an asset by its name, a directory by its path, else the hub id itself (one without an owner,
+    such as bert-base-uncased, if `bare`). AssetError."""
+    if (place := Path(name).expanduser()).is_absolute() or name.startswith("."):
+        if not place.is_dir():
+            raise AssetError(f"no model directory {place}")
+        return str(place)
+    try:
+        return str(path("models", name))
+    except AssetError:
+        if place.is_dir():
+            return str(place.resolve())
+        owners = (0, 1) if bare else (1,)
+        if name.count("/") in owners and not name.startswith(("judges/", "backbones/")):
+            return name
+        raise

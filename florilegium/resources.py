@@ -8,36 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor
 
 from florilegium import assets
-from florilegium.assets import AssetError
+from florilegium.assets import AssetError, located
 from florilegium.config.composition import SettingsError, first_line, typed
 from florilegium.data.datasets import Classes, Splits, held_out, modality_rows, open_dataset, read_rows
 from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.generator import DiffusionSettings, Generator, Progress, device_of
 from florilegium.diffusion.load import load
 from florilegium.learning.metrics import ClipScore, Judge
-
-
-def located(name: str) -> str:
-    """Where a model lies: an asset by its name, a directory by its path, else the hub id itself. AssetError."""
-    if (place := Path(name).expanduser()).is_absolute() or name.startswith("."):
-        if not place.is_dir():
-            raise AssetError(f"no model directory {place}")
-        return str(place)
-    try:
-        return str(assets.path("models", name))
-    except AssetError:
-        if place.is_dir():
-            return str(place.resolve())
-        if name.count("/") == 1 and not name.startswith("judges/"):
-            return name
-        raise
 
 
 @contextmanager

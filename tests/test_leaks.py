@@ -57,7 +57,7 @@ def trained_on():
 def test_the_committed_files_hold_enough_of_every_kind():
     private = rows("private")
     assert sum(row["modality"] == "text" and row["split"] == "test" for row in private) > 1900
-    assert sum(row["modality"] == "pair" and row["split"] == "test" for row in private) > 600
+    assert sum(row["modality"] == "pair" and row["split"] == "test" for row in private) > 550
     assert {row["label"] for row in private} == set(range(12)) == {row["label"] for row in rows("public")}
     assert all((row["image"] is None) == (row["modality"] == "text") for row in private)
 
@@ -82,7 +82,7 @@ def test_no_private_concept_or_text_is_in_the_list_of_pretraining():
 
 def test_no_private_picture_is_nearly_a_public_one():
     own, listed = hashes("private"), [int(h, 16) for h in pretraining()["pictures"]]
-    assert len(own) > 1400
+    assert len(own) > 1200
     for public in (hashes("public"), listed):
         left, right = near_pairs(own, public)
         assert not len(left), f"{len(left)} pairs, the first: {own[left[0]]:064x} {public[right[0]]:064x}"
@@ -107,6 +107,12 @@ def test_a_model_was_trained_on_public_concepts_only(model, lists):
     assert set(lists.get("concepts", [])) <= set(listed["concepts"])
     if "synsets_left_out" in lists:
         assert set(lists["synsets_left_out"]) >= set(listed["synsets_left_out"])
+
+
+def test_every_model_that_clients_or_the_server_start_from_says_what_it_was_trained_on():
+    told = {model for model, _ in trained_on()}
+    assert {"mini-sd", "mini-sd/vae", "mini-clip", "mini-captioner"} <= told
+    assert {file.parent.relative_to(MODELS).as_posix() for file in (MODELS / "backbones").glob("*/config.json")} <= told
 
 
 def test_a_near_copy_is_found():

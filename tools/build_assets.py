@@ -10,7 +10,16 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DATA = ("build_emoji", "build_fashion", "build_lexicon")
-MODELS = ("train_vae", "train_clip", "train_judges", "train_captioner", "train_unet", "measure_assets")
+MODELS = (
+    "train_vae",
+    "train_clip",
+    "train_judges",
+    "train_captioner",
+    "train_image_backbones",
+    "train_text_backbones",
+    "train_unet",
+    "measure_assets",
+)
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ def picture_jobs(sides: Sides) -> list[tuple[dict, str]]:
             row = {"text": said(emoji["label"]), "tags": emoji.get("tags", []), "label": emoji["kind"], "style": style}
             jobs.append((row | {"concept": emoji["hexcode"], "side": emoji["side"]}, sides.finder.svg(style, icon)))
     for icon in sides.icons:
-        if icon["side"] == "neither":
+        if icon["side"] in ("neither", "private"):  # silhouettes, each drawn once, are too hard for a judge
             continue
         row = {"text": said(icon["name"]), "tags": [], "label": icon["label"], "style": "game-icons"}
         svg = sides.finder.svg("game-icons", icon["name"]).replace("currentColor", "#000")

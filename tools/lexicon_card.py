@@ -45,10 +45,10 @@ classes in order.
 ## Public and private concepts are apart
 
 - An emoji is public if the mini models' first training saw it (the training concepts of the data set `emoji`), and
-  private otherwise. A private emoji or icon is left out when the noun in its name is a public picture's noun: with the
+  private otherwise. A private emoji is left out when the noun in its name is a public picture's noun: with the
   public cat goes the crying cat. Nouns as general as a class (tree, food) are no concept.
-- Icons fall to the side that their noun is on. Those with a noun of their own are drawn by lot: private, or public
-  pairs of validation and test, which no model has been trained on.
+- Icons are public or left out. Those whose noun is a public picture's are in training; some with a noun of their own,
+  drawn by lot, are the public pairs of validation and test, which no model has been trained on.
 - A definition is private if no word of its synset names a public picture, if it has five words or more, and if none
   of them tells the class ("bird", "garment"; `tools/lexicon_classes.py`); at most 480 of a class are. All other
   synsets are public and pre-train the text backbones, except those that share a word with a private one.
@@ -73,7 +73,7 @@ are left out of the texts. `tests/test_leaks.py` holds all files and models to i
 TF-IDF of words and word pairs with logistic regression (`tools/measure_lexicon.py`, five draws of the training rows):
 
 {table(["training rows", "right on test"], BAG_OF_WORDS)}
-The test split has about 2,000 definitions and 700 pictures: an accuracy of 60 % has a standard error of 1.1 and 1.9
+The test split has about 2,000 definitions and 600 pictures: an accuracy of 60 % has a standard error of 1.1 and 2.0
 points.
 
 ## Sources, licences and attribution
@@ -90,7 +90,7 @@ change that CC BY and CC BY-SA ask to name. Taken as a whole the collection is u
 ## Limits
 
 Drawings, not photographs. Unicode's grouping decides an emoji's class, so some borders are odd (a teapot is food, a
-lipstick is clothing). Pictures are few (emoji are few), so a picture client has about 180 rows. The classes of icons
+lipstick is clothing). Pictures are few (emoji are few), so a picture client has about 150 rows. The classes of icons
 and of definitions follow from WordNet's hypernyms, and a few are wrong.
 """
     )

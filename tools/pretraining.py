@@ -110,3 +110,11 @@ def pretraining_examples(cache: Path) -> Examples:
         np.concatenate([emoji.labels, fashion.labels]),
         names,
     )
+
+
+def record_concepts(folder: Path, cache: Path) -> None:
+    """Writes beside a model which concepts it was trained on; tests/test_leaks.py reads it."""
+    emoji = read(cache / PRETRAINING_EMOJI)
+    told = {"concepts": sorted(set(emoji["concept"])), "also": "20,000 public pictures of Fashion-MNIST"}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trained_on.json").write_text(json.dumps(told) + "\n")

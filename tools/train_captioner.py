@@ -13,7 +13,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from augmentation import augmented, cut_out, enlarged, mixed
-from pretraining import Examples, pretraining_examples, template
+from pretraining import Examples, pretraining_examples, record_concepts, template
 from tokenizers import BertWordPieceTokenizer
 from torch import nn
 from training_loop import arguments, device_of, record, train
@@ -161,6 +161,7 @@ def main() -> None:
 
     def save(average: nn.ModuleList, facts: dict) -> None:
         export(average[0], tokenizer, args.out / "mini-captioner")
+        record_concepts(args.out / "mini-captioner", args.cache)
         record(args.cache, "captioner", facts)
 
     steps, args.steps, looked = args.steps, args.picture_steps, copy.deepcopy(tower)

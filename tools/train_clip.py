@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from augmentation import SIDE, augmented, cut_out, enlarged
 from open_clip.model import CLIP
-from pretraining import Examples, pretraining_examples
+from pretraining import Examples, pretraining_examples, record_concepts
 from safetensors.torch import save_file
 from text_tower import text_model
 from text_vocabulary import CONTEXT, kept_tokenizer, save_tokenizer
@@ -104,6 +104,7 @@ def main() -> None:
     def save(average: CLIP, facts: dict) -> None:
         # read anew: a tokenizer that has padded once would also save how
         export(average, config, kept_tokenizer(data, args.cache), args.out)
+        record_concepts(args.out / "mini-clip", args.cache)
         record(args.cache, "clip", facts)
         together.load_state_dict(average.state_dict())
 

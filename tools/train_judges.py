@@ -1,7 +1,7 @@
-"""Trains the three judges (GAN-test classifiers) on real training images; validation picks the weights.
+"""Trains the judges (GAN-test classifiers) on real training images; validation picks the weights.
 
-emoji-private sees the clients' styles only, emoji-public the public styles only, fashion the federated part: a judge
-that had seen other domains would also pass pictures in them.
+emoji-private sees the clients' styles only, emoji-public the public styles only, lexicon-private the clients' concepts
+only, fashion the federated part: a judge that had seen other domains would also pass pictures in them.
 """
 
 import json
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from augmentation import SIDE, augmented, cut_out, enlarged, mixed
-from pretraining import DATA, Examples, class_names, examples, read
+from pretraining import DATA, Examples, examples, read
 from training_loop import arguments, device_of, record, train
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from florilegium.protocol.pixels import scaled
 
-STEPS = {"emoji-private": 1500, "emoji-public": 1500, "fashion": 1200}
+STEPS = {"emoji-private": 1500, "emoji-public": 1500, "lexicon-private": 2500, "fashion": 1200}
 
 
 def mini_resnet(names: list[str]) -> ResNetForImageClassification:
@@ -40,7 +40,9 @@ def processor() -> ViTImageProcessor:
 def split_of(judge: str, split: str) -> Examples:
     data, _, part = judge.partition("-")
     rows = read(DATA / data / f"{split}.parquet")
-    names = class_names()[:24] if data == "emoji" else class_names()[24:]
+    names = [entry["name"] for entry in json.loads((DATA / data / "classes.json").read_text())]
+    if "modality" in rows.column_names:
+        rows = rows.filter(lambda modality: modality == "pair", input_columns="modality")
     return examples(rows.filter(lambda row: row == part, input_columns="part") if part else rows, names)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from pretraining import Examples, pretraining_examples
+from pretraining import Examples, pretraining_examples, record_concepts
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from training_loop import arguments, device_of, record, train
@@ -172,6 +172,7 @@ def main() -> None:
         whole.save_config(folder)  # model_index.json; the frozen parts are there, and their own tools write them
         whole.unet.save_pretrained(folder / "unet")
         whole.scheduler.save_pretrained(folder / "scheduler")
+        record_concepts(folder, args.cache)
         record(args.cache, "unet", facts)
 
     train("unet", unet, loss_of, save, args, decay=0.999)

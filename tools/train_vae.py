@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from pretraining import pretraining_examples
+from pretraining import pretraining_examples, record_concepts
 from training_loop import arguments, device_of, halved, record, train
 
 from florilegium.protocol.pixels import scaled
@@ -96,6 +96,7 @@ def main() -> None:
 
     def save(average: AutoencoderKL, facts: dict) -> None:
         export(average, fit_scaling(average, probe), folder)
+        record_concepts(folder, args.cache)
         record(args.cache, "vae", facts)
 
     train("vae", vae, loss_of, save, args)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from florilegium.assets import located
+
 KINDS = {"resnet": "ResNet", "vit": "ViT", "beit": "Beit"}
 NORMS = ("batch", "group")
 
@@ -36,7 +38,7 @@ class ImageBody(nn.Module):
         config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}Model")
         extra = {"add_pooling_layer": False} if architecture == "vit" else {}
         if pretrained:
-            self.net = model_class.from_pretrained(pretrained, **extra, **given)
+            self.net = pretrained_net(model_class, pretrained, **extra, **given)
         else:
             if architecture != "resnet":
                 given["image_size"] = self.size
@@ -73,3 +75,11 @@ def known(config_class: type, given: dict[str, Any]) -> Any:
     if unknown := [key for key in given if key not in default]:
         raise ValueError(f"{config_class.__name__} has no key {unknown[0]!r}")
     return config_class(**given)
+
+
+def pretrained_net(model_class: Any, name: str, **given: Any) -> Any:
+    """The net of an asset, a directory or a hub id, in float32 whatever its file holds. AssetError, OSError."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return model_class.from_pretrained(located(name, bare=True), dtype=torch.float32, **given)

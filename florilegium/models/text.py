@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from florilegium.models.image import known
+from florilegium.models.image import known, pretrained_net
 from florilegium.models.tokens import Vocabulary
 
 KINDS = {"bert": "Bert", "distilbert": "DistilBert", "roberta": "Roberta"}
@@ -24,7 +24,7 @@ class TextBody(nn.Module):
         config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}Model")
         extra = {} if architecture == "distilbert" else {"add_pooling_layer": False}
         if pretrained:
-            self.net = model_class.from_pretrained(pretrained, **extra, **given)
+            self.net = pretrained_net(model_class, pretrained, **extra, **given)
         else:
             # RoBERTa counts positions from pad + 1
             given |= {

@@ -59,7 +59,7 @@ def open_vocabulary(tokenizer: str | None, longest: int, pretrained: str | None 
 def _pretrained(name: str, longest: int) -> Vocabulary:
     from transformers import AutoTokenizer
 
-    reader = AutoTokenizer.from_pretrained(name)
+    reader = AutoTokenizer.from_pretrained(assets.located(name, bare=True))
     return Vocabulary(
         lambda text: reader(text, truncation=True, max_length=longest)["input_ids"],
         len(reader),
