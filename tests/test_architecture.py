@@ -32,7 +32,13 @@ ONLY_IN = {
         "client_app/app.py",
     },
     "hydra": {"florilegium/config/composition.py", "florilegium/runtime/launch.py"},
-    "diffusers": {"florilegium/diffusion/pipeline.py"},
+    "diffusers": {
+        "florilegium/diffusion/stable.py",
+        "florilegium/diffusion/tuned.py",
+        "florilegium/diffusion/glide/text_encoder.py",
+        "florilegium/diffusion/glide/pipeline.py",
+        "florilegium/diffusion/glide/conversion.py",
+    },
     "pickle": set(),
 }
 # inside florilegium: a package imports those of lines above its own alone, so no two packages need each other
@@ -57,6 +63,7 @@ NOT_FOR = {
 # our own modules are loaded by name here and nowhere else
 BY_NAME = {
     "florilegium/catalogue.py",  # the two sides of a method
+    "florilegium/diffusion/load.py",  # the backend of a text-to-image model: each needs libraries of its own
     "florilegium/cli/main.py",  # the sub-command that is called
     "florilegium/runs/sinks/opening.py",  # the sinks that are on: each needs a library of an optional extra
 }

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
 from florilegium.diffusion.generator import DiffusionSettings, Progress, device_of
-from florilegium.diffusion.pipeline import directory, open_pipeline, weights_hash
+from florilegium.diffusion.load import backend, directory, weights_hash
 from florilegium.diffusion.projection import Projection
 from florilegium.protocol.pixels import scaled
 
@@ -73,10 +73,14 @@ class FeatureExtractor:
     @cached_property
     def pipe(self) -> Any:
         """The frozen pipeline, without the VAE's decoder."""
-        pipe = open_pipeline(str(self.folder), self.device)
+        pipe = self.view.open(str(self.folder), self.device)
         pipe.unet.requires_grad_(False)
-        pipe.vae.decoder = None
         return pipe
+
+    @cached_property
+    def view(self) -> Any:
+        """How the pipeline's backend sees images and reads texts."""
+        return backend(str(self.folder), self.settings.backend).view()
 
     @property
     def layers(self) -> list[str]:
@@ -87,7 +91,8 @@ class FeatureExtractor:
     def native(self) -> int:
         """Pixels on a side that the VAE sees."""
         size = self.pipe.unet.config.sample_size
-        return self.features.size or (size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor
+        scale = getattr(self.pipe, "vae_scale_factor", 1)
+        return self.features.size or (size if isinstance(size, int) else size[0]) * scale
 
     def width(self, projection: Projection) -> int:
         """D of the features under this projection."""
@@ -205,15 +210,7 @@ class FeatureExtractor:
         """The pipeline's text encoder: [U, W], what stands at the end of the text, or all tokens [U, T, W]."""
         if not pooled:
             return self._text(prompts).cpu()
-        tokenizer = self.pipe.tokenizer
-        tokens = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.pipe.text_encoder(tokens.to(self.device)).pooler_output.float().cpu()
+        return self.view.pooled(self.pipe, list(prompts)).float().cpu()
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
@@ -227,7 +224,7 @@ class FeatureExtractor:
         with self._autocast():
             return torch.cat(
                 [
-                    self.pipe.encode_prompt(list(prompts[i : i + PROMPTS_AT_ONCE]), self.device, 1, False)[0]
+                    self.view.tokens(self.pipe, list(prompts[i : i + PROMPTS_AT_ONCE]))
                     for i in range(0, len(prompts), PROMPTS_AT_ONCE)
                 ]
             ).float()
@@ -238,11 +235,11 @@ class FeatureExtractor:
         if pixels.shape[-1] != self.native:
             pixels = interpolate(pixels, (self.native,) * 2, mode="bilinear", antialias=True, align_corners=False)
         with self._autocast():
-            seen = self.pipe.vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
-        latents = seen.mean.float()
-        if self.features.posterior == "sample":
-            latents = latents + seen.std.float() * _drawn(latents, ids, seed, "posterior")
-        return latents * self.pipe.vae.config.scaling_factor
+            mean, deviation = self.view.posterior(self.pipe, pixels.contiguous(memory_format=torch.channels_last))
+        latents = mean.float()
+        if self.features.posterior == "sample" and deviation is not None:
+            latents = latents + deviation.float() * _drawn(latents, ids, seed, "posterior")
+        return latents * self.view.scale(self.pipe)
 
     def _noisy(self, latents: Tensor, ids: Tensor, timestep: int, seed: int) -> Tensor:
         """x_t of each draw: [N, 4, h, w] -> [E, N, 4, h, w]."""

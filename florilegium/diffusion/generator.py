@@ -19,7 +19,7 @@ from florilegium.diffusion.tuning import TuneSettings, TuneTexts
 
 Progress = Callable[[int, int], None]  # (done, total)
 
-BACKENDS = ("stable",)
+BACKENDS = ("auto", "stable", "glide")
 SCHEDULERS = ("ddim", "ddpm", "dpm", "euler", "euler_ancestral", "pndm", "unipc")
 
 
@@ -56,7 +56,7 @@ class FeatureSettings:
 class DiffusionSettings:
     """conf/diffusion: the generator and the models that describe and judge its images."""
 
-    backend: str = "stable"
+    backend: str = "auto"
     model: str = "mini-sd"
     captioner: str = "mini-captioner"
     clip: str = "mini-clip"
@@ -67,6 +67,8 @@ class DiffusionSettings:
     scheduler: str | None = None
     batch: int = 64
     size: int | None = None
+    upsample: bool = True
+    upsample_steps: str = "fast27"
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
 

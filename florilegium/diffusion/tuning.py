@@ -18,6 +18,7 @@ from torch.nn.functional import mse_loss
 
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
+from florilegium.diffusion.glide.variational import variational_term
 from florilegium.diffusion.merging import predict
 
 
@@ -38,6 +39,7 @@ class TuneSettings:
     ema: float = 0.999  # decay of the average that synthesizes: min(ema, (1 + step) / (10 + step)); ours
     schedule: str = "cosine"  # over all rounds: cosine | constant
     lora: int | None = None  # rank of adapters on the attention; null: the whole decoder
+    variational: bool = False  # also train the variance channels of a decoder that has them (GLIDE)
 
     def __post_init__(self) -> None:
         one_of("merge", self.merge, ("token", "add", "time"))
@@ -101,6 +103,15 @@ def learning_rate(settings: TuneSettings, done: float) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def adapted_modules(decoder: nn.Module) -> list[str]:
+    """Names of the layers that LoRA adapts: attention, and where the decoder has them the ways by which a text enters
+    (GLIDE's added keys and values, and the pooled state's projection)."""
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    there = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    pooled = ["class_embedding"] if isinstance(getattr(decoder, "class_embedding", None), nn.Linear) else []
+    return targets + [name for name in ("add_k_proj", "add_v_proj") if name in there] + pooled
+
+
 class Tuner:
     """The trainable parts of a T2I model: decoder (or its adapters), projection, Adam, moving average, step.
 
@@ -144,7 +155,7 @@ class Tuner:
                         r=self.rank,
                         lora_alpha=self.rank,
                         init_lora_weights="gaussian",
-                        target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+                        target_modules=adapted_modules(self.decoder),
                     )
                 )
         else:
@@ -195,7 +206,8 @@ class Tuner:
         self.decoder.train()
         for i, rows in enumerate(batches):
             lr = learning_rate(settings, (max(rounds[0] - 1, 0) + i / len(batches)) / max(rounds[1], 1))
-            loss, hidden = self._step(data, rows, settings, lr, seed)
+            with seeds.scoped(seed, "dropout", self.step):  # of a decoder that has it: GLIDE's
+                loss, hidden = self._step(data, rows, settings, lr, seed)
             losses, omitted = losses + loss * len(rows), omitted + hidden
             if progress:
                 progress(i + 1, len(batches))
@@ -236,7 +248,10 @@ class Tuner:
                 (drawn.omit_B | drawn.drop_B).to(device),
                 settings.merge,
             )
-        loss = mse_loss(said.float(), self._target(latents, noise, time))  # eq 12
+        said, channels = said.float(), latents.shape[1]
+        loss = mse_loss(said[:, :channels], self._target(latents, noise, time))  # eq 12
+        if settings.variational and said.shape[1] == 2 * channels:
+            loss = loss + variational_term(said, latents, noisy, time, self.noise.config).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the T2I loss is {loss.item()} at step {self.step}; lower the learning rate")
         self._descend(loss, settings, lr)

@@ -127,7 +127,11 @@ def places(shape: GlideShape) -> Iterator[tuple[str, str, str]]:
         if level != last:
             yield f"input_blocks.{number}.0", "residual", f"down_blocks.{level}.downsamplers.0"
             number += 1
-    for at, kind, name in ((0, "residual", "resnets.0"), (1, "attention", "attentions.0"), (2, "residual", "resnets.1")):
+    for at, kind, name in (
+        (0, "residual", "resnets.0"),
+        (1, "attention", "attentions.0"),
+        (2, "residual", "resnets.1"),
+    ):
         yield f"middle_block.{at}", kind, f"mid_block.{name}"
     number = 0
     for up, level in enumerate(reversed(shape.levels)):

@@ -100,7 +100,7 @@ class GlidePipeline(DiffusionPipeline):
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
         draws = self._generators(generator, len(texts))
-        x = self._base(texts, draws, str(num_inference_steps), guidance_scale, sampler, callback)
+        x = self._small(texts, draws, str(num_inference_steps), guidance_scale, sampler, callback)
         if upsample and self.upsampler is not None:
             x = self._upsampled(texts, x, draws, upsample_steps, upsample_temperature)
         images = ((x + 1) * 127.5).round().clamp(0, 255) / 255
@@ -121,7 +121,7 @@ class GlidePipeline(DiffusionPipeline):
     def _noise(self, draws: Sequence[torch.Generator], side: int) -> Tensor:
         return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws]).to(self.unet.device)
 
-    def _base(
+    def _small(
         self, texts: list[str], draws: list[torch.Generator], spacing: str, guidance: float, sampler: str, callback: Any
     ) -> Tensor:
         """float [N, 3, S, S] in [-1, 1] of the base model."""
@@ -158,7 +158,8 @@ class GlidePipeline(DiffusionPipeline):
 
     @staticmethod
     def _last(walk: Iterator[tuple[Tensor, Tensor]], x: Tensor, count: int, callback: Any) -> Tensor:
-        for n, (x, _) in enumerate(walk, 1):
+        for n, (at, _) in enumerate(walk, 1):
+            x = at
             if callback:
                 callback(n, count)
         return x

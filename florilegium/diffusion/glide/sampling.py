@@ -6,7 +6,7 @@ cumulative product of alphas at t, b that of the kept step before (1 before the 
     ancestral: mean = beta sqrt b / (1 - a) x0 + (1 - b) sqrt(1 - beta) / (1 - a) x,
         log variance = s ln beta + (1 - s) ln(beta (1 - b) / (1 - a)), s = (v + 1) / 2; no noise at the last step
     DDIM (eta 0): eps' from the clipped x0; x = sqrt b x0 + sqrt(1 - b) eps'
-Tables are float64: diffusers' float32 tables are off by 1e-5 where noise is strong, and its DDIM takes no list of steps.
+Tables are float64: diffusers' float32 ones are off by 1e-5 at the noisy end, and its DDIM takes no list of steps.
 Axes: N images, C channels, H height, W width.
 """
 
@@ -107,9 +107,7 @@ def clipped_start(x: Tensor, noise: Tensor, a: float) -> Tensor:
     return (x / math.sqrt(a) - math.sqrt(1 / a - 1) * noise).clamp(-1, 1)
 
 
-def ancestral(
-    network: Network, x: Tensor, given: Steps, draw: Callable[[], Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def ancestral(network: Network, x: Tensor, given: Steps, draw: Callable[[], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """(x, x0) after each step, from the noisiest on. `draw` gives the noise [N, 3, H, W] of a step; not of the last."""
     for i in reversed(range(len(given))):
         said = network(x, given.timesteps[i]).float()

@@ -43,7 +43,11 @@ def from_vocabulary(
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=model, eos_token=END, pad_token=END, model_max_length=positions, clean_up_tokenization_spaces=False
+        tokenizer_object=model,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=positions,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -55,7 +59,9 @@ def read_vocabulary(place: str | Path, positions: int = 128) -> PreTrainedTokeni
     path = Path(place).expanduser()
     try:
         if path.is_file():
-            opened: Any = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+            opened: Any = (
+                gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+            )
             with opened as stream:
                 return from_merges(stream.read().split("\n"), positions)
         from transformers import AutoTokenizer

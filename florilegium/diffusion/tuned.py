@@ -1,0 +1,189 @@
+"""A text-to-image model whose decoder is fine-tuned: what the backends share.
+
+Weights are held in float32 (the fine-tuning needs them); `dtype: bfloat16` runs the networks under autocast.
+Axes: N samples, T tokens, W token width, U distinct texts, D representation width.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from florilegium.diffusion.generator import DiffusionSettings, device_of
+from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts
+from florilegium.protocol.pixels import scaled
+
+TEXTS_AT_ONCE = 256
+
+
+class TunedGenerator:
+    """Synthesis with the moving average of the decoder, fine-tuning of the decoder alone.
+
+    A backend says how its pipeline is opened, draws, reads texts and images, and is put together for saving; its
+    `view` says the same of a frozen pipeline, for features.
+    """
+
+    view: Any = None
+
+    def __init__(self, model: str, settings: DiffusionSettings) -> None:
+        self.model, self.settings, self.device = str(model), settings, device_of(settings.device)
+        self._open()
+
+    # -- what a backend says -----------------------------------------------------------------------------------------
+
+    def opened(self) -> Any:
+        """The pipeline, frozen and on the device; `unet` is the decoder, `scheduler` its training schedule."""
+        raise TypeError(f"{type(self).__name__} opens no pipeline")
+
+    def drawn(self, prompts: list[str], noise: list[torch.Generator], guidance: float) -> Tensor:
+        """float [N, 3, H, W] in [0, 1] of these prompts, image n from noise generator n."""
+        raise TypeError(f"{type(self).__name__} draws nothing")
+
+    def embedded(self, texts: list[str]) -> Tensor:
+        """[U, T, W] of texts, as the decoder takes them."""
+        raise TypeError(f"{type(self).__name__} reads no text")
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """What the decoder denoises, of pixels [N, 3, S, S] in [-1, 1] of the native size."""
+        raise TypeError(f"{type(self).__name__} sees no image")
+
+    def whole(self, decoder: nn.Module) -> Any:
+        """A pipeline with this decoder, for saving."""
+        raise TypeError(f"{type(self).__name__} cannot be saved")
+
+    @property
+    def native(self) -> int:
+        """Pixels on a side that the decoder was made for."""
+        size = self.pipe.unet.config.sample_size
+        return int(size if isinstance(size, int) else size[0]) * int(getattr(self.pipe, "vae_scale_factor", 1))
+
+    @property
+    def side(self) -> int:
+        """Pixels on a side of what is drawn."""
+        return self.native
+
+    # -- synthesis (FedMMKT eq 2) ------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self.pipe = self.opened()
+        self.tuner = Tuner(self.pipe.unet, DDPMScheduler.from_config(self.pipe.scheduler.config), self.autocast)
+
+    def autocast(self) -> Any:
+        """The context that the networks run in."""
+        if self.settings.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, getattr(torch, self.settings.dtype))
+
+    @torch.no_grad()
+    def synthesize(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """uint8 [N, 3, H, W], on the CPU. Image n's noise is that of `torch.Generator().manual_seed(seeds[n])`."""
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        s, images = self.settings, []
+        guidance = s.guidance if guidance is None else guidance
+        with self.tuner.averaged(), self.autocast():
+            for start in range(0, len(prompts), s.batch):
+                part = slice(start, start + s.batch)
+                images.append(self._batch(list(prompts[part]), list(seeds[part]), guidance))
+                if progress:
+                    progress(min(start + s.batch, len(prompts)), len(prompts))
+        return torch.cat(images) if images else torch.zeros(0, 3, *2 * [s.size or self.side], dtype=torch.uint8)
+
+    def _batch(self, prompts: list[str], seeds: list[int], guidance: float) -> Tensor:
+        size = self.settings.size
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same for every device
+        images = self.drawn(prompts, noise, guidance).float()
+        if size and size != images.shape[-1]:
+            images = interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        return (images * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+
+    # -- fine-tuning (FedMMKT eqs 11-12) -----------------------------------------------------------------------------
+
+    def finetune(
+        self,
+        images: Tensor,
+        texts: TuneTexts,
+        representations: Tensor | None,
+        settings: TuneSettings,
+        *,
+        rounds: tuple[int, int],
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Train decoder and projection on uint8 [N, 3, H, W]; `rounds` (this, all) places it on the cosine.
+
+        Returns t2i/loss (mean of this call), t2i/omitted (share of samples whose representation was omitted, eq 12)
+        and t2i/steps (all so far). ValueError where lengths differ or the settings do not continue earlier ones.
+        """
+        parts = {"images": images, "label texts": texts.label, "full texts": texts.full}
+        if representations is not None:
+            parts["representations"] = representations
+        if len({len(part) for part in parts.values()}) > 1:
+            raise ValueError("finetune got " + ", ".join(f"{len(part)} {name}" for name, part in parts.items()))
+        if not len(images):
+            return {}
+        data = self._encode(images, texts, representations)
+        return self.tuner.fit(data, settings, rounds, seed, progress)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor, texts: TuneTexts, representations: Tensor | None) -> TuneData:
+        """The frozen parts see every image and every distinct text once."""
+        distinct = list(dict.fromkeys(["", *texts.label, *texts.full]))
+        row = {text: u for u, text in enumerate(distinct)}
+        with self.autocast():
+            latents = torch.cat([self._latents(chunk) for chunk in images.split(self.settings.batch)])
+            table = torch.cat(
+                [self.embedded(distinct[i : i + TEXTS_AT_ONCE]) for i in range(0, len(distinct), TEXTS_AT_ONCE)]
+            )
+        label, full = (torch.tensor([row[text] for text in said]) for said in (texts.label, texts.full))
+        reps = None if representations is None else representations.float()
+        return TuneData(latents.float(), table.float(), label, full, reps)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] of any size -> latents of the native size."""
+        pixels = scaled(images.to(self.device))
+        if pixels.shape[-1] != self.native:
+            pixels = interpolate(pixels, (self.native,) * 2, mode="bicubic", antialias=True, align_corners=False)
+        return self.latents(pixels.clamp(-1, 1).contiguous(memory_format=torch.channels_last))
+
+    # -- checkpoint and export ---------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Decoder, projection, Adam, average and step; nothing of the frozen parts."""
+        return self.tuner.state()
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Go on from `state`; a model that was tuned meanwhile is read again from its directory first."""
+        if self.tuner.step:
+            self._open()
+        self.tuner.restore(tensors, meta)
+
+    def save(self, directory: str | Path) -> None:
+        """A directory for `from_pretrained`: the averaged decoder, adapters merged into it."""
+        directory = Path(directory)
+        partial = directory.with_name(f".{directory.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with self.tuner.averaged():
+            decoder = copy.deepcopy(self.pipe.unet)
+        if self.tuner.rank:
+            decoder.fuse_lora()
+            decoder.unload_lora()
+        decoder.to(memory_format=torch.contiguous_format)  # safetensors wants the plain memory order
+        self.whole(decoder).save_pretrained(partial)
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
