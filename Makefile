@@ -29,12 +29,14 @@ demo: $(STAMP)  ## the main job: FedMMKT on the embedded data, into runs/demo
 	rm -rf $(RUN)
 	$(BIN)/florilegium run out=$(RUN) $(ARGS)
 
-test: $(STAMP)  ## ruff and all tests
+test: $(STAMP)  ## ruff (lint and format) and all tests
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not flower and not browser and not faults' $(ARGS)
 
