@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": Command("florilegium.cli.compare", "one table over runs: mean and spread over seeds"),
     "privacy": Command("florilegium.cli.privacy", "list what a method sends: florilegium privacy METHOD [overrides]"),
     "data": Command("florilegium.cli.data_check", "look at a site's own data: florilegium data check PATH"),
+    "convert": Command("florilegium.cli.convert", "published checkpoints as a pipeline: convert glide BASE UP DIR"),
     "deploy": Command("florilegium.cli.deploy", "a federation on real machines; `deploy local` is one on this machine"),
 }
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import interpolate, mse_loss
 
+from florilegium.cli import main
 from florilegium.diffusion.glide import conversion, sampling
 from florilegium.diffusion.glide.conversion import BASE, UPSAMPLER, GlideShape
 from florilegium.diffusion.glide.tokenizer import END, byte_symbols, from_merges, from_vocabulary, tokenize
 from florilegium.diffusion.glide.variational import variational_term
-from tests.glide.conftest import FACTS, HERE
+from tests.glide.conftest import FACTS, HERE, shape_of
 
 OUTPUT, BASE_TRACE, UPSAMPLER_TRACE = 2e-5, 2e-4, 2e-3
 NEAR = {"rtol": 0, "atol": OUTPUT}
@@ -186,8 +188,6 @@ def test_the_key_table_of_the_published_models(shape, count, parameters, digest)
 
 @pytest.mark.parametrize("name", ["tiny_base", "tiny_upsampler", "full_base", "full_upsampler"])
 def test_the_unet_has_the_configuration_that_carries_glide(name) -> None:
-    from tests.glide.conftest import shape_of
-
     tiny, kind = name.split("_")
     shape = shape_of(kind) if tiny == "tiny" else {"base": BASE, "upsampler": UPSAMPLER}[kind]
     with torch.device("meta"):
@@ -220,11 +220,13 @@ def test_files_convert_to_a_pipeline_and_others_are_refused(base, upsampler, tmp
     torch.save(small, tmp_path / "base.pt")
     up = dict(upsampler.weights) | {"token_embedding.weight": torch.zeros(257, 40)}
     torch.save(up, tmp_path / "up.pt")
-    from dataclasses import replace
-
     shapes = (replace(base.shape, vocabulary=257), replace(upsampler.shape, vocabulary=257))
     given = (tmp_path / "base.pt", tmp_path / "up.pt", merges, tmp_path / "glide")
     conversion.convert(*given, shapes=shapes)
+    command = ["convert", "glide", str(tmp_path / "base.pt"), str(tmp_path / "up.pt"), str(tmp_path / "full")]
+    options = main.parse([*command, "--vocabulary", str(merges)])
+    with pytest.raises(options.errors, match="the vocabulary has 257 entries, the model 50257"):  # published sizes
+        options.command(options)
     assert json.loads((tmp_path / "glide/model_index.json").read_text())["_class_name"] == "GlidePipeline"
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="is no checkpoint of tensors"):
