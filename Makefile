@@ -10,7 +10,7 @@ WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 test check: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check test-faults assets bench set-up clean
+.PHONY: help demo test check test-faults site assets bench set-up clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -42,6 +42,9 @@ check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
 
 test-faults: $(STAMP)  ## processes killed, refused and slowed on real federations over loopback (under 15 minutes)
 	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+site: $(STAMP)  ## the documentation as a site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours on a CPU; resumable)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[assets]'
