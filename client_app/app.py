@@ -20,8 +20,7 @@ from client_app.client import Client
 from client_app.joined import in_one
 from client_app.opening import open_client
 from client_app.privacy.attacks import attacked, poisoned
-from florilegium import seeds
-from florilegium.catalogue import half
+from florilegium import catalogue, seeds
 from florilegium.config import composition
 from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
@@ -42,7 +41,7 @@ def client_half(conf: DictConfig, arm: str) -> Any:
     arms = composition.arms(conf)
     if arm not in arms:
         raise ValueError(f"no arm {arm!r} in these settings; there are {', '.join(arms)}")
-    Half = half(arms[arm].name, "client")
+    Half = catalogue.side(arms[arm].name, "client")
     if Half is None:
         raise ValueError(f"{arms[arm].name} asks nothing of clients")
     return Half(composition.typed(Half.Settings, arms[arm].get("client"), f"{arm}.client"))

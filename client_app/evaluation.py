@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from client_app import pairs
 from client_app.client import Client
 from florilegium.data.datasets import Rows
 from florilegium.data.public import PublicPairs, as_pairs
 from florilegium.learning.retrieval import headline, retrieval
+from florilegium.models.embeddings import image_features, text_features
 from florilegium.protocol.payloads import Report
 
 Look = Callable[[PublicPairs], tuple[Tensor, Tensor]]  # pairs -> unit vectors of images [N, D] and texts [N, D]
@@ -42,7 +42,16 @@ def evaluate_pairs(client: Client, look: Look | None = None) -> Report:
 
     `look` is how a method with more than the client's own encoders sees pairs; default: the client's model.
     """
-    look = look or (lambda those: pairs.seen(client, those))
+    look = look or (lambda those: seen(client, those))
     test, validation = (as_pairs(rows) for rows in (client.data.test, client.data.validation))
     figures = retrieval(*look(test), test)
     return Report(figures | {"validation": headline(retrieval(*look(validation), validation))}, len(test))
+
+
+def seen(client: Client, pairs: PublicPairs) -> tuple[Tensor, Tensor]:
+    """Unit vectors of both sides by the client's dual encoder: evaluation mode, no augmentation, [N, D] each."""
+    model = client.model
+    return (
+        image_features(model.image, pairs.images, client.device),
+        text_features(model.text, pairs.texts, client.vocabulary, client.device),
+    )

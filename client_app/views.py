@@ -1,4 +1,4 @@
-"""Views of samples: light augmentation of training batches, and the strong second view of u-FedMMKT.
+"""Views of samples: light augmentation of training batches, and the strong second view of samples.
 
 Axes: B batch, S side. Everything random comes from the generator or seed that is passed in.
 """

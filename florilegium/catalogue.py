@@ -1,70 +1,243 @@
-"""Every method, one line each: its two halves, what crosses the wire, for whom, and where it comes from."""
+"""Every method in one place: the classes of its two sides, and the facts that shared code asks instead of its name.
+
+Methods of other packages come in by the entry point group `florilegium.methods` (docs/your-own-method.md). Torch-free:
+a report, the command line and the launcher read it without loading a method.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+GROUP = "florilegium.methods"  # of the entry points by which other packages add methods
+
+
+class CatalogueError(ValueError):
+    """A method that is not there, or that another package declares wrongly; the one-line message names it."""
+
+
+class Upload(StrEnum):
+    """What a client's answers hold; each is a payload of florilegium/protocol/payloads.py by its name."""
+
+    WEIGHTS = "Weights"
+    MODULES = "Modules"
+    ANSWERS = "Answers"
+    LOGITS = "Logits"
+    FEATURES = "Features"
+    EXAMPLES = "Examples"
+
+
+VECTORS = frozenset({Upload.ANSWERS, Upload.LOGITS, Upload.FEATURES})  # hold one vector for each sample
+
+
+class Role(StrEnum):
+    """What an arm stands for when a report compares arms; the value is the word that readers see."""
+
+    METHOD = "method"
+    ALONE = "standalone"  # every client learns by itself
+    SELF_TUNED = "self-tuned"  # the generator learns from its own samples
+    BOUND = "centralised"  # the generator learns from all private data
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`server` and `client` name classes; a method without clients has no client half."""
+    """A method. `server` and `client` name classes as "module:Class"; a method without clients has no client side.
+
+    `modalities` are those of the clients it serves. `one_architecture`: all of them must have the same, since their
+    weights are averaged. `modalities_in_groups` are those it serves where `groups: architecture` lets the clients of
+    one architecture average among themselves. `uploads` are all payloads that clients may answer with, under any
+    settings, beside their profile and figures. `counts_votes`: labels come from a count of the clients' votes, which
+    `privacy.votes` can release. `dpsgd`: clients read private rows only in the training that `privacy.training` covers.
+    `variants` are the titles of the values of its setting `variant`. `conf` is the package, as a dotted name, whose
+    folder holds method/<name>.yaml; None: this repository's conf/.
+    """
 
     server: str
     client: str | None
-    exchanges: str
-    modality: str
+    title: str
     paper: str
+    exchanges: str
+    modalities: tuple[str, ...] = ()
+    uploads: tuple[Upload, ...] = ()
+    one_architecture: bool = False
+    modalities_in_groups: tuple[str, ...] = ()
+    counts_votes: bool = False
+    dpsgd: bool = False
+    role: Role = Role.METHOD
+    variants: Mapping[str, str] = field(default_factory=dict)
+    conf: str | None = None
+
+    @property
+    def sends_vectors(self) -> bool:
+        """Whether clients answer with representations or class scores of samples."""
+        return bool(VECTORS & set(self.uploads))
+
+    @property
+    def clients(self) -> str:
+        """The clients it serves, for tables."""
+        if not self.modalities:
+            return "none (server only)"
+        return ("one architecture: " if self.one_architecture else "") + ", ".join(self.modalities)
+
+
+CLASSIFIERS, ALL = ("image", "text"), ("image", "text", "pair")
+AVERAGED = (Upload.WEIGHTS,)
+GUIDED = (Upload.WEIGHTS, Upload.EXAMPLES)  # `guidance` may ask for examples, where the client allows it
+
+
+def _averaging(server: str, client: str, title: str, paper: str, exchanges: str = "weights", **facts: object) -> Entry:
+    """A method that averages the weights of clients of one architecture."""
+    given: dict = {"modalities": CLASSIFIERS, "uploads": GUIDED, "one_architecture": True}
+    return Entry(server, client, title, paper, exchanges, **(given | facts))
 
 
 # fmt: off
 # ruff: noqa: E501  (one method, one line)
-CATALOGUE = {
-    "fedmmkt":     Entry("strategies.fedmmkt:FedMMKT",         "client_app.methods.fedmmkt:FedMMKTClient",       "answers on synthetic samples", "image, text", "arXiv 2510.12254"),
-    "fedavg":      Entry("strategies.fedavg:FedAvg",           "client_app.methods.fedavg:FedAvgClient",         "weights",                      "one",         "arXiv 1602.05629"),
-    "fedprox":     Entry("strategies.fedavg:FedAvg",           "client_app.methods.fedprox:FedProxClient",       "weights",                      "one",         "arXiv 1812.06127"),
-    "scaffold":    Entry("strategies.scaffold:Scaffold",       "client_app.methods.scaffold:ScaffoldClient",     "weights, control variates",    "one",         "arXiv 1910.06378"),
-    "fednova":     Entry("strategies.fednova:FedNova",         "client_app.methods.fednova:FedNovaClient",       "weights, numbers of steps",    "one",         "arXiv 2007.07481"),
-    "moon":        Entry("strategies.fedavg:FedAvg",           "client_app.methods.moon:MoonClient",             "weights",                      "one",         "arXiv 2103.16257"),
-    "fednh":       Entry("strategies.fednh:FedNH",             "client_app.methods.fednh:FedNHClient",           "encoders, class means",        "one",         "arXiv 2212.02758"),
-    "feddifrc":    Entry("strategies.fedavg:FedAvg",           "client_app.methods.feddifrc:FedDifRCClient",     "weights, one guide",           "one",         "arXiv 2507.06482"),
-    "semanticfl":  Entry("strategies.fedavg:FedAvg",           "client_app.methods.semanticfl:SemanticFLClient", "weights, one guide",           "one",         "arXiv 2603.19337"),
-    "flower":      Entry("strategies.flower:Flower",           "client_app.methods.flower:FlowerClient",         "weights",                      "one",         "Flower's built-in strategies"),
-    "fedmd":       Entry("strategies.fedmd:FedMD",             "client_app.methods.logits:LogitsClient",         "class scores of public samples", "image, text, pair", "arXiv 1910.03581"),
-    "fedgems":     Entry("strategies.fedgems:FedGEMS",         "client_app.methods.logits:LogitsClient",         "class scores of public samples", "image, text, pair", "arXiv 2110.11027"),
-    "fedet":       Entry("strategies.fedet:FedET",             "client_app.methods.logits:LogitsClient",         "class scores of public samples", "image, text, pair", "arXiv 2204.12703"),
-    "creamfl":     Entry("strategies.creamfl:CreamFL",         "client_app.methods.creamfl:CreamFLClient",       "features of public pairs",     "image, text, pair", "arXiv 2302.08888"),
-    "fedmekt":     Entry("strategies.fedmekt:FedMEKT",         "client_app.methods.fedmekt:FedMEKTClient",       "embeddings of public samples", "image, text, pair", "arXiv 2307.13214"),
-    "fedafd":      Entry("strategies.fedafd:FedAFD",           "client_app.methods.fedafd.client:FedAFDClient",         "features of public pairs, encoders", "image, text, pair", "arXiv 2603.04890"),
-    "standalone":  Entry("strategies.standalone:Standalone",   "client_app.methods.standalone:StandaloneClient", "nothing (reference)",          "image, text, pair", "arXiv 2510.12254, Table I"),
-    "selftuned":   Entry("strategies.selftuned:SelfTuned",     None,                                             "nothing (reference)",          "server only", "arXiv 2510.12254, Table II"),
-    "centralised": Entry("strategies.centralised:Centralised", None,                                             "private data (upper bound)",   "server only", "arXiv 2510.12254, Table II"),
+CATALOGUE: dict[str, Entry] = {
+    "fedmmkt":     Entry("strategies.fedmmkt:FedMMKT", "client_app.methods.fedmmkt:FedMMKTClient", "FedMMKT", "arXiv 2510.12254", "answers on synthetic samples", CLASSIFIERS, (Upload.ANSWERS, Upload.LOGITS), counts_votes=True, dpsgd=True, variants={"logit": "l-FedMMKT", "unimodal": "u-FedMMKT"}),
+    "fedavg":      _averaging("strategies.fedavg:FedAvg", "client_app.methods.fedavg:FedAvgClient", "FedAvg", "arXiv 1602.05629", modalities_in_groups=ALL, dpsgd=True),
+    "fedprox":     _averaging("strategies.fedavg:FedAvg", "client_app.methods.fedprox:FedProxClient", "FedProx", "arXiv 1812.06127"),
+    "scaffold":    _averaging("strategies.scaffold:Scaffold", "client_app.methods.scaffold:ScaffoldClient", "SCAFFOLD", "arXiv 1910.06378", "weights, control variates"),
+    "fednova":     _averaging("strategies.fednova:FedNova", "client_app.methods.fednova:FedNovaClient", "FedNova", "arXiv 2007.07481", "weights, numbers of steps", dpsgd=True),
+    "moon":        _averaging("strategies.fedavg:FedAvg", "client_app.methods.moon:MoonClient", "MOON", "arXiv 2103.16257"),
+    "fednh":       _averaging("strategies.fednh:FedNH", "client_app.methods.fednh:FedNHClient", "FedNH", "arXiv 2212.02758", "encoders, class means"),
+    "feddifrc":    _averaging("strategies.fedavg:FedAvg", "client_app.methods.feddifrc:FedDifRCClient", "FedDifRC", "arXiv 2507.06482", "weights, one guide"),
+    "semanticfl":  _averaging("strategies.fedavg:FedAvg", "client_app.methods.semanticfl:SemanticFLClient", "SemanticFL", "arXiv 2603.19337", "weights, one guide"),
+    "flower":      _averaging("strategies.flower:Flower", "client_app.methods.flower:FlowerClient", "Flower", "Flower's built-in strategies", dpsgd=True),
+    "fedmd":       Entry("strategies.fedmd:FedMD", "client_app.methods.logits:LogitsClient", "FedMD", "arXiv 1910.03581", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
+    "fedgems":     Entry("strategies.fedgems:FedGEMS", "client_app.methods.logits:LogitsClient", "FedGEMS", "arXiv 2110.11027", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
+    "fedet":       Entry("strategies.fedet:FedET", "client_app.methods.logits:LogitsClient", "Fed-ET", "arXiv 2204.12703", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
+    "creamfl":     Entry("strategies.creamfl:CreamFL", "client_app.methods.creamfl:CreamFLClient", "CreamFL", "arXiv 2302.08888", "features of public pairs", ALL, (Upload.FEATURES, Upload.ANSWERS), counts_votes=True, dpsgd=True),
+    "fedmekt":     Entry("strategies.fedmekt:FedMEKT", "client_app.methods.fedmekt:FedMEKTClient", "FedMEKT", "arXiv 2307.13214", "embeddings of public samples", ALL, (Upload.FEATURES, Upload.ANSWERS), counts_votes=True, dpsgd=True),
+    "fedafd":      Entry("strategies.fedafd:FedAFD", "client_app.methods.fedafd.client:FedAFDClient", "FedAFD", "arXiv 2603.04890", "features of public pairs, encoders", ALL, (Upload.FEATURES,)),
+    "standalone":  Entry("strategies.standalone:Standalone", "client_app.methods.standalone:StandaloneClient", "Standalone", "arXiv 2510.12254, Table I", "nothing (reference)", ALL, dpsgd=True, role=Role.ALONE),
+    "selftuned":   Entry("strategies.selftuned:SelfTuned", None, "Self-tuned T2I", "arXiv 2510.12254, Table II", "nothing (reference)", role=Role.SELF_TUNED),
+    "centralised": Entry("strategies.centralised:Centralised", None, "Centralised T2I", "arXiv 2510.12254, Table II", "private data (upper bound)", role=Role.BOUND),
 }
 # fmt: on
 
 
-def half(method: str, side: str) -> type | None:
-    """The class of a method's `server` or `client` half; ValueError names the methods there are."""
-    if method not in CATALOGUE:
-        raise ValueError(f"no method {method!r}; there are {', '.join(sorted(CATALOGUE))}")
-    reference = getattr(CATALOGUE[method], side)
+# -- methods of other packages -----------------------------------------------------------------------------------------
+
+
+@cache
+def installed() -> dict[str, EntryPoint]:
+    """The entry points of installed packages by the method's name. CatalogueError for a name that is taken."""
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        if (taken := found.get(point.name)) is not None and taken.value == point.value:
+            continue  # one distribution that is found twice on the path
+        if point.name in CATALOGUE or taken is not None:
+            by = f"the package of {taken.value}" if taken is not None else "florilegium itself"
+            raise CatalogueError(
+                f"the entry point {point.name} = {point.value} names a method that {by} has; rename it"
+            )
+        found[point.name] = point
+    return found
+
+
+@cache
+def _loaded(name: str) -> Entry:
+    """The entry that an entry point names. CatalogueError, whatever goes wrong in the other package."""
+    point = installed()[name]
+    try:
+        made = point.load()
+    except Exception as error:  # the import of a foreign module may raise anything
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise CatalogueError(
+            f"the method {name} ({point.value}) cannot be loaded: {type(error).__name__}: {line}"
+        ) from error
+    if not isinstance(made, Entry):
+        raise CatalogueError(f"the method {name} ({point.value}) is a {type(made).__name__}, not an Entry")
+    if made.conf is None:
+        raise CatalogueError(
+            f"the method {name} ({point.value}) names no `conf`, the package of its method/{name}.yaml"
+        )
+    return made
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """All methods: ours in the order of the catalogue, then those of other packages by name."""
+    return [*CATALOGUE, *installed()]
+
+
+def entry(method: str) -> Entry:
+    """The facts of a method. CatalogueError names the methods there are."""
+    if method in CATALOGUE:
+        return CATALOGUE[method]
+    if method in installed():
+        return _loaded(method)
+    raise CatalogueError(f"no method {method!r}; there are {', '.join(sorted(names()))}")
+
+
+def side(method: str, which: str) -> type | None:
+    """The class of a method's `server` or `client` side; None without clients. CatalogueError."""
+    reference = getattr(entry(method), which)
     if reference is None:
         return None
-    module, name = reference.split(":")
-    return getattr(import_module(module), name)
+    module, _, name = reference.partition(":")
+    found: type | None = getattr(import_module(module), name, None)
+    if found is None:
+        raise CatalogueError(f"the method {method} names {reference}, but {module} has no {name}")
+    return found
+
+
+def with_modality(modality: str) -> list[str]:
+    """The methods that serve clients of this modality."""
+    return [name for name in names() if modality in entry(name).modalities]
+
+
+def title(method: str, variant: str | None = None) -> str:
+    """A method's name for a reader; the bare word for a method that is not installed here."""
+    try:
+        found = entry(method)
+    except CatalogueError:
+        return method
+    return found.variants.get(variant or "", found.title)
+
+
+def role(method: str) -> Role:
+    """What an arm of this method stands for; a method that is not installed here is a method."""
+    try:
+        return entry(method).role
+    except CatalogueError:
+        return Role.METHOD
+
+
+def conf_folders() -> list[Path]:
+    """Folders beside conf/ in which Hydra looks for YAML: those of other packages' methods. CatalogueError."""
+    places = []
+    for name in installed():
+        package = entry(name).conf
+        spec = find_spec(str(package))
+        folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+        if not any((folder / "method" / f"{name}.yaml").is_file() for folder in folders):
+            raise CatalogueError(f"the method {name} has no file method/{name}.yaml in its package {package}")
+        places += [folder for folder in folders if folder not in places]
+    return places
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def methods_table() -> list[tuple[str, str, str, str]]:
-    """(name, paper, exchanges, modality) of every method, for `florilegium methods`."""
-    return [(name, entry.paper, entry.exchanges, entry.modality) for name, entry in CATALOGUE.items()]
+    """(name, paper, what crosses the wire, clients) of every method, for `florilegium methods`."""
+    return [(name, e.paper, e.exchanges, e.clients) for name, e in ((name, entry(name)) for name in names())]
 
 
 def methods_markdown() -> str:
-    """The same as an aligned Markdown table, for the README."""
-    rows = [("method", "paper", "what crosses the wire", "clients"), *methods_table()]
+    """The same of our own methods as an aligned Markdown table, for the README."""
+    rows = [("method", "paper", "what crosses the wire", "clients")]
+    rows += [line for line in methods_table() if line[0] in CATALOGUE]
     wide = [max(len(row[n]) for row in rows) for n in range(4)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in wide) + "|", *lines[1:]])

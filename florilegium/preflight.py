@@ -11,8 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from florilegium import assets
-from florilegium.catalogue import CATALOGUE, half
+from florilegium import assets, catalogue
 from florilegium.config import sections
 from florilegium.config.composition import SettingsError, arms, first_line, plain, typed
 from florilegium.data.datasets import open_dataset
@@ -33,24 +32,25 @@ def check_guard(conf: Any) -> None:
     typed(DefenceSettings, conf.get("defence"), "defence")
     given = typed(PrivacySettings, conf.get("privacy"), "privacy")
     try:
-        counts = getattr(half(conf.method.name, "server"), "counts_votes", False)
+        counts = catalogue.entry(conf.method.name).counts_votes
         if given.representations or given.votes or given.training:
             accountants.opacus_accountant()
     except ValueError as error:
         raise SettingsError(str(error)) from error
     if given.votes and not counts:
         raise SettingsError(
-            f"privacy.votes: {conf.method.name} counts no votes of clients; fedmmkt, fedmekt and creamfl do"
+            f"privacy.votes: {conf.method.name} counts no votes of clients; these do:"
+            f" {', '.join(name for name in catalogue.names() if catalogue.entry(name).counts_votes)}"
         )
     for arm, node in arms(conf).items():
-        client_half, exchanged = half(node.name, "client"), CATALOGUE[node.name].exchanges
-        if given.representations and any(word in exchanged for word in ("weights", "encoders")):
+        entry = catalogue.entry(node.name)
+        if given.representations and not entry.sends_vectors and entry.uploads:
             raise SettingsError(
-                f"privacy.representations: {node.name} ({arm}) exchanges {exchanged}, which "
-                "it does not cover; privacy.training does, or method=flower with a DP strategy"
+                f"privacy.representations: {node.name} ({arm}) exchanges {entry.exchanges}, which "
+                "it does not cover; privacy.training does, or one of Flower's DP strategies"
             )
-        if given.training and client_half is not None and not getattr(client_half, "dpsgd", False):
-            covered = [name for name in CATALOGUE if getattr(half(name, "client"), "dpsgd", False)]
+        if given.training and entry.client is not None and not entry.dpsgd:
+            covered = [name for name in catalogue.names() if catalogue.entry(name).dpsgd]
             raise SettingsError(
                 f"privacy.training: {node.name} ({arm}) reads private rows in ways of its own; DP-SGD "
                 f"covers {', '.join(covered)}"
@@ -88,6 +88,11 @@ def validate(conf: DictConfig) -> None:
     for key, section in named.items():
         typed(section, conf.get(key), key)
     typed(opening.SinkSettings, conf.get("sinks"), "sinks")
+    for arm, node in arms(conf).items():
+        try:
+            catalogue.entry(node.name)
+        except catalogue.CatalogueError as error:
+            raise SettingsError(f"{arm}: {error}") from error
     _validate_clients(conf)
     _validate_data(conf)
     _validate_diffusion(conf)
@@ -95,13 +100,13 @@ def validate(conf: DictConfig) -> None:
     if conf.runtime.name != "deployment":  # there the clients' data are their own
         partition(conf)
     for arm, node in arms(conf).items():
-        for side in ("server", "client"):
-            try:
-                Half: Any = half(node.name, side)
-            except ValueError as error:
-                raise SettingsError(f"{arm}: {error}") from error
-            if Half is not None:
-                given = typed(Half.Settings, node.get(side), f"{arm}.{side}")
+        try:
+            sides: dict[str, Any] = {side: catalogue.side(node.name, side) for side in ("server", "client")}
+        except catalogue.CatalogueError as error:
+            raise SettingsError(f"{arm}: {error}") from error
+        for side in sides:
+            if (Side := sides[side]) is not None:
+                given: Any = typed(Side.Settings, node.get(side), f"{arm}.{side}")
                 _validate_guidance(conf, getattr(given, "guidance", None), f"{arm}.client.guidance")
 
 
@@ -125,9 +130,9 @@ def _validate_clients(conf: DictConfig) -> None:
     _validate_pairs(conf)
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})
     for arm, node in arms(conf).items():
-        entry = CATALOGUE.get(node.name)
+        entry = catalogue.entry(node.name)
         apart = (node.get("server") or {}).get("groups", "none") != "none"
-        if entry is not None and entry.modality == "one" and len(architectures) > 1 and not apart:
+        if entry.one_architecture and len(architectures) > 1 and not apart:
             raise SettingsError(
                 f"{arm}: {node.name} averages weights and needs one architecture; "
                 f"clients.mix has {', '.join(architectures)}"
@@ -139,10 +144,11 @@ def _validate_pairs(conf: DictConfig) -> None:
     typed(PairSettings, conf.clients.get("pair"), "clients.pair")
     those = [k for k, member in enumerate(conf.clients.mix) if member.modality == "pair"]
     for arm, node in arms(conf).items():
-        entry = CATALOGUE.get(node.name)
-        apart = node.name == "fedavg" and (node.get("server") or {}).get("groups") == "architecture"
-        if those and entry is not None and entry.client and "pair" not in entry.modality and not apart:
-            ways = ", ".join(name for name, other in CATALOGUE.items() if "pair" in other.modality)
+        entry = catalogue.entry(node.name)
+        apart = (node.get("server") or {}).get("groups") == "architecture"
+        served = entry.modalities_in_groups if apart else entry.modalities
+        if those and entry.client and "pair" not in served:
+            ways = ", ".join(catalogue.with_modality("pair"))
             raise SettingsError(
                 f"{arm}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); these have: {ways}"
             )
@@ -172,7 +178,7 @@ def _validate_diffusion(conf: DictConfig) -> None:
 
 
 def _validate_guidance(conf: DictConfig, given: Any, where: str) -> None:
-    """That the clients, data and features suit a half's guidance, where it has one. SettingsError."""
+    """That the clients, data and features suit a side's guidance, where it has one. SettingsError."""
     if given is None:
         return
     try:

@@ -69,7 +69,7 @@ class Resources:
         return rows.images, rows.labels
 
     def pooled_private(self) -> tuple[Tensor, Tensor, list[str]]:
-        """(images uint8 [N, 3, S, S], labels [N], texts) of all clients' rows: for the Centralised bound alone."""
+        """(images uint8 [N, 3, S, S], labels [N], texts) of all clients' rows: for the upper bound alone."""
         return self._pooled
 
     @cached_property

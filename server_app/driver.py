@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from florilegium.catalogue import half
+from florilegium import catalogue
 from florilegium.config import composition
 from florilegium.data.partition import partition
 from florilegium.federation.federation import Federation
@@ -120,7 +120,7 @@ def run_arms(run: Run, conf: DictConfig, grid: Any) -> None:
     run.partition(partition(conf))
     evaluation = Evaluation(conf, resources)
     for arm, node in composition.arms(conf).items():
-        Half = half(node.name, "server")
+        Half = catalogue.side(node.name, "server")
         strategy = Half(composition.typed(Half.Settings, node.get("server"), f"{arm}.server"), resources)
         narrator.arm, narrator.federation = (
             arm,

@@ -14,9 +14,8 @@ from torch import Tensor
 from florilegium.config.bounds import one_of
 from florilegium.federation.federation import Federation, means_of
 from florilegium.protocol.payloads import Nothing, Report, SoftTargets
-from strategies.blocks.public_set import PublicSet, PublicSetSettings
+from strategies.blocks.public_set import PublicSet, PublicSetSettings, ask_scores, recorded
 from strategies.blocks.rounds import Rounds
-from strategies.blocks.scores import ask_scores, recorded
 
 SCORES = ("log_softmax", "softmax")
 

@@ -17,9 +17,8 @@ from florilegium.federation.federation import Federation, means_of
 from florilegium.learning.averaging import part
 from florilegium.learning.losses import entropy
 from florilegium.protocol.payloads import Nothing, Report, SoftTargets
-from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings
+from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings, ask_scores, recorded
 from strategies.blocks.rounds import Rounds
-from strategies.blocks.scores import ask_scores, recorded
 
 SERVERS = ("ensemble", "clip")
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from florilegium.federation.federation import Federation, means_of
 from florilegium.protocol.payloads import Logits, Nothing, Report
-from strategies.blocks.public_set import PublicSet, PublicSetSettings
+from strategies.blocks.public_set import PublicSet, PublicSetSettings, ask_scores, recorded, warm_up
 from strategies.blocks.rounds import Rounds
-from strategies.blocks.scores import ask_scores, recorded, warm_up
 
 
 @dataclass

@@ -18,13 +18,12 @@ from florilegium.diffusion.tuning import TuneSettings
 from florilegium.federation.federation import Federation, Reply, means_of
 from florilegium.learning.averaging import named, part
 from florilegium.learning.metrics import confusion
-from florilegium.methods.fedmmkt import consensus
-from florilegium.protocol import costs, pixels
+from florilegium.methods.fedmmkt import consensus, costs
+from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samples, Targets
 from strategies.blocks.exchanges import EXCHANGES, Exchanges
-from strategies.blocks.replay import Reservoir, joint_state, restore_joint
 from strategies.blocks.rounds import Rounds
-from strategies.blocks.synthesis import draw_classes, filled
+from strategies.blocks.synthesis import Reservoir, draw_classes, filled, joint_state, mean_bytes, restore_joint
 
 
 @dataclass
@@ -225,14 +224,14 @@ class FedMMKT(Rounds):
     def modelled_bytes(self, replies: list[Reply], sent: dict[str, Samples]) -> dict[str, float]:
         """The paper's byte formula (Appendix E) at this run's constants, beside the measured bytes."""
         s, modalities = self.settings, [x.client.modality for x in replies]
-        model = costs.fedmmkt_bytes(
+        model = costs.modelled(
             s.samples,
             modalities.count("image"),
             modalities.count("text"),
             len(self.classes),
             self.resources.width,
-            costs.mean_bytes(sent["image"]),
-            costs.mean_bytes(sent["text"]),
+            mean_bytes(sent["image"]),
+            mean_bytes(sent["text"]),
             variant=s.variant,
         )
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}

@@ -43,11 +43,11 @@ ONLY_IN = {
 }
 # inside florilegium: a package imports those of lines above its own alone, so no two packages need each other
 LAYERS = (
-    {"seeds", "assets"},
+    {"seeds", "assets", "catalogue"},
     {"config"},
     {"protocol", "runs"},
     {"data", "learning"},
-    {"models", "diffusion", "catalogue"},
+    {"models", "diffusion"},
     {"resources", "privacy"},
     {"federation", "methods"},
     {"preflight", "report"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from florilegium.protocol.costs import MB, fedmmkt_bytes
+from florilegium.methods.fedmmkt.costs import MB, modelled
 
 PAPER = {
     "samples": 800,
@@ -17,10 +17,10 @@ PAPER = {
 
 @pytest.mark.parametrize("variant, up, down", [("representation", 2.35, 7.13), ("logit", 0.31, 4.78)])
 def test_table_x(variant, up, down):
-    model = fedmmkt_bytes(**PAPER, variant=variant)
+    model = modelled(**PAPER, variant=variant)
     assert round(model["up"] / MB, 2) == up and round(model["down"] / MB, 2) == down
 
 
 def test_the_augmented_view_doubles_the_representations():
-    one, two = (fedmmkt_bytes(**PAPER, variant=v)["up"] for v in ("representation", "unimodal"))
+    one, two = (modelled(**PAPER, variant=v)["up"] for v in ("representation", "unimodal"))
     assert two - one == 800 * 768 * 4

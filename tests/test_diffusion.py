@@ -13,8 +13,7 @@ import torch
 from florilegium.diffusion.captions import Captioner, CaptionSettings
 from florilegium.diffusion.generator import DiffusionSettings
 from florilegium.diffusion.load import load
-from florilegium.diffusion.merging import predict
-from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts, drawn_order, learning_rate
+from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts, drawn_order, learning_rate, predict
 from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 
 D = 24

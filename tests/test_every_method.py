@@ -9,7 +9,7 @@ import torch
 from flwr.app import Error, Message
 from omegaconf import OmegaConf
 
-from florilegium.catalogue import CATALOGUE, half
+from florilegium.catalogue import CATALOGUE, side
 from florilegium.config import composition
 from florilegium.federation.federation import FederationError
 from florilegium.protocol import codec
@@ -44,7 +44,7 @@ def faults(run):
 
 
 def toy(toy_conf, method, *overrides):
-    alike = ALIKE if CATALOGUE[method].modality == "one" else []
+    alike = ALIKE if CATALOGUE[method].one_architecture else []
     return toy_conf(f"method={method}", "evaluation.images_per_class=2", *alike, *SMALL.get(method, []), *overrides)
 
 
@@ -59,15 +59,15 @@ def test_every_method_has_its_files():
 @pytest.mark.parametrize("method", CATALOGUE)
 def test_the_defaults_of_yaml_and_dataclass_agree_in_type(method, toy_conf):
     conf = toy_conf(f"method={method}")
-    for side in ("server", "client"):
-        if (Half := half(method, side)) is not None:
-            composition.typed(Half.Settings, conf.method.get(side), f"method.{side}")
+    for which in ("server", "client"):
+        if (Side := side(method, which)) is not None:
+            composition.typed(Side.Settings, conf.method.get(which), f"method.{which}")
 
 
 @pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")))
 def test_every_preset_composes_and_types(preset, toy_conf):
     conf = toy_conf(f"experiment={preset}")
-    composition.typed(half(conf.method.name, "server").Settings, conf.method.server, "method.server")
+    composition.typed(side(conf.method.name, "server").Settings, conf.method.server, "method.server")
     assert conf.label
 
 
@@ -76,7 +76,7 @@ def test_it_runs_through_the_real_apps(method, toy_conf, federated):
     run = federated(toy(toy_conf, method, "rounds=1"))
     assert [r["round"] for r in lines(run)] == [0, 1] and not faults(run)
     last = lines(run)[-1]["metrics"]
-    judged = {"client/accuracy/image"} if half(method, "client") else {"t2i/accuracy"}
+    judged = {"client/accuracy/image"} if side(method, "client") else {"t2i/accuracy"}
     assert judged <= last.keys() and (run / "report.html").exists() and (run / "summary.json").exists()
 
 

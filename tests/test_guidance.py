@@ -20,11 +20,11 @@ from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol import codec
 from florilegium.protocol.payloads import Examples, Guide, Nothing
 from florilegium.protocol.validation import WireError
-from strategies.blocks.proxies import proxies, resolved
+from strategies.blocks.guidance import proxies, resolved
 
 TWO = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
 AT = "method.client.guidance"
-AVERAGING = [name for name, entry in CATALOGUE.items() if entry.modality == "one"]
+AVERAGING = [name for name, entry in CATALOGUE.items() if entry.one_architecture]
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from client_app.batches import ClientError
 from client_app.blocks.training import task_terms
 from client_app.client import Client
+from client_app.evaluation import seen
 from client_app.memory import Memory
-from client_app.pairs import public_batches, seen
 from florilegium import preflight
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
@@ -91,15 +91,6 @@ def test_a_batch_has_both_sides_of_the_same_rows(client):
     assert torch.equal(batch.texts[:, :3], said[:, :3])
     assert torch.equal(next(iter(client.private_batches(8, 0, "private"))).images, batch.images)
     assert not torch.equal(next(iter(client.private_batches(8, 1, "private"))).ids, batch.ids)
-
-
-def test_public_batches_name_their_positions(client):
-    pairs = client.public_pairs
-    found = list(public_batches(client, pairs, 16, 0, augmented=False))
-    places = torch.cat([rows for _, rows in found])
-    assert places.sort().values.tolist() == list(range(len(pairs)))
-    batch, rows = found[0]
-    assert torch.equal(batch.ids, pairs.ids[rows]) and torch.equal(batch.images, pairs.images[rows] / 127.5 - 1)
 
 
 # -- model and loss ----------------------------------------------------------------------------------------------------

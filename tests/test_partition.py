@@ -9,7 +9,7 @@ import torch
 
 from client_app.evaluation import evaluate
 from client_app.opening import open_client
-from florilegium.catalogue import CATALOGUE, half
+from florilegium.catalogue import CATALOGUE, side
 from florilegium.config import composition
 from florilegium.data import shift, skew
 from florilegium.data.datasets import DataError, open_dataset
@@ -270,7 +270,7 @@ def test_every_method_meets_the_same_cohorts(toy_conf, federated):
     """Four clients, two a round: who trains in a round depends on the seed alone."""
     met = {}
     for method in ("standalone", "fedavg", "fedmmkt"):
-        assert method in CATALOGUE and half(method, "client")
+        assert method in CATALOGUE and side(method, "client")
         conf = toy(
             toy_conf,
             method,

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from florilegium.catalogue import CATALOGUE, half
+from florilegium.catalogue import CATALOGUE, side
 from florilegium.cli import main, privacy
 from florilegium.config import composition
 from florilegium.privacy import listing
@@ -14,7 +14,7 @@ from florilegium.protocol import phases as phases
 from florilegium.protocol.payloads import Answers, Examples, Logits, Nothing, Report, Samples, Weights
 from tests.test_every_method import ALIKE, faults, toy
 
-SPOKEN = [name for name in CATALOGUE if half(name, "client")]
+SPOKEN = [name for name in CATALOGUE if side(name, "client")]
 PHASE = {message_type: phase for phase, message_type in phases.PHASES.items()}
 SERVER_LOOKS = [
     "guidance@method.client.guidance=feddifrc",
@@ -106,21 +106,21 @@ def test_a_signature_must_say_what_crosses():
     for Half in (Silent, Free):
         with pytest.raises(ValueError, match="the signature of 'train'"):
             phases.declared(Half, "train")
-    assert phases.declared(half("fedmmkt", "client"), "represent") == ((Samples,), (Answers, Logits))
+    assert phases.declared(side("fedmmkt", "client"), "represent") == ((Samples,), (Answers, Logits))
 
 
 def test_what_settings_switch_off_is_not_listed(toy_conf):
-    Half, plain = half("fedavg", "client"), toy(toy_conf, "fedavg")
+    Half, plain = side("fedavg", "client"), toy(toy_conf, "fedavg")
     off = composition.typed(Half.Settings, plain.method.client, "method.client")
     assert phases.declared(Half, "represent", off) == ((), ())
     on = composition.typed(Half.Settings, toy(toy_conf, "fedavg", *SERVER_LOOKS).method.client, "method.client")
     assert Examples in phases.declared(Half, "represent", on)[1]
     assert Weights in phases.declared(Half, "evaluate", off)[0]
-    assert phases.declared(half("fedmmkt", "client"), "evaluate") == ((Nothing,), (Report,))
+    assert phases.declared(side("fedmmkt", "client"), "evaluate") == ((Nothing,), (Report,))
 
 
 def test_a_client_sends_nothing_that_its_half_does_not_declare(toy_conf, federated, monkeypatch):
-    Half = half("fedavg", "client")
+    Half = side("fedavg", "client")
     honest = Half.train
 
     def leaking(self, client, down: Weights) -> Weights:

@@ -36,7 +36,7 @@ def test_each_method_of_the_catalogue_has_settings_and_the_other_way_round() -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_composes_and_types(method: str) -> None:
     one = ["clients.mix=[{modality: image, model: resnet},{modality: image, model: resnet}]"]
-    checked(f"method={method}", *(one if CATALOGUE[method].modality == "one" else []), "references=none")
+    checked(f"method={method}", *(one if CATALOGUE[method].one_architecture else []), "references=none")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -270,7 +270,7 @@ def run(case: Case, folder: Path) -> Path:
     if case.what == "toy":
         given += toy_overrides()
         method = composition.compose([*given, *case.overrides]).method.name
-        given += [IMAGES] if case.alike and CATALOGUE[method].modality == "one" else []
+        given += [IMAGES] if case.alike and CATALOGUE[method].one_architecture else []
         given += ["evaluation.images_per_class=2", *SMALL.get(method, [])] if case.few else []
 
     def conf(name: str) -> Any:

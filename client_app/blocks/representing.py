@@ -1,4 +1,4 @@
-"""What clients that exchange representations share (CreamFL, FedMEKT): looking at public samples, learning from what
+"""What clients that exchange representations share: looking at public samples, learning from what
 others saw in them.
 
 An image or text client has one side of a pair, a retrieval client both. Public samples are the client's own copy of the

@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from client_app import pairs
 from client_app.privacy.dpsgd import fit_dpsgd
 from florilegium.learning.fit import fit, optimizer_of
 
 
 def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str, float]:
-    """The client's own task on its own rows with AdamW (eq 1 of FedMMKT).
+    """The client's own task on its own rows with AdamW (eq 1 of arXiv 2510.12254).
 
     `settings` has learning_rate, weight_decay and batch; `name` tells this pass's shuffling from another's. With
     `privacy.training` by DP-SGD.
@@ -42,7 +41,9 @@ def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str,
 def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
     """The client's own task on a private batch: cross-entropy of classes, or the retrieval loss of pairs."""
     if client.modality == "pair":
-        return {"task": pairs.task_loss(client, batch)}
+        model = client.model
+        seen = model.encode_image(batch.images), model.encode_text(batch.texts)
+        return {"task": model.loss(*seen, batch.groups)}
     return {"task": cross_entropy(client.model(batch.inputs), batch.labels)}
 
 

@@ -22,7 +22,7 @@ class SkewError(ValueError):
 def grouped_balanced(
     labels_N: np.ndarray, clients: int, alpha: float, group: int, random: np.random.Generator
 ) -> list[np.ndarray]:
-    """FedDifRC's released Dirichlet split: drawn within groups of `group` clients, then re-cut to equal sizes.
+    """Dirichlet, as released with arXiv 2507.06482: drawn in groups of `group` clients, then re-cut to equal sizes.
 
     The cuts run across the lists of neighbours, so it is milder than its alpha says. Sizes differ by one row at most.
     """
@@ -62,7 +62,7 @@ def _capped_dirichlet(
 def biased_unbiased(
     labels_N: np.ndarray, classes: int, biased: int, per_biased: int, unbiased: int, random: np.random.Generator
 ) -> list[np.ndarray]:
-    """NID2, FedDisco's NIID-2: `biased` clients of a few classes each, then `unbiased` ones of all, equal sizes.
+    """NID2 (arXiv 2305.19229): `biased` clients of a few classes each, then `unbiased` ones of all, equal sizes.
 
     Biased client i holds classes i*m .. i*m + m-1 (mod C) with m = `per_biased`, an unbiased one 1/K of every class.
     Where classes have unequal rows or holders, all clients are cut to the smallest.

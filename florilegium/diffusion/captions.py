@@ -1,4 +1,4 @@
-"""The captioner (FedMMKT eq 2): a BLIP directory that says in words what a synthesized image shows."""
+"""The captioner (eq 2 of arXiv 2510.12254): a BLIP directory that says in words what a synthesized image shows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a frozen diffusion model sees in an image: its decoder's maps, after one U-Net call at noise level t.
 
-FedDifRC (arXiv 2507.06482) and SemanticFL (arXiv 2603.19337) guide clients by these; nothing here is ever trained.
+Guidance shows these to clients (arXiv 2507.06482, arXiv 2603.19337); nothing here is ever trained.
 One VAE encoding and one noisy latent serve all prompts of an image, a prompt is encoded once, and the U-Net ends with
 the last wanted block. Axes: N images, Q prompts of an image, R rows (image, prompt), E noise draws, P positions,
 C channels, T tokens, W token width, D feature width; h w latent sides.
@@ -98,7 +98,7 @@ class FeatureExtractor:
         """D of the features under this projection."""
         return sum(self.features.dims) if self.features.pca == "per_batch" else projection.width
 
-    # -- features (FedDifRC) -------------------------------------------------------------------------------------------
+    # -- features under prompts (arXiv 2507.06482) ---------------------------------------------------------------------
 
     @torch.no_grad()
     def conditional(
@@ -186,7 +186,7 @@ class FeatureExtractor:
             seed,
         )
 
-    # -- levels and texts (SemanticFL) ---------------------------------------------------------------------------------
+    # -- levels and texts (arXiv 2603.19337) ---------------------------------------------------------------------------
 
     @torch.no_grad()
     def levels(

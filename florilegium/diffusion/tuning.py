@@ -1,4 +1,4 @@
-"""Fine-tuning the decoder of a T2I model on text and fused representations (FedMMKT eqs 11-12, Annex B).
+"""Fine-tuning the decoder of a T2I model on text and fused representations (arXiv 2510.12254, eqs 11-12, Annex B).
 
 Only the decoder (U-Net) and the projection P train; text encoder and autoencoder are frozen, so latents and text
 embeddings arrive here computed. Axes: N samples, B batch, T tokens, W token width, D representation width, U texts.
@@ -19,7 +19,6 @@ from torch.nn.functional import mse_loss
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
 from florilegium.diffusion.glide.variational import variational_term
-from florilegium.diffusion.merging import predict
 
 
 @dataclass
@@ -323,3 +322,40 @@ def fitting(tensors: dict[str, Tensor], name: str, target: Tensor) -> None:
         found = tuple(tensors[name].shape) if name in tensors else "nothing"
         raise ValueError(f"the checkpoint does not fit this model: {name} is {found}, needed {tuple(target.shape)}")
     target.copy_(tensors[name])
+
+
+def predict(
+    decoder: nn.Module,
+    noisy_B: Tensor,
+    time_B: Tensor,
+    text_BTW: Tensor,
+    extra_BW: Tensor | None,
+    omit_B: Tensor,
+    merge: str,
+) -> Tensor:
+    """Dec(x_t, t, h) of eqs 11-12: how a representation joins the text in the decoder, and its omission.
+
+     A row with b = 1 gives the text-only decoder's output, bit for bit.
+
+    `token`: a row without representation must not meet the extra key at all. Rows are split into two calls, because a
+    masked key, though its weight is exactly zero, changes the shape of the products and so their last bits.
+    `add` and `time`: what is added to such a row is exactly zero.
+    """
+    if extra_BW is None or bool(omit_B.all()):
+        return decoder(noisy_B, time_B, text_BTW).sample
+    if merge == "token":
+        with_B, without_B = (~omit_B).nonzero().flatten(), omit_B.nonzero().flatten()
+        longer_BTW = torch.cat([text_BTW[with_B], extra_BW[with_B, None]], 1)
+        parts = [decoder(noisy_B[with_B], time_B[with_B], longer_BTW).sample]
+        if len(without_B):
+            parts.append(decoder(noisy_B[without_B], time_B[without_B], text_BTW[without_B]).sample)
+        return torch.cat(parts)[torch.argsort(torch.cat([with_B, without_B]))]
+    shown_BW = extra_BW.masked_fill(omit_B[:, None], 0)
+    if merge == "add":
+        return decoder(noisy_B, time_B, text_BTW + shown_BW[:, None]).sample
+    embedding = decoder.get_submodule("time_embedding")
+    hook = embedding.register_forward_hook(lambda module, inputs, output: output + shown_BW)
+    try:
+        return decoder(noisy_B, time_B, text_BTW).sample
+    finally:
+        hook.remove()

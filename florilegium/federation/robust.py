@@ -1,7 +1,7 @@
 """Robust arithmetic on what clients upload: pure functions, each with its source.
 
 All of them move the clients' vectors so that the plain mean of the result is the robust centre: a method that averages
-(FedMD, FedMEKT, an anchor of FedMMKT) then has the robust mean, one that weighs clients has bounded outliers, and no
+then has the robust mean, one that weighs clients has bounded outliers, and no
 method needs to know. Axes: K clients, N samples, D width, C classes; a dot is any number of further axes.
 """
 

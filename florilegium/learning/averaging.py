@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-#: First names of tensors that travel beside a model's own: SCAFFOLD's control variate, MOON's projection head,
-#: FedNH's prototypes and scale, and guidance's parameters. No model has them.
-BESIDE = ("control", "moon", "fednh", "guidance")
+#: First names of the tensors of our models (florilegium/models: a classifier, a dual encoder). What a method sends
+#: beside a model, under any other first name (a control variate, a head, prototypes), is not the model's.
+MODEL = ("body", "project", "classifier", "image", "text", "scale", "shift")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # what batch norm counts instead of learning
 
 
 def weighted_mean(states: Sequence[Mapping[str, Tensor]], examples: Sequence[float]) -> dict[str, Tensor]:
-    """Mean of state dicts, weighted by `examples` (FedAvg, arXiv 1602.05629, Algorithm 1).
+    """Mean of state dicts, weighted by `examples` (arXiv 1602.05629, Algorithm 1).
 
     Integer buffers (BatchNorm's counters) are averaged and rounded. Raises ValueError naming the first tensor in which
     two states differ, or when the weights do not have a positive sum.
@@ -51,7 +51,7 @@ def without(state: Mapping[str, Tensor], *firsts: str) -> dict[str, Tensor]:
 
 def model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's own tensors, without what travels beside them."""
-    return without(state, *BESIDE)
+    return {name: value for name, value in state.items() if name.split(".")[0] in MODEL}
 
 
 def learned(name: str, value: Tensor) -> bool:
@@ -60,7 +60,7 @@ def learned(name: str, value: Tensor) -> bool:
 
 
 def effective_steps(steps: float, momentum: float = 0.0) -> float:
-    """a = |sum of the weights that gradients have in the update of `steps` SGD steps| (FedNova, arXiv 2007.07481).
+    """a = |sum of the weights that gradients have in the update of `steps` SGD steps| (arXiv 2007.07481).
 
     `steps` without momentum; with momentum rho: [S - rho (1 - rho^S) / (1 - rho)] / (1 - rho).
     """
@@ -70,7 +70,7 @@ def effective_steps(steps: float, momentum: float = 0.0) -> float:
 
 
 def prototype_head(prototypes_CD: Tensor, scale: Tensor | float) -> dict[str, Tensor]:
-    """The linear classifier that scores z [D] by scale * cos(z, prototype), for z of norm sqrt(D) (FedNH).
+    """The linear classifier that scores z [D] by scale * cos(z, prototype), for z of norm sqrt(D) (arXiv 2212.02758).
 
     A model's representations have that norm by their LayerNorm (florilegium/models), so the ordinary head evaluates it.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,3 +103,24 @@ def gradient_shares(terms: dict[str, Tensor], trained: list[Tensor]) -> dict[str
         norms[name] = math.hypot(*(g.norm().item() for g in gradients if g is not None))
     total = sum(norms.values())
     return {f"share/{name}": norm / total if total else 0.0 for name, norm in norms.items()}
+
+
+# -- an optimiser's state, for files that are never pickled ------------------------------------------------------------
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """{"<parameter>.<key>": tensor} of Adam's moments and counters."""
+    return {
+        f"{n}.{key}": torch.as_tensor(value).detach().cpu()
+        for n, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; the learning rate and the like stay the optimiser's own."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        n, key = name.split(".", 1)
+        state.setdefault(int(n), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

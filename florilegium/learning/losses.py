@@ -25,7 +25,7 @@ def normalised(z_BD: Tensor) -> Tensor:
 def feature_kl(teacher_BD: Tensor, student_BD: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of softmaxes over the D coordinates, mean over the batch, times temperature squared.
 
-    The representation term of FedMMKT's eq 13. No gradient reaches the teacher.
+    The representation term of eq 13 of arXiv 2510.12254. No gradient reaches the teacher.
     """
     teacher = (teacher_BD.detach() / temperature).log_softmax(-1)
     student = (student_BD / temperature).log_softmax(-1)
@@ -42,7 +42,7 @@ def logit_kl(teacher_BC: Tensor, student_BC: Tensor, weight_B: Tensor, temperatu
 
 
 def logit_l1(teacher_BC: Tensor, student_BC: Tensor, weight_B: Tensor) -> Tensor:
-    """Mean absolute difference of class scores, each sample times its weight (FedMD's digest)."""
+    """Mean absolute difference of class scores, each sample times its weight (the digest of arXiv 1910.03581)."""
     return (weight_B[:, None] * (student_BC - teacher_BC.detach()).abs()).mean()
 
 
@@ -61,7 +61,7 @@ def info_nce(z_BD: Tensor, anchors_CD: Tensor, labels_B: Tensor, temperature: fl
 def model_contrast(z_BD: Tensor, near_BD: Tensor, far_BD: Tensor, temperature: float) -> Tensor:
     """-log(exp(n) / (exp(n) + exp(f))), n and f the cosines with `near` and `far` over the temperature; batch mean.
 
-    MOON's contrast between models, and CreamFL's intra-modal one.
+    The contrast between models of arXiv 2103.16257, and the intra-modal one of arXiv 2302.08888.
     """
     cosines_B2 = torch.stack([cosine_similarity(z_BD, near_BD), cosine_similarity(z_BD, far_BD)], 1)
     first_B = torch.zeros(len(z_BD), dtype=torch.int64, device=z_BD.device)
@@ -84,8 +84,11 @@ def pair_nce(image_BD: Tensor, text_BD: Tensor, match_BB: Tensor, temperature: f
 def soft_contrastive(
     image_BD: Tensor, text_BD: Tensor, match_BB: Tensor, scale: Tensor | float, shift: Tensor | float
 ) -> Tensor:
-    """PCME's retrieval loss without sampling, as FedAFD trains it: l_ij = -scale |z_i - z_j| + shift says how likely a
-    pair matches, p = e^l / (e^l + e^-l); -log of p (1 - p where it does not match), summed over pairs, mean over B."""
+    """PCME's retrieval loss without sampling, as arXiv 2603.04890 trains it, summed over pairs, mean over B.
+
+    l_ij = -scale |z_i - z_j| + shift says how likely a pair matches, p = e^l / (e^l + e^-l); the loss is -log of p, or
+    of 1 - p where it does not match.
+    """
     far_BB = (2 - 2 * image_BD @ text_BD.T).clamp_min(1e-12).sqrt()
     l_BB = shift - scale * far_BB
     return -logsigmoid(2 * torch.where(match_BB, l_BB, -l_BB)).sum() / len(image_BD)
@@ -107,7 +110,7 @@ def tdcl(
     form: str = "per_sample",
     u_norm: str = "none",
 ) -> Tensor:
-    """FedDifRC's text-driven diffusion contrast: log(1 + sum_j exp(s_j- / tau) / exp(s+ / tau)), batch mean.
+    """Text-driven diffusion contrast (arXiv 2507.06482): log(1 + sum_j exp(s_j- / tau) / exp(s+ / tau)), batch mean.
 
     s is the cosine, with `u_norm="mean_dist"` divided by U, the batch's mean distance to the representation.
     `released_tiled` is the released code's one scalar for the batch, which compares a sample with others' negatives
@@ -128,7 +131,7 @@ def tdcl(
 
 
 def ndcr(z_BD: Tensor, teacher_BD: Tensor, form: str = "l2_unit", temperature: float = 0.05) -> Tensor:
-    """FedDifRC's noise-driven consistency with the denoising representation, batch mean; no gradient to the teacher.
+    """Noise-driven consistency (arXiv 2507.06482), batch mean; no gradient to the teacher.
 
     l2_raw: sum_q (z(q) - H(q))^2, the paper's; l2_unit: of unit vectors; cos: 1 - cosine; kl: of the softmaxes of unit
     vectors, the released code's; kl_t: that at `temperature`.

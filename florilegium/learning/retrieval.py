@@ -2,8 +2,8 @@
 
 Every image is asked for its text among all different texts, every different text for one of its images among all
 images. An answer is right when it is of the query's group: several images, and several texts, may show or say the same
-thing. `rsum_2x_r1` is R@1 of both directions (FedAFD's "rsum R@1", over one gallery), `rsum_6` all six figures; both
-are sums of shares, so 2 and 6 at best. Axes: N pairs, Q queries, G gallery, D width.
+thing. `rsum_2x_r1` is R@1 of both directions ("rsum R@1" of arXiv 2603.04890, over one gallery), `rsum_6` all six
+figures; both are sums of shares, so 2 and 6 at best. Axes: N pairs, Q queries, G gallery, D width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well a client's features of public samples match the server's (FedAFD, arXiv 2603.04890, section 5 of our notes).
+"""How well a client's features of public samples match the server's (arXiv 2603.04890).
 
 Each of N samples is compared with all N anchors, a few rows at a time: the N x N matrix never stands in memory (10 GB
 at N = 50,000). Axes: N samples, K clients, D width.

@@ -5,14 +5,9 @@ Axes: B batch, C classes, D representation width (clients.width), H width of a b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from florilegium.learning.losses import normalised
-
-if TYPE_CHECKING:
-    pass
 
 
 class ModelError(ValueError):

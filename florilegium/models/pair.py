@@ -22,7 +22,7 @@ LOSSES = ("info_nce", "soft_contrastive")
 class PairSettings:
     """`conf.clients.pair`: the retrieval loss of every dual encoder, the clients' and the server's."""
 
-    loss: str = "info_nce"  # info_nce | soft_contrastive (PCME's, FedAFD's)
+    loss: str = "info_nce"  # info_nce | soft_contrastive (PCME's, as in arXiv 2603.04890)
     temperature: float = 0.1  # of info_nce
     scale: float = 15.0  # a of soft_contrastive at the start; learned
     shift: float = 15.0  # b of soft_contrastive at the start; learned

@@ -14,8 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from florilegium import seeds
-from florilegium.catalogue import CATALOGUE, half
+from florilegium import catalogue, seeds
 from florilegium.config import composition
 from florilegium.data.datasets import open_dataset
 from florilegium.models import build
@@ -56,9 +55,10 @@ def listing(conf: DictConfig) -> Listing:
     """What crosses when `conf.method` runs. SettingsError for settings that the method refuses."""
     conf = OmegaConf.create(composition.plain(conf))
     name = str(conf.method.name)
-    Half: Any = half(name, "client")
+    Half: Any = catalogue.side(name, "client")
     if Half is None:
-        return Listing(name, CATALOGUE[name].exchanges, [], ["This method asks nothing of clients: nothing is sent."])
+        nothing = "This method asks nothing of clients: nothing is sent."
+        return Listing(name, catalogue.entry(name).exchanges, [], [nothing])
     given = composition.typed(Half.Settings, conf.method.get("client"), "method.client")
     spoken = phases.phases_of(Half, phases.exchanges_of(conf.method))
     kinds = {phase: phases.declared(Half, phase, given) for phase in spoken}
@@ -78,7 +78,7 @@ def listing(conf: DictConfig) -> Listing:
         Field("every", "up", "privacy", spent, "float", "", None, _sees("up"), "the privacy a client has spent")
         for spent in composition.typed(PrivacySettings, conf.get("privacy"), "privacy").told
     ]
-    return Listing(name, CATALOGUE[name].exchanges, found, list(_notes(kinds, sizes)))
+    return Listing(name, catalogue.entry(name).exchanges, found, list(_notes(kinds, sizes)))
 
 
 def _sees(way: str) -> str:

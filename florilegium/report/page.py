@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from florilegium.catalogue import Role
 from florilegium.report.charts import bars
 from florilegium.report.comparison import compare
 from florilegium.report.markup import (
@@ -85,7 +86,7 @@ def page(out) -> str:
 
 def header(run: Recorded) -> str:
     """Title, protocol and headline figures."""
-    main, alone = run.metrics(MAIN), run.metrics("standalone")
+    main, alone = run.metrics(MAIN), first_of(run, Role.ALONE)
     done = max((r["round"] for r in run.of(MAIN)), default=0)
     facts = [
         ("data", run.get("data.name")),
@@ -103,7 +104,7 @@ def header(run: Recorded) -> str:
         else ""
     )
     cards = [
-        card(f"Clients’ {kind} accuracy", headline(main[key]), gain("Standalone", main, alone, key))
+        card(f"Clients’ {kind} accuracy", headline(main[key]), gain(Role.ALONE.capitalize(), main, alone, key))
         for kind in ("image", "text")
         if (key := f"client/accuracy/{kind}") in main
     ]
@@ -123,14 +124,14 @@ def gain(name: str, main: dict, other: dict, key: str) -> list[tuple[str, str]]:
 
 
 def generator_cards(run: Recorded, main: dict) -> list[str]:
-    """T2I accuracy and CLIP score beside the un-tuned, self-tuned and centralised models."""
+    """T2I accuracy and CLIP score beside the un-tuned model and the reference arms that tune one."""
     key, clip = "t2i/accuracy", "t2i/clip_score"
-    own = [r for r in run.arms if run_kind(run, r) == "selftuned" and key in run.metrics(r)]
+    own = [arm for arm in run.with_role(Role.SELF_TUNED) if key in run.metrics(arm)]
     best = max(own, key=lambda r: run.metrics(r)[key], default="")
     others = [
         ("Un-tuned", run.untuned()),
-        ("Self-tuned", run.metrics(best)),
-        ("Centralised", run.metrics("centralised")),
+        (Role.SELF_TUNED.capitalize(), run.metrics(best)),
+        (Role.BOUND.capitalize(), first_of(run, Role.BOUND)),
     ]
     cards = []
     if key in main:
@@ -167,9 +168,10 @@ def byte_card(main: dict) -> list[str]:
     return [card("Bytes per client, round", value, facts, "wide")]
 
 
-def run_kind(run: Recorded, arm: str) -> str:
-    """The method of an arm."""
-    return run.method if arm == MAIN else str(run.get(f"references.{arm}.name", arm))
+def first_of(run: Recorded, role: Role) -> dict[str, float]:
+    """The metrics of the first arm that stands for this; of none, {}."""
+    arms = run.with_role(role)
+    return run.metrics(arms[0]) if arms else {}
 
 
 def cohort(run: Recorded) -> str:
@@ -345,8 +347,8 @@ def notes(run: Recorded) -> str:
         f"This is one run with one seed ({run.get('seed')}). Differences of a few points need several seeds: "
         "<code>florilegium run -m seed=0,1,2</code>, then <code>florilegium compare</code>."
     )
-    if "standalone" not in run.arms:
-        told.append("This run has no Standalone arm, so the clients’ gain is not shown.")
+    if not run.with_role(Role.ALONE):
+        told.append("This run has no arm whose clients learn alone, so the clients’ gain is not shown.")
     if run.unfinished:
         told.append("The run is unfinished; later rounds and reference arms are missing.")
     return f'<ul class="notes">{"".join(f"<li>{t}</li>" for t in told)}</ul>'

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from florilegium.catalogue import Role
 from florilegium.report.charts import Series, heat_map, line_chart, swatch
 from florilegium.report.markup import legend
 from florilegium.runs.pictures import by_caption, data_uri, read_raw, strip
 from florilegium.runs.reader import MAIN, Recorded, finite
 
-FIXED = {MAIN: 0, "standalone": 1, "self_label": 2, "selftuned": 2, "centralised": 3, "untuned": 4}
+FIXED = {Role.ALONE: 1, Role.SELF_TUNED: 2, Role.BOUND: 3}  # colours; the main arm has 0
+UNTUNED = 4
+PICTURED = (Role.SELF_TUNED, Role.BOUND)  # roles whose images are shown beside the method's
+LONG, BREAK = 10, 7  # a strip's name of more letters may be broken after so many
 PALETTE = 8
 TILES, PLATES = 4, 48  # images a strip, classes a page
 CURVES = (
@@ -31,8 +35,8 @@ LABELS = (
 
 
 def arm_colours(run: Recorded) -> dict[str, int]:
-    """One colour per arm for the whole page; well-known arms have the same one on every page."""
-    given = {arm: FIXED[arm] for arm in run.arms if arm in FIXED} | {"untuned": FIXED["untuned"]}
+    """One colour per arm for the whole page; the first arm of each role has the same one on every page."""
+    given = {MAIN: 0, "untuned": UNTUNED} | {arms[0]: n for role, n in FIXED.items() if (arms := run.with_role(role))}
     free = [n for n in range(PALETTE) if n not in given.values()]
     for arm in run.arms:
         if arm not in given:
@@ -86,14 +90,15 @@ def grids(run: Recorded, arm: str) -> list[tuple[int, Path]]:
 
 
 def stages(run: Recorded) -> list[tuple[str, np.ndarray, list[str]]]:
-    """(name, images, captions): the method before and after, then the last grids of self-tuned and centralised."""
+    """(name, images, captions): the method before and after, then the last grid of the first arm of each role that
+    has one."""
     chosen, main = [], grids(run, MAIN)
     if main:
         chosen.append(("before" if main[0][0] == 0 else f"round {main[0][0]}", main[0][1]))
     if len(main) > 1:
         chosen.append((f"round {main[-1][0]}", main[-1][1]))
-    for arm, name in (("self_label", "self-tuned"), ("selftuned", "self-tuned"), ("centralised", "centralised")):
-        chosen += [(name, p) for _, p in grids(run, arm)[-1:]]
+    for role in PICTURED:
+        chosen += [(str(role), grids(run, arm)[-1][1]) for arm in run.with_role(role) if grids(run, arm)][:1]
     read = []
     for name, path in chosen:
         try:
@@ -103,6 +108,11 @@ def stages(run: Recorded) -> list[tuple[str, np.ndarray, list[str]]]:
     return read
 
 
+def breakable(name: str) -> str:
+    """A strip's name as HTML, with a soft hyphen where it is long."""
+    return f"{escape(name[:BREAK])}&shy;{escape(name[BREAK:])}" if len(name) > LONG else escape(name)
+
+
 def plates(run: Recorded) -> str:
     """One plate per class: the same prompts and seeds through each stage of the generator."""
     held = [(name, images, by_caption(captions)) for name, images, captions in stages(run)]
@@ -110,7 +120,7 @@ def plates(run: Recorded) -> str:
     drawn = []
     for caption in captions:
         lines = "".join(
-            f'<div class="strip"><span>{escape(name).replace("centralised", "central&shy;ised")}</span><img '
+            f'<div class="strip"><span>{breakable(name)}</span><img '
             f'src="{data_uri(strip(images[places[caption][:TILES]]))}" alt="{escape(caption)}, {escape(name)}"></div>'
             for name, images, places in held
             if caption in places

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from florilegium import catalogue
 from florilegium.runs import files
 
 MAIN = "method"  # the name of a run's main arm; reference arms have their own names
@@ -170,8 +171,7 @@ class Recorded:
         """The experiment's label, or the method's name (with its variant, where that is not the full method)."""
         if self.get("label"):
             return str(self.get("label"))
-        name, variant = NAMES.get(self.method, self.method), self.get("method.variant")
-        return {"logit": "l-", "unimodal": "u-"}.get(variant, "") + name
+        return catalogue.title(self.method, self.get("method.variant"))
 
     @cached_property
     def arms(self) -> list[str]:
@@ -219,25 +219,26 @@ class Recorded:
         """An arm's name for a reader."""
         if arm == MAIN:
             return self.label
-        return TITLES.get(arm) or arm.replace("_", " ").replace("-", " ").capitalize()
+        if arm in TITLES:
+            return TITLES[arm]
+        method = self.method_of(arm)
+        return catalogue.title(method) if arm == method else arm.replace("_", " ").replace("-", " ").capitalize()
+
+    def method_of(self, arm: str) -> str:
+        """The method of an arm; the arm's own name in a record that does not say."""
+        return self.method if arm == MAIN else str(self.get(f"references.{arm}.name", arm))
+
+    def with_role(self, role: catalogue.Role) -> list[str]:
+        """The reference arms that stand for this in a comparison."""
+        return [arm for arm in self.arms if arm != MAIN and catalogue.role(self.method_of(arm)) is role]
 
 
+# of arms that no method is named after: round 0, and those of conf/references
 TITLES = {
-    "standalone": "Standalone",
     "untuned": "Un-tuned T2I",
-    "selftuned": "Self-tuned T2I",
     "self_label": "Self-tuned, labels",
     "self_caption": "Self-tuned, captions",
     "self_representation": "Self-tuned, representations",
-    "centralised": "Centralised T2I",
-    "fedavg": "FedAvg",
-}
-NAMES = {
-    "fedmmkt": "FedMMKT",
-    "fedavg": "FedAvg",
-    "standalone": "Standalone",
-    "selftuned": "Self-tuned T2I",
-    "centralised": "Centralised T2I",
 }
 
 

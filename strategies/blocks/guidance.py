@@ -7,17 +7,20 @@ labelled images. Axes: N images, C classes, P anchors of a class, D representati
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from florilegium import seeds
+from florilegium.data.datasets import read_rows
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.projection import Projection, fingerprint
 from florilegium.federation.federation import Client, Federation, Reply
@@ -28,7 +31,6 @@ from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Examples, Guide, Nothing, Report
 from florilegium.protocol.validation import WireError
 from florilegium.runs import files
-from strategies.blocks.proxies import Proxies, proxies, resolved
 
 LOG = logging.getLogger("flwr")
 FORMAT = 1  # raised whenever the same settings would give another guide
@@ -122,7 +124,7 @@ class Guided:
             projection,
             s.noise_seed,
         )
-        return dataclasses.replace(guide, ids=rows.ids, features=features)
+        return replace(guide, ids=rows.ids, features=features)
 
     def counted(self, replies: list[Reply]) -> dict[str, float]:
         """Rows found, rows computed and rows of the U-Net: the sum over the clients and, where it looks, the server."""
@@ -164,7 +166,7 @@ class Guided:
     def recipe(self, federation: Federation) -> str:
         """A hash of all that decides the guide, without making it."""
         s, conf = self.settings, self.resources.conf
-        plain = dataclasses.asdict(s) | {"cache": None}
+        plain = asdict(s) | {"cache": None}
         told = [
             FORMAT,
             self.extractor.version,
@@ -235,3 +237,54 @@ class Guided:
     def shown(self, source: str, per_class: int) -> Proxies:
         """Images that are nobody's private ones."""
         return proxies(resolved(source, self.resources), per_class, self.resources, self.settings.noise_seed)
+
+
+# -- proxies: labelled images that are nobody's private ones -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """uint8 images [N, 3, S, S], their labels [N], and where they came from: public, generated or upload."""
+
+    images: Tensor
+    labels: Tensor
+    source: str
+
+
+def resolved(source: str, resources: Any) -> str:
+    """`auto` is public where every class has a public row, else generated. ValueError for public that is not there."""
+    lacking = [str(name) for c, name in enumerate(resources.classes) if c not in set(public_labels(resources).tolist())]
+    if source == "public" and lacking:
+        raise ValueError(
+            f"guidance: {resources.conf.data.name} has no public row of {', '.join(lacking)}; choose generated or auto"
+        )
+    return source if source != "auto" else "generated" if lacking else "public"
+
+
+def proxies(source: str, per_class: int, resources: Any, seed: int) -> Proxies:
+    """At most `per_class` images of each class, the same for the same seed; `source` is public or generated."""
+    count = len(resources.classes)
+    if source == "generated":
+        labels = torch.arange(count).repeat_interleave(per_class)
+        prompts = [resources.classes.prompt(c) for c in labels.tolist()]
+        noise = [seeds.seed_of(seed, "proxies", n) for n in range(len(labels))]
+        return Proxies(resources.generator().synthesize(prompts, noise), labels, source)
+    where, labels_R = public_rows(resources), public_labels(resources)
+    order = torch.randperm(len(labels_R), generator=seeds.generator(seed, "proxies"))
+    chosen = torch.cat([order[labels_R[order] == c][:per_class] for c in range(count)]).sort().values
+    table = resources.splits.train.select(where[chosen.numpy()])
+    rows = read_rows(table, "image", int(resources.conf.data.image_size), f"{resources.splits.place}/train")
+    return Proxies(rows.images, rows.labels, source)
+
+
+def public_rows(resources: Any) -> np.ndarray:
+    """Positions of the training rows that are public."""
+    train = resources.splits.train
+    if "part" not in train.column_names:
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(np.array(train["part"][:]) == "public")
+
+
+def public_labels(resources: Any) -> Tensor:
+    """Their labels."""
+    return torch.from_numpy(np.array(resources.splits.train["label"][:], np.int64)[public_rows(resources)])

@@ -1,6 +1,6 @@
 """What server and clients talk about in a round: public pairs (proxy) or samples of the server's T2I model (synthetic).
 
-Shared by the baselines FedMD, FedGEMS, Fed-ET, CreamFL and FedMEKT (docs/methods/logits.md). Table I of FedMMKT gives
+Shared by methods that distil on public samples (docs/methods/logits.md). Table I of arXiv 2510.12254 gives
 them a public set and no generator, Table III this round's synthetic samples and the tuning of the T2I model on the
 labels they agree on. Axes: N samples, D width, S image side.
 """
@@ -18,12 +18,11 @@ from florilegium import seeds
 from florilegium.config.bounds import between, one_of
 from florilegium.data.public import open_public
 from florilegium.diffusion.tuning import TuneSettings
-from florilegium.federation.federation import Client, Federation, FederationError
+from florilegium.federation.federation import Client, Federation, FederationError, Reply
 from florilegium.learning.metrics import confusion
 from florilegium.protocol import pixels
-from florilegium.protocol.payloads import Samples
-from strategies.blocks.replay import Reservoir, joint_state, restore_joint
-from strategies.blocks.synthesis import draw_classes
+from florilegium.protocol.payloads import Logits, Report, Samples, Targets
+from strategies.blocks.synthesis import Reservoir, draw_classes, joint_state, mean_bytes, restore_joint
 
 LOG = getLogger("flwr")
 CLASSIFIERS = ("image", "text")  # modalities that read one side of a pair and have classes
@@ -36,7 +35,7 @@ class PublicSetSettings:
 
     source: str = "proxy"  # method.public_set: proxy (conf.data.public) | synthetic (the T2I model's)
     samples: int = 240  # N of a round; a proxy set with fewer pairs is taken whole
-    fresh: bool = True  # proxy: another N each round (FedMD) | the same N in every round
+    fresh: bool = True  # proxy: another N each round | the same N in every round
     class_sampling: str = "stratified"  # synthetic: stratified | uniform; ours
     sample_guidance: float | None = None  # synthetic; None: diffusion.guidance; ours
     image_format: str = "png"  # png | webp | jpeg on the wire
@@ -194,3 +193,47 @@ def classifiers(federation: Federation, method: str) -> tuple[list[Client], list
             f"{federation.round} has {', '.join(map(str, others)) or 'none'}"
         )
     return taught, others
+
+
+# -- class scores of public samples ------------------------------------------------------------------------------------
+
+
+def ask_scores(federation: Federation, public: PublicRound, classes: int, method: str) -> tuple[list[Reply], Tensor]:
+    """Class scores [K, N, C] of the cohort's classifiers, each for its own modality's side, and who gave them."""
+    asked, _ = classifiers(federation, method)
+    replies = federation.ask(
+        "represent",
+        lambda client: public.sent[client.modality],
+        Logits,
+        clients=asked,
+        bounds={"N": len(public), "C": classes},
+        ids=public.ids,
+    )
+    return replies, torch.stack([x.body.logits for x in replies])
+
+
+def warm_up(federation: Federation, public: PublicRound, classes: int, method: str) -> list[Reply]:
+    """Let every classifier learn the public samples' own labels, before it ever saw a private row."""
+    replies, _ = ask_scores(federation, public, classes, method)
+    targets = Targets(public.ids, public.labels, torch.zeros(len(public), 0))
+    return federation.ask("distill", targets, Report, clients=[x.client for x in replies])
+
+
+def recorded(
+    public_set: PublicSet,
+    public: PublicRound,
+    replies: list[Reply],
+    logits_KNC: Tensor,
+    label_N: Tensor,
+) -> dict[str, float]:
+    """How right the labels are, how often each client's own label is the same, and the bytes by formula."""
+    votes = zip(replies, logits_KNC.argmax(-1), strict=True)
+    agree = {f"labels/client_{x.client.id}_agrees": (v == label_N).float().mean().item() for x, v in votes}
+    size = {m: mean_bytes(sent) for m, sent in public.sent.items()}
+    down = sum(size[x.client.modality] for x in replies) / len(replies)
+    scores = 4.0 * logits_KNC.shape[-1]
+    return (
+        agree
+        | public_set.judged(public, label_N)
+        | {"bytes/formula_up": len(public) * scores, "bytes/formula_down": len(public) * (scores + down)}
+    )

@@ -1,4 +1,4 @@
-"""What servers that gather representations share (CreamFL, FedMEKT): the question, the checks, one stack a side.
+"""What servers that gather representations share: the question, the checks, one stack a side.
 
 Axes: K clients that have a side, N samples, D representation width, C classes.
 """

@@ -114,7 +114,7 @@ class Rounds(Strategy):
     ) -> Result:
         """Run `num_rounds` rounds, going on after the last one the journal knows.
 
-        Works in anybody's ServerApp as `FedMMKT(settings, resources).start(grid=grid, num_rounds=10)`; our driver
+        Works in anybody's ServerApp as `Strategy(settings, resources).start(grid=grid, num_rounds=10)`; our driver
         passes the federation (quorum, deadlines, ledger) and the journal (records, checkpoints).
         """
         federation = federation or Federation(grid, timeout=timeout)

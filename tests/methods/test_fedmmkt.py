@@ -6,8 +6,7 @@ import torch
 from florilegium.federation.federation import Client, Reply
 from florilegium.learning.metrics import confusion
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report
-from strategies.blocks.replay import Reservoir
-from strategies.blocks.synthesis import draw_classes
+from strategies.blocks.synthesis import Reservoir, draw_classes
 from strategies.fedmmkt import FedMMKT, FedMMKTSettings
 from tests.fakes import Classes, FakeResources
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from florilegium import seeds
-from florilegium.learning import optimizers
 from florilegium.learning.averaging import named, part
+from florilegium.learning.fit import optimizer_tensors, restore_optimizer
 from florilegium.methods.fedafd.discriminator import Discriminator, fooled, judged, told_apart, verdict
 from florilegium.methods.fedafd.fidelity import Divergences
 
@@ -35,7 +35,7 @@ class Adversary:
         if left is not None:
             self.nets.load_state_dict(part(left[0], "nets"))
             for name, adam in self.adams.items():
-                optimizers.from_tensors(adam, part(left[0], f"{name}_adam"))
+                restore_optimizer(adam, part(left[0], f"{name}_adam"))
         self.nets.to(client.device)
 
     def games(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
@@ -89,5 +89,5 @@ class Adversary:
     def keep(self, client: Any) -> None:
         tensors = named("nets", self.nets.state_dict())
         for name, adam in self.adams.items():
-            tensors |= named(f"{name}_adam", optimizers.to_tensors(adam))
+            tensors |= named(f"{name}_adam", optimizer_tensors(adam))
         client.memory.write(PART, tensors)

@@ -18,8 +18,8 @@ from client_app.blocks.representing import towers
 from client_app.client import Client
 from florilegium import seeds
 from florilegium.data.public import PublicPairs
-from florilegium.learning import optimizers
 from florilegium.learning.averaging import named, part
+from florilegium.learning.fit import optimizer_tensors, restore_optimizer
 from florilegium.methods.fedafd.fusion import GranularityFusion
 from florilegium.models import build
 from florilegium.models.build import build_pair
@@ -113,13 +113,13 @@ class Fused:
         stale = s.divergences.reset_each_round and left is not None and left[1]["round"] != self.client.round
         if left is not None and not stale:
             self.mix.load_state_dict(part(left[0], "mix"))
-            optimizers.from_tensors(self.adam, part(left[0], "adam"))
+            restore_optimizer(self.adam, part(left[0], "adam"))
 
     def keep(self) -> None:
         if self.mix is not None:
             self.client.memory.write(
                 FUSION,
-                named("mix", self.mix.state_dict()) | named("adam", optimizers.to_tensors(self.adam)),
+                named("mix", self.mix.state_dict()) | named("adam", optimizer_tensors(self.adam)),
                 {"round": self.client.round},
             )
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from florilegium.protocol.payloads import Samples
-
 MB = 2**20  # the paper's megabyte
 
 
-def fedmmkt_bytes(
+def modelled(
     samples: int,
     image_clients: int,
     text_clients: int,
@@ -31,9 +29,3 @@ def fedmmkt_bytes(
         return {"up": samples * classes * value_bytes, "down": sent}
     views = 2 if variant == "unimodal" else 1
     return {"up": samples * (views * width * value_bytes + label_bytes), "down": sent + samples * width * value_bytes}
-
-
-def mean_bytes(samples: Samples) -> float:
-    """Mean length of the encoded samples."""
-    pieces = samples.images or [t.encode() for t in samples.texts]
-    return sum(map(len, pieces)) / max(len(pieces), 1)
