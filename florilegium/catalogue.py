@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -127,56 +127,66 @@ CATALOGUE: dict[str, Entry] = {
 
 
 @cache
-def installed() -> dict[str, EntryPoint]:
-    """The entry points of installed packages by the method's name. CatalogueError for a name that is taken."""
-    found: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
-        if (taken := found.get(point.name)) is not None and taken.value == point.value:
-            continue  # one distribution that is found twice on the path
-        if point.name in CATALOGUE or taken is not None:
-            by = f"the package of {taken.value}" if taken is not None else "florilegium itself"
-            raise CatalogueError(
-                f"the entry point {point.name} = {point.value} names a method that {by} has; rename it"
-            )
-        found[point.name] = point
-    return found
+def _installed() -> tuple[dict[str, Entry], dict[str, str]]:
+    """The entries of other packages by the method's name, and what is wrong with those that cannot be used."""
+    found: dict[str, Entry] = {}
+    wrong: dict[str, str] = {}
+    # one distribution that is found twice on the path has equal entry points
+    for point in sorted(set(entry_points(group=GROUP)), key=lambda point: (point.name, point.value)):
+        try:
+            if point.name in CATALOGUE or point.name in found:
+                raise CatalogueError("another method has this name")
+            found[point.name] = _checked(point.name, point.load())
+        except Exception as error:  # the import of a foreign module may raise anything
+            kind = "" if isinstance(error, CatalogueError) else f"{type(error).__name__}: "
+            line = (str(error).strip().splitlines() or [""])[0]
+            wrong[point.name] = f"the method {point.name} ({point.value}) cannot be used: {kind}{line}"
+    return found, wrong
 
 
-@cache
-def _loaded(name: str) -> Entry:
-    """The entry that an entry point names. CatalogueError, whatever goes wrong in the other package."""
-    point = installed()[name]
-    try:
-        made = point.load()
-    except Exception as error:  # the import of a foreign module may raise anything
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise CatalogueError(
-            f"the method {name} ({point.value}) cannot be loaded: {type(error).__name__}: {line}"
-        ) from error
+def _checked(name: str, made: object) -> Entry:
+    """What an entry point gave, if it is a whole entry. CatalogueError."""
     if not isinstance(made, Entry):
-        raise CatalogueError(f"the method {name} ({point.value}) is a {type(made).__name__}, not an Entry")
+        raise CatalogueError(f"it is a {type(made).__name__}, not a florilegium.catalogue.Entry")
     if made.conf is None:
-        raise CatalogueError(
-            f"the method {name} ({point.value}) names no `conf`, the package of its method/{name}.yaml"
-        )
+        raise CatalogueError(f"its entry names no `conf`, the package that has method/{name}.yaml")
+    if not any((folder / "method" / f"{name}.yaml").is_file() for folder in _folders(made.conf)):
+        raise CatalogueError(f"there is no file method/{name}.yaml in the package {made.conf}")
     return made
+
+
+def _folders(package: str) -> list[Path]:
+    """The directories of a package; none of one that is not there."""
+    spec = find_spec(package)
+    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+
+
+def problems() -> dict[str, str]:
+    """One line for each method of another package that cannot be used."""
+    return _installed()[1]
+
+
+def conf_folders() -> list[Path]:
+    """Folders beside conf/ in which Hydra looks for YAML: those of other packages' methods."""
+    found = [folder for e in _installed()[0].values() for folder in _folders(str(e.conf))]
+    return list(dict.fromkeys(found))
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
 
 
-def names() -> list[str]:
+def entries() -> dict[str, Entry]:
     """All methods: ours in the order of the catalogue, then those of other packages by name."""
-    return [*CATALOGUE, *installed()]
+    return CATALOGUE | _installed()[0]
 
 
 def entry(method: str) -> Entry:
     """The facts of a method. CatalogueError names the methods there are."""
     if method in CATALOGUE:
         return CATALOGUE[method]
-    if method in installed():
-        return _loaded(method)
-    raise CatalogueError(f"no method {method!r}; there are {', '.join(sorted(names()))}")
+    if method in entries():
+        return entries()[method]
+    raise CatalogueError(problems().get(method) or f"no method {method!r}; there are {', '.join(sorted(entries()))}")
 
 
 def side(method: str, which: str) -> type | None:
@@ -193,51 +203,32 @@ def side(method: str, which: str) -> type | None:
 
 def with_modality(modality: str) -> list[str]:
     """The methods that serve clients of this modality."""
-    return [name for name in names() if modality in entry(name).modalities]
+    return [name for name, e in entries().items() if modality in e.modalities]
 
 
 def title(method: str, variant: str | None = None) -> str:
     """A method's name for a reader; the bare word for a method that is not installed here."""
-    try:
-        found = entry(method)
-    except CatalogueError:
-        return method
-    return found.variants.get(variant or "", found.title)
+    found = entries().get(method)
+    return method if found is None else found.variants.get(variant or "", found.title)
 
 
 def role(method: str) -> Role:
     """What an arm of this method stands for; a method that is not installed here is a method."""
-    try:
-        return entry(method).role
-    except CatalogueError:
-        return Role.METHOD
-
-
-def conf_folders() -> list[Path]:
-    """Folders beside conf/ in which Hydra looks for YAML: those of other packages' methods. CatalogueError."""
-    places = []
-    for name in installed():
-        package = entry(name).conf
-        spec = find_spec(str(package))
-        folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-        if not any((folder / "method" / f"{name}.yaml").is_file() for folder in folders):
-            raise CatalogueError(f"the method {name} has no file method/{name}.yaml in its package {package}")
-        places += [folder for folder in folders if folder not in places]
-    return places
+    found = entries().get(method)
+    return Role.METHOD if found is None else found.role
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def methods_table() -> list[tuple[str, str, str, str]]:
-    """(name, paper, what crosses the wire, clients) of every method, for `florilegium methods`."""
-    return [(name, e.paper, e.exchanges, e.clients) for name, e in ((name, entry(name)) for name in names())]
+def methods_table(entries: Mapping[str, Entry]) -> list[tuple[str, str, str, str]]:
+    """(name, paper, what crosses the wire, clients) of every method."""
+    return [(name, e.paper, e.exchanges, e.clients) for name, e in entries.items()]
 
 
 def methods_markdown() -> str:
-    """The same of our own methods as an aligned Markdown table, for the README."""
-    rows = [("method", "paper", "what crosses the wire", "clients")]
-    rows += [line for line in methods_table() if line[0] in CATALOGUE]
+    """Our own methods as an aligned Markdown table, for the README."""
+    rows = [("method", "paper", "what crosses the wire", "clients"), *methods_table(CATALOGUE)]
     wide = [max(len(row[n]) for row in rows) for n in range(4)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in wide) + "|", *lines[1:]])

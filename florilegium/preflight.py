@@ -40,7 +40,7 @@ def check_guard(conf: Any) -> None:
     if given.votes and not counts:
         raise SettingsError(
             f"privacy.votes: {conf.method.name} counts no votes of clients; these do:"
-            f" {', '.join(name for name in catalogue.names() if catalogue.entry(name).counts_votes)}"
+            f" {', '.join(name for name, e in catalogue.entries().items() if e.counts_votes)}"
         )
     for arm, node in arms(conf).items():
         entry = catalogue.entry(node.name)
@@ -50,7 +50,7 @@ def check_guard(conf: Any) -> None:
                 "it does not cover; privacy.training does, or one of Flower's DP strategies"
             )
         if given.training and entry.client is not None and not entry.dpsgd:
-            covered = [name for name in catalogue.names() if catalogue.entry(name).dpsgd]
+            covered = [name for name, e in catalogue.entries().items() if e.dpsgd]
             raise SettingsError(
                 f"privacy.training: {node.name} ({arm}) reads private rows in ways of its own; DP-SGD "
                 f"covers {', '.join(covered)}"

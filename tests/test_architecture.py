@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from florilegium.catalogue import CATALOGUE
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "florilegium": {"florilegium"},
@@ -31,7 +33,11 @@ ONLY_IN = {
         "server_app/app.py",
         "client_app/app.py",
     },
-    "hydra": {"florilegium/config/composition.py", "florilegium/runtime/launch.py"},
+    "hydra": {
+        "florilegium/config/composition.py",
+        "florilegium/config/search_path.py",
+        "florilegium/runtime/launch.py",
+    },
     "diffusers": {
         "florilegium/diffusion/stable.py",
         "florilegium/diffusion/tuned.py",
@@ -273,6 +279,23 @@ def test_sizes(file: str) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length, most = node.end_lineno - node.lineno + 1, 40 if half and node.name == "round" else 60
             assert length <= most, f"{file}: {node.name} has {length} lines"
+
+
+# a method's own files; everything else is shared, and asks the catalogue's facts
+OF_A_METHOD = re.compile(
+    r"strategies/[^/]+\.py|strategies/blocks/guidance\.py|client_app/(methods|guidance)/.+|florilegium/methods/.+"
+    r"|florilegium/catalogue\.py"
+)
+FRAMEWORK = {"flower"}  # the method of this name runs the strategies of Flower, which all code may name
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not OF_A_METHOD.fullmatch(file)])
+def test_shared_code_knows_no_method_by_name(file: str) -> None:
+    """In code and in comments: a source is cited by its arXiv number."""
+    names = {name for name in CATALOGUE if name not in FRAMEWORK} | {"feddisco", "fed-et"}
+    for number, line in enumerate((ROOT / file).read_text().splitlines(), 1):
+        found = [name for name in sorted(names) if name in line.lower()]
+        assert not found, f"{file}:{number} names {found[0]}"
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -6,7 +6,7 @@ import argparse
 
 from rich.table import Table
 
-from florilegium.catalogue import methods_table
+from florilegium import catalogue
 from florilegium.cli.console import console
 
 ERRORS: tuple[type[Exception], ...] = ()
@@ -19,6 +19,8 @@ def add_arguments(_: argparse.ArgumentParser) -> None:
 def run(_: argparse.Namespace) -> None:
     """Print the table of methods."""
     table = Table("method", "paper", "exchanges", "clients", box=None, header_style="bold")
-    for row in methods_table():
+    for row in catalogue.methods_table(catalogue.entries()):
         table.add_row(*row)
     console().print(table)
+    for line in catalogue.problems().values():
+        console().print(line, style="yellow", markup=False, highlight=False)

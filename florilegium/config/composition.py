@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets
+from florilegium.config.search_path import look_in_other_packages, problem_of
 
 MAIN = "method"  # the arm of conf.method itself
 HERE = Path(__file__).resolve().parents[1]  # florilegium/
@@ -51,10 +52,13 @@ def compose(overrides: Iterable[str] = ()) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    look_in_other_packages()
+    if line := problem_of(overrides := list(overrides)):
+        raise SettingsError(line)
     GlobalHydra.instance().clear()  # a warm Ray actor composes again and again
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", list(overrides))
+            return compose("config", overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(explain(error)) from error
 

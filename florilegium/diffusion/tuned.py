@@ -71,7 +71,7 @@ class TunedGenerator:
         """Pixels on a side of what is drawn."""
         return self.native
 
-    # -- synthesis (FedMMKT eq 2) ------------------------------------------------------------------------------------
+    # -- synthesis (eq 2 of arXiv 2510.12254) --------------------------------------------------------------------------
 
     def _open(self) -> None:
         self.pipe = self.opened()
@@ -112,7 +112,7 @@ class TunedGenerator:
             images = interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
         return (images * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
 
-    # -- fine-tuning (FedMMKT eqs 11-12) -----------------------------------------------------------------------------
+    # -- fine-tuning (eqs 11-12 of arXiv 2510.12254) ------------------------------------------------------------------
 
     def finetune(
         self,

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from florilegium import assets, preflight
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
+from florilegium.config.search_path import look_in_other_packages, problem_of
 from florilegium.config.sections import Attack
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
@@ -64,6 +65,9 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     try:
+        look_in_other_packages()
+        if line := problem_of(arguments):
+            raise SettingsError(line)
         hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         print("florilegium: interrupted; everything this run started has ended", file=sys.stderr)

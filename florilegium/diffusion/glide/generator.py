@@ -1,6 +1,6 @@
 """GLIDE behind the verbs of every generator: pixels in the place of latents, its own sampler.
 
-Where it parts from Stable Diffusion, in fine-tuning (docs/methods/fedmmkt.md): the noise channels learn; the variance
+Where it parts from Stable Diffusion, in fine-tuning: the noise channels learn; the variance
 channels learn too with `tuning.variational`, else sample with scheduler=ddim afterwards, which does not use them. A
 representation that is added to the tokens (merge=add) reaches the pooled state as well.
 """
