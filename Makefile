@@ -41,7 +41,7 @@ check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not flower and not browser and not faults' $(ARGS)
 
 test-faults: $(STAMP)  ## processes killed, refused and slowed on real federations over loopback (under 15 minutes)
-	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+	$(BIN)/python -m pytest -m faults tests/faults tests/field $(ARGS)
 
 site: $(STAMP)  ## the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)

@@ -19,8 +19,8 @@ from florilegium.config import composition
 from florilegium.config.sections import MODALITIES
 from florilegium.data.datasets import Classes, open_dataset
 from florilegium.data.own.examination import Examined, examine
+from florilegium.data.own.findings import Finding, Unread
 from florilegium.data.own.sources import OwnSettings, open_table
-from florilegium.data.own.tables import Finding, Unread
 
 ERRORS = (AssetError, ValueError)  # settings, data of the federation, or options that cannot be used
 BAR = 30  # characters of the longest bar

@@ -65,7 +65,7 @@ def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapp
         train = _part(data, modality, tuple(mine["rows"]), domain)
         domain = domain if s["judged"] == "own" else Domain()
     validation, test = (
-        _own(given, names, modality, side)
+        _own(given, names, modality, side, split)
         if (given := OwnSettings.of(node_config, f"{split}-path"))
         else _judged(data, split, modality, domain)
         for split in ("validation", "test")
@@ -97,6 +97,6 @@ def _judged(data: str, split: str, modality: str, domain: Domain) -> Rows:
 
 
 @lru_cache(maxsize=4)
-def _own(own: OwnSettings, classes: tuple[str, ...], modality: str, side: int) -> Rows:
+def _own(own: OwnSettings, classes: tuple[str, ...], modality: str, side: int, split: str = "train") -> Rows:
     """Rows of a site's own. OwnDataError names file and row of the first that is refused."""
-    return examine(own, classes, modality, side).whole()
+    return examine(own, classes, modality, side, split).whole()

@@ -7,18 +7,20 @@ Axes: N rows, S image side.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from florilegium.data.datasets import DataError, Rows, grouped
-from florilegium.data.own.photos import BadImage, decoded, encoded
-from florilegium.data.own.sources import OwnSettings, open_table, used
-from florilegium.data.own.tables import Finding, Table, Unread
+from florilegium.data.own.cells import id_of, label_of, texts_of
+from florilegium.data.own.findings import BadCell, Finding, Unread, cut, listed, quoted, reading
+from florilegium.data.own.names import folded
+from florilegium.data.own.photos import Deep, decoded, encoded, scaled
+from florilegium.data.own.sources import Opened, OwnSettings, open_table
 
 LOST = "\ufffd"  # what a decoder puts in the place of a character it could not read
 
@@ -40,6 +42,8 @@ class Examined:
     rows: Rows
     findings: list[Finding] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height of each image as it was found
+    split: str | None = None  # the split that was read, where the data have splits
+    places: list[str] = field(default_factory=list)  # file and row of each of `rows`
 
     @property
     def refused(self) -> list[Finding]:
@@ -57,20 +61,33 @@ class Examined:
         return self.rows
 
 
-def examine(own: OwnSettings, classes: Sequence[str], modality: str, side: int) -> Examined:
-    """Look at everything under `own.path` as a client of `modality` would use it, images at side x side."""
+def examine(
+    own: OwnSettings, classes: Sequence[str], modality: str, side: int, split: str = "train", derived: bool = False
+) -> Examined:
+    """Look at everything under `own.path` as a client of `modality` would use it, images at side x side.
+
+    With `derived` the classes were made from these data, so that folders need not match them to be read as classes.
+    """
+    place = Path(own.path)
     try:
-        table = open_table(own, modality)
+        opened = open_table(own, modality, () if derived else classes, split)
     except Unread as error:
         return Examined("nothing", 0, _nothing(side), list(error.findings))
-    look = _Look(table, tuple(classes), modality, side, own.max_pixels)
-    dataset, numbers = used(table, modality)
-    names, rows = list(dataset.column_names), dataset
-    for n, at in enumerate(numbers):
-        cells = rows[n]
-        look.row(n, table.at(at), {name: cells[name] for name in names})
-    look.after(len(rows))
-    return Examined(table.layout, len(rows), look.rows(), [*table.findings, *look.findings], look.sizes)
+    look = _Look(opened, tuple(classes), modality, side, own.max_pixels)
+    torn: tuple[Finding, ...] = ()
+    count = 0
+    try:
+        with reading(place):
+            for where, cells in opened.rows():
+                look.row(where, cells)
+                count += 1
+    except Unread as error:
+        torn = error.findings
+    look.after(count if not torn else max(count, 1))
+    table = opened.table
+    found = Examined(table.layout, count, look.rows(), [*torn, *table.findings, *look.findings], look.sizes)
+    found.split, found.places = table.split, look.kept["where"]
+    return found
 
 
 # -- one row -----------------------------------------------------------------------------------------------------------
@@ -79,40 +96,41 @@ def examine(own: OwnSettings, classes: Sequence[str], modality: str, side: int) 
 class _Look:
     """Goes through the rows and keeps what can be used of them."""
 
-    def __init__(self, table: Table, classes: tuple[str, ...], modality: str, side: int, most: int) -> None:
-        self.table, self.classes, self.modality, self.side, self.most = table, classes, modality, side, most
+    def __init__(self, opened: Opened, classes: tuple[str, ...], modality: str, side: int, most: int) -> None:
+        self.folder, self.names, self.embedded = opened.table.folder, opened.names, opened.table.embedded
+        self.classes, self.modality, self.side, self.most = classes, modality, side, most
         self.match = Matching(classes)
         self.findings: list[Finding] = []
         self.bad = 0  # findings that refuse
         self.sizes: list[tuple[int, int]] = []
-        self.kept: dict[str, list[Any]] = {name: [] for name in ("id", "label", "image", "text", "tags", "concept")}
+        self.kept: dict[str, list[Any]] = {
+            name: [] for name in ("id", "label", "image", "text", "tags", "concept", "where")
+        }
         self.seen: dict[bytes, tuple[str, int]] = {}  # content -> where it was first, and its label
-        self.ids: set[int] = set()
+        self.ids: dict[int | str, str] = {}  # id -> where it was first
         self.unknown: dict[str, list[str]] = {}
         self.spelled: dict[str, str] = {}
 
-    def row(self, n: int, where: str, cells: dict[str, Any]) -> None:
-        """Keep row n, or say why not."""
+    def row(self, where: str, cells: Mapping[str, Any]) -> None:
+        """Keep a row, once for each of its texts, or say why not."""
         before = self._refused()
-        label, content = self._label(where, cells["label"]), hashlib.sha256()
-        text = self._text(where, cells["text"], content) if "text" in cells else ""
-        image = self._image(where, cells["image"], content) if "image" in cells else None
-        id_ = self._id(where, cells.get("id"), n)
+        id_ = self._id(where, cells.get("id"))
+        label, picture = self._label(where, cells["label"]), b""
+        texts = self._texts(where, cells["text"]) if "text" in cells else [""]
+        image = None
+        if "image" in cells:
+            image, picture = self._image(where, cells["image"])
         tags = tuple(str(tag) for tag in cells["tags"]) if isinstance(cells.get("tags"), list) else ()
-        if "image" not in cells or image is not None:
-            content.update(repr(tags).encode())
-            self._duplicate(where, content.digest(), label)
+        if texts and ("image" not in cells or image is not None):
+            self._compare(where, picture, texts, tags, label)
         if self._refused() > before:
             return
-        for name, value in (
-            ("id", id_),
-            ("label", label),
-            ("image", image),
-            ("text", text),
-            ("tags", tags),
-            ("concept", cells.get("concept", id_)),
-        ):
-            self.kept[name].append(value)
+        concept = cells.get("concept", picture or None)
+        for n, text in enumerate(texts, 1):
+            place = where if len(texts) == 1 else f"{where}, text {n}"
+            row = {"id": id_ if len(texts) == 1 else None, "label": label, "image": image, "text": text, "tags": tags}
+            for name, value in (row | {"concept": concept, "where": place}).items():
+                self.kept[name].append(value)
 
     def _refused(self) -> int:
         return self.bad + sum(map(len, self.unknown.values()))
@@ -121,16 +139,18 @@ class _Look:
         self.findings.append(Finding(kind, where, what, refused))
         self.bad += refused
 
-    def _label(self, where: str, value: Any) -> int:
+    def _label(self, where: str, cell: Any) -> int:
         """The federation's number of a class, or -1."""
-        if isinstance(value, int) and not isinstance(value, bool) and self.table.names is not None:
-            if not 0 <= value < len(self.table.names):
-                self._say("no label", where, f"label {value} of {len(self.table.names)} classes")
-                return -1
-            value = self.table.names[value]
-        if value is None or not str(value).strip():
-            self._say("no label", where, "has no label")
+        try:
+            value = label_of(cell)
+        except BadCell as error:
+            self._say(error.kind, where, str(error))
             return -1
+        if isinstance(value, int) and self.names is not None:
+            if not 0 <= value < len(self.names):
+                self._say("no label", where, f"label {value} of {len(self.names)} classes")
+                return -1
+            value = self.names[value]
         name = str(value)
         if (label := self.match(name)) is None:
             self.unknown.setdefault(name, []).append(where)
@@ -139,43 +159,57 @@ class _Look:
             self.spelled.setdefault(name, where)
         return label
 
-    def _text(self, where: str, value: Any, content: Any) -> str:
-        text = "" if value is None else str(value).strip()
-        if not text:
-            self._say("empty text", where, "the text is empty")
-        if LOST in text:
-            self._say("wrong encoding", where, f"the text has {LOST!r}, left by an earlier conversion", False)
-        content.update(text.encode("utf-8", "replace") + b"\0")
-        return text
-
-    def _image(self, where: str, cell: Any, content: Any) -> np.ndarray | None:
+    def _texts(self, where: str, cell: Any) -> list[str]:
         try:
-            data = encoded(cell, self.table.folder)
-            content.update(data)
-            image, size = decoded(data, self.side, self.most)
-        except BadImage as error:
+            texts = texts_of(cell)
+        except BadCell as error:
+            self._say(error.kind, where, str(error))
+            return []
+        if not texts:
+            self._say("empty text", where, "the text is empty")
+        if any(LOST in text for text in texts):
+            self._say("wrong encoding", where, f"the text has {LOST!r}, left by an earlier conversion", False)
+        return texts
+
+    def _image(self, where: str, cell: Any) -> tuple[np.ndarray | Deep | None, bytes]:
+        """The image, and a hash of its file."""
+        try:
+            data = encoded(cell, self.folder)
+            photo = decoded(data, self.side, self.most)
+        except BadCell as error:
+            self._say(error.kind, where, str(error))
+            return None, b""
+        self.sizes.append(photo.size)
+        for kind, what in photo.warnings:
+            self._say(kind, where, what, False)
+        if min(photo.size) < self.side:
+            what = f"is {photo.size[0]}x{photo.size[1]} pixels and enlarged to {self.side}x{self.side}"
+            self._say("small image", where, what, False)
+        return photo.pixels, hashlib.sha256(data).digest()
+
+    def _id(self, where: str, cell: Any) -> int | str | None:
+        try:
+            id_ = id_of(cell)
+        except BadCell as error:
             self._say(error.kind, where, str(error))
             return None
-        self.sizes.append(size)
-        if min(size) < self.side:
-            self._say(
-                "small image", where, f"is {size[0]}x{size[1]} pixels and enlarged to {self.side}x{self.side}", False
-            )
-        return image
-
-    def _id(self, where: str, value: Any, n: int) -> int:
-        id_ = int(value) if isinstance(value, int) else n
-        if id_ in self.ids:
-            self._say("same id", where, f"id {id_} stands on an earlier row as well")
-        self.ids.add(id_)
+        if id_ is not None and (first := self.ids.setdefault(id_, where)) != where:
+            self._say("same id", where, f"id {quoted(id_)} stands at {cut(first, 80)} as well")
         return id_
 
-    def _duplicate(self, where: str, content: bytes, label: int) -> None:
-        first, same = self.seen.setdefault(content, (where, label))
+    def _compare(self, where: str, picture: bytes, texts: list[str], tags: tuple[str, ...], label: int) -> None:
+        """Warn of content that was there before, and of one picture in two classes."""
+        whole = hashlib.sha256(picture + repr((texts, tags)).encode("utf-8", "replace")).digest()
+        first, same = self.seen.setdefault(whole, (where, label))
+        if first == where and picture and texts != [""]:
+            first, same = self.seen.setdefault(picture, (where, label))
+            if same == label:  # another text of the same picture
+                return
         if first != where:
             alike = same == label or -1 in (same, label)
-            other = "" if alike else f", but of class {self.classes[label]!r} instead of {self.classes[same]!r}"
-            self._say("duplicate" if alike else "two classes", where, f"is the same as {first}{other}", False)
+            other = "" if alike else f", but of class {quoted(self.classes[label])} instead of "
+            other += "" if alike else quoted(self.classes[same])
+            self._say("duplicate" if alike else "two classes", where, f"is the same as {cut(first, 80)}{other}", False)
 
     # -- all rows ------------------------------------------------------------------------------------------------------
 
@@ -183,31 +217,30 @@ class _Look:
         """What only all rows together tell."""
         for name, places in self.unknown.items():
             more = f" (and {len(places) - 1} more rows of it)" if len(places) > 1 else ""
-            self._say(
-                "unknown class",
-                places[0],
-                f"class {name!r} is none of the federation's: {shortened(self.classes)}{more}",
-            )
+            what = f"class {quoted(name, 40)} is none of the federation's: {shortened(self.classes)}{more}"
+            self._say("unknown class", places[0], what)
         for name, where in self.spelled.items():
             read = self.classes[self.match(name) or 0]
-            self._say("other spelling", where, f"class {name!r} is read as {read!r}", False)
+            self._say("other spelling", where, f"class {quoted(name)} is read as {quoted(read)}", False)
         here = set(self.kept["label"])
         if not count:
-            self._say("no rows", str(self.table.folder), "there is no row")
+            self._say("no rows", str(self.folder), "there is no row")
         elif missing := [name for label, name in enumerate(self.classes) if label not in here]:
-            self._say(
-                "class without rows",
-                str(self.table.folder),
-                f"no row of {len(missing)} of {len(self.classes)} classes: {shortened(missing)}",
-                False,
-            )
+            what = f"no row of {len(missing)} of {len(self.classes)} classes: {shortened(missing)}"
+            self._say("class without rows", str(self.folder), what, False)
+        deep = [n for n, image in enumerate(self.kept["image"]) if isinstance(image, Deep)]
+        if deep:
+            found, what = scaled([self.kept["image"][n] for n in deep])
+            for n, image in zip(deep, found, strict=True):
+                self.kept["image"][n] = image
+                self._say("deep image", self.kept["where"][n], what, False)
 
     def rows(self) -> Rows:
         """The rows kept, as tensors."""
         kept, found = self.kept, _nothing(self.side)
-        if not kept["id"]:
+        if not kept["label"]:
             return found
-        found = Rows(torch.tensor(kept["id"], dtype=torch.int64), torch.tensor(kept["label"], dtype=torch.int64))
+        found = Rows(self._numbers(), torch.tensor(kept["label"], dtype=torch.int64))
         if self.modality in ("image", "pair"):
             found = replace(found, images=torch.from_numpy(np.stack(kept["image"])).permute(0, 3, 1, 2).contiguous())
         if self.modality in ("text", "pair"):
@@ -217,6 +250,13 @@ class _Look:
             found = replace(found, groups=grouped(kept["concept"], whole))
         return found
 
+    def _numbers(self) -> torch.Tensor:
+        """The ids where every row has one that is a whole number, else the numbers of the rows from 0 on."""
+        ids = self.kept["id"]
+        if not all(isinstance(id_, int) for id_ in ids):
+            ids = list(range(len(ids)))
+        return torch.tensor(ids, dtype=torch.int64)
+
 
 def _nothing(side: int) -> Rows:
     empty = torch.zeros(0, dtype=torch.int64)
@@ -225,7 +265,7 @@ def _nothing(side: int) -> Rows:
 
 def shortened(names: Sequence[str], most: int = 8) -> str:
     """The names, or the first of many."""
-    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+    return listed(tuple(names), most)
 
 
 # -- classes -----------------------------------------------------------------------------------------------------------
@@ -245,8 +285,3 @@ class Matching:
         """The number of the class, or None."""
         alike = self.loose.get(folded(name), [])
         return self.exact.get(name, alike[0] if len(alike) == 1 else None)
-
-
-def folded(name: str) -> str:
-    """`Air-Craft ` and `aircraft` are one name."""
-    return re.sub(r"[\s_\-]+", "", name).casefold()

@@ -1,6 +1,7 @@
-"""Tables of a site's own data in one file: CSV, JSON or Parquet, read so that every fault names its row.
+"""Tables of own data in one file or in the parts of one: CSV, JSON or Parquet, read so that every fault names its row.
 
-Nothing guesses at types here: a text stays the text it is.
+Nothing guesses at types here: a text stays the text it is. Columns that nobody asks for are not looked at. Rows count
+from 1, without a header and without blank lines.
 """
 
 from __future__ import annotations
@@ -8,81 +9,100 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from florilegium.data.own.findings import Finding, Unread, cut, listed, quoted, reading, shown
+from florilegium.data.own.names import TABLES
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong: its kind, where (file and row), what; `refused` data are not opened."""
-
-    kind: str
-    where: str
-    what: str
-    refused: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+Row = tuple[str, dict[str, Any]]  # where it stands, and its cells by column
+SEPARATORS = (",", ";", "\t", "|")
+BATCH = 64  # rows of Parquet in memory at a time: one stored value may stand for gigabytes of equal rows
 
 
-@dataclass(frozen=True)
+def no_names(column: str) -> tuple[str, ...] | None:
+    """The numbers of this column have no names."""
+    return None
+
+
+@dataclass
 class Table:
-    """Rows as they were found: columns image, text, label (and BESIDE), as far as they are there.
+    """Rows as they were found.
 
-    `names` are the classes of labels that are numbers; `at(n)` says where row n is; image paths start at `folder`.
+    `read(columns)` gives (where, cells) of each row. `names(column)` are the classes of labels that are numbers; image
+    paths start at `folder`. `split` is the split these rows are of, where the layout has any; `embedded` says that
+    columns mean what they do in the embedded data. Reading may add to `findings`.
     """
 
-    dataset: Dataset
     layout: str
     folder: Path
-    at: Callable[[int], str]
-    names: tuple[str, ...] | None = None
-    findings: tuple[Finding, ...] = ()
+    columns: tuple[str, ...]
+    read: Callable[[Sequence[str]], Iterator[Row]]
+    names: Callable[[str], tuple[str, ...] | None] = no_names
+    findings: list[Finding] = field(default_factory=list)
+    split: str | None = None
+    embedded: bool = False
+    by_folder: bool = False  # class and split of a row are those of its folder
 
 
-class Unread(ValueError):
-    """The data cannot be read as a table at all; `findings` say why."""
-
-    def __init__(self, *findings: Finding) -> None:
-        super().__init__(str(findings[0]))
-        self.findings = findings
-
-
-def table_of(file: Path, suffix: str) -> Table:
-    """A table in one file."""
-    import pyarrow.parquet
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    if suffix not in SUFFIXES:
-        raise Unread(Finding("malformed file", str(file), f"is no {', '.join(SUFFIXES)} file and no directory"))
+def table_of(file: Path) -> Table:
+    """A table in one file. Unread."""
+    suffix = file.suffix.lower()
     if suffix == ".parquet":
-        with reading(file):
-            found = Dataset(InMemoryTable(pyarrow.parquet.read_table(file)))
-        return Table(undecoded(found), "Parquet table", file.parent, numbered(file))
-    rows, bad = (_json if suffix.startswith(".json") else _csv)(file, _text(file))
-    if bad:
-        raise Unread(*bad)
+        return _parquet(file)
+    if suffix not in TABLES:
+        raise Unread(Finding("malformed file", str(file), f"is no {', '.join(TABLES)} file and no directory"))
+    text = _text(file)
+    reader = _json if "json" in suffix or suffix == ".ndjson" else _csv
+    columns, rows, bad = reader(file, text)
     if not rows:
-        raise Unread(Finding("no rows", str(file), "there is no row"))
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    found = Dataset.from_dict({name: [_plain(row.get(name)) for row in rows] for name in columns})
-    return Table(found, f"{suffix[1:].upper()} table", file.parent, numbered(file))
+        raise Unread(*(bad or [Finding("no rows", str(file), "there is no row")]))
+
+    def read(wanted: Sequence[str]) -> Iterator[Row]:
+        _once(file, columns, wanted)
+        for number, cells in rows:
+            yield f"{file}, row {number}", {name: cells.get(name) for name in wanted}
+
+    seen = tuple(dict.fromkeys(columns))
+    return Table(f"{suffix[1:].upper()} table", file.parent, seen, read, findings=bad)
+
+
+def _once(file: Path, columns: Sequence[str], wanted: Sequence[str]) -> None:
+    """Unread unless each wanted column is there once."""
+    if twice := [name for name in wanted if list(columns).count(name) > 1]:
+        raise Unread(Finding("malformed file", str(file), f"has {list(columns).count(twice[0])} columns {twice[0]!r}"))
+
+
+def joined(parts: Sequence[Table], layout: str, folder: Path) -> Table:
+    """Several files with the same columns as one table, in their order. Unread when a column is missing in one."""
+    first = parts[0]
+
+    def read(wanted: Sequence[str]) -> Iterator[Row]:
+        for part in parts:
+            yield from part.read(wanted)
+
+    common = tuple(name for name in first.columns if all(name in part.columns for part in parts))
+    findings = [finding for part in parts for finding in part.findings]
+    return Table(layout, folder, common, read, first.names, findings)
+
+
+# -- text files --------------------------------------------------------------------------------------------------------
 
 
 def _text(file: Path) -> str:
     """The file as UTF-8. Unread names every line that is not."""
-    data = file.read_bytes()
+    with reading(file):
+        data = file.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise Unread(Finding("wrong encoding", f"{file}, line 1", "is UTF-16; save the file as UTF-8"))
+    if b"\0" in data:
+        line = data[: data.index(b"\0")].count(b"\n") + 1
+        what = "has a NUL character, as UTF-16 has; save the file as UTF-8"
+        raise Unread(Finding("wrong encoding", f"{file}, line {line}", what))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -106,75 +126,160 @@ def _broken(line: bytes) -> UnicodeDecodeError | None:
     return None
 
 
-def _csv(file: Path, text: str) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """Rows by column name; the separator is a comma, in .tsv a tab, or a semicolon where the header has no comma."""
-    header = text.partition("\n")[0]
-    separator = "\t" if file.suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
-    rows: list[dict[str, Any]] = []
+Parsed = tuple[list[str], list[tuple[int, dict[str, Any]]], list[Finding]]  # columns, numbered rows, what is wrong
+
+
+def _csv(file: Path, text: str) -> Parsed:
+    """The separator is the one of `,;|` and tab that cuts the header into the most columns, or what `sep=` says."""
+    if sys.maxsize > csv.field_size_limit():
+        csv.field_size_limit(sys.maxsize)  # the default is 131,072 characters; a report may be longer
+    stated = re.match(r"\s*\"?sep=(.)\"?\r?\n", text)
+    if stated:
+        text = text[stated.end() :]
+    separator = stated[1] if stated else _separator(text, "\t" if file.suffix.lower() == ".tsv" else ",")
+    columns: list[str] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     bad: list[Finding] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    number = 0
+    reader = _cells(text, separator)
     try:
-        columns = [name.strip() for name in next(reader, [])]
-        for cells in (cells for cells in reader if cells):
-            rows.append(dict(zip(columns, cells, strict=False)))
-            if len(cells) != len(columns):
+        for cells in reader:
+            if not columns:
+                columns = [name.strip() for name in cells]
+                continue
+            number += 1
+            row = dict(zip(columns, cells, strict=False))
+            if not any(cells):
                 bad.append(
-                    Finding(
-                        "malformed row",
-                        f"{file}, row {len(rows)}",
-                        f"has {len(cells)} columns, the header {len(columns)}",
-                    )
+                    Finding("empty row", f"{file}, row {number}", "has empty cells alone; it is left out", False)
                 )
-    except csv.Error as error:
-        bad.append(Finding("malformed row", f"{file}, row {len(rows) + 1}", str(error)))
-    return rows, bad
+            elif len(cells) == len(columns) or not any(cells[len(columns) :]) and len(cells) > len(columns):
+                rows.append((number, row))
+            else:
+                what = f"has {len(cells)} columns, the header {len(columns)}"
+                bad.append(Finding("malformed row", f"{file}, row {number}", what))
+    except csv.Error:
+        what = "its quotation marks do not close, or text follows behind one"
+        bad.append(Finding("malformed row", f"{file}, row {number + 1}", what))
+    return columns, rows, bad
 
 
-def _json(file: Path, text: str) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """One object a line, or one list of objects."""
-    rows: list[dict[str, Any]] = []
-    bad: list[Finding] = []
-    pieces: Sequence[Any] = [line for line in text.splitlines() if line.strip()]
-    try:
-        if text.lstrip().startswith("["):
-            pieces = json.loads(text)
-    except ValueError as error:
-        return [], [Finding("malformed row", str(file), f"is no JSON: {error}")]
-    for n, piece in enumerate(pieces, 1):
+def _cells(text: str, separator: str) -> Iterator[list[str]]:
+    blank = f'{separator} "' in text  # a quotation mark behind a blank opens a cell as well
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=blank)
+    return (cells for cells in reader if any(cell.strip() for cell in cells) or len(cells) > 1)
+
+
+def _separator(text: str, usual: str) -> str:
+    def width(separator: str) -> int:
         try:
-            row = json.loads(piece) if isinstance(piece, str) else piece
-        except ValueError as error:
-            row = str(error)
-        rows.append(row if isinstance(row, dict) else {})
-        if not isinstance(row, dict):
-            bad.append(Finding("malformed row", f"{file}, row {n}", f"is no JSON object: {str(row)[:80]}"))
-    return rows, bad
+            return len(next(_cells(text, separator), []))
+        except csv.Error:
+            return 0
+
+    return max((usual, *SEPARATORS), key=width)
 
 
-def _plain(value: Any) -> str | None:
-    return None if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _json(file: Path, text: str) -> Parsed:
+    """One object a line, or one list of objects. Lines end at the newline alone: a text may hold other line ends."""
+    pieces: Sequence[Any]
+    if text.lstrip().startswith("["):
+        try:
+            pieces = _loaded(text)
+        except (ValueError, RecursionError) as error:
+            raise Unread(Finding("malformed file", str(file), f"is no JSON: {_said(error)}")) from error
+    elif (whole := _whole(text)) is not None:
+        pieces = [whole]
+        if whole and all(isinstance(value, (list, dict)) for value in whole.values()) and "\n" in text.strip():
+            what = "is one JSON object; rows are a list of objects, or one object a line"
+            raise Unread(Finding("malformed file", str(file), what))
+    else:
+        pieces = [line for line in text.split("\n") if line.strip()]
+    columns: dict[str, None] = {}
+    rows: list[tuple[int, dict[str, Any]]] = []
+    bad: list[Finding] = []
+    for number, piece in enumerate(pieces, 1):
+        try:
+            row = _loaded(piece) if isinstance(piece, str) else piece
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}")
+        except (ValueError, RecursionError) as error:
+            what = f"is no JSON object: {cut(shown(piece), 60)} ({_said(error)})"
+            bad.append(Finding("malformed row", f"{file}, row {number}", what))
+            continue
+        rows.append((number, row))
+        columns |= dict.fromkeys(row)
+    return list(columns), rows, bad
 
 
-def undecoded(dataset: Dataset) -> Dataset:
-    """The same with encoded images instead of decoded ones."""
-    from datasets import Image
-
-    for name, feature in dataset.features.items():
-        if isinstance(feature, Image):
-            dataset = dataset.cast_column(name, Image(decode=False))
-    return dataset
-
-
-def numbered(file: Path) -> Callable[[int], str]:
-    """Rows count from 1, without a header."""
-    return lambda n: f"{file}, row {n + 1}"
-
-
-@contextmanager
-def reading(place: Path) -> Iterator[None]:
-    """Whatever a reader raises becomes one finding."""
+def _whole(text: str) -> dict | None:
+    """The file as one object over several lines, if it is one."""
+    if "\n" not in text.strip():
+        return None
     try:
-        yield
-    except Exception as error:  # Arrow and `datasets` have dozens of errors for a torn file
-        line = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
-        raise Unread(Finding("malformed file", str(place), f"cannot be read: {line[:160]}")) from error
+        found = _loaded(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _loaded(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{quoted(next(name for name in names if names.count(name) > 1))} stands in it twice")
+    return found
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "too many brackets within brackets"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, character {error.pos + 1}"
+    return cut(shown(error), 80)
+
+
+# -- Parquet -----------------------------------------------------------------------------------------------------------
+
+
+def _parquet(file: Path) -> Table:
+    import pyarrow.parquet
+
+    with reading(file):
+        schema = pyarrow.parquet.ParquetFile(file).schema_arrow
+        count = pyarrow.parquet.ParquetFile(file).metadata.num_rows
+
+    def read(wanted: Sequence[str]) -> Iterator[Row]:
+        _once(file, schema.names, wanted)
+        number = 0
+        with reading(file), pyarrow.parquet.ParquetFile(file) as stored:
+            for batch in stored.iter_batches(batch_size=BATCH, columns=list(wanted), use_threads=False):
+                batch.validate(full=True)
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield f"{file}, row {number}", {name: cells.get(name) for name in wanted}
+        if number != count:
+            raise Unread(Finding("malformed file", str(file), f"has {number} rows, but says that it has {count}"))
+
+    if not count:
+        raise Unread(Finding("no rows", str(file), "there is no row"))
+    return Table("Parquet table", file.parent, tuple(schema.names), read, lambda column: class_names(schema, column))
+
+
+def class_names(schema: Any, column: str) -> tuple[str, ...] | None:
+    """The names of a ClassLabel column, as the `datasets` library writes them into the schema; None for another."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+def shortened_columns(columns: Sequence[str]) -> str:
+    """The names of columns, for a message."""
+    return listed(list(columns), 8)
