@@ -26,7 +26,7 @@ from torch import Tensor
 from client_app.app import app
 from florilegium import seeds
 from florilegium.config import composition
-from florilegium.config.sections import ATTACKS
+from florilegium.config.run import ATTACKS
 from florilegium.data import toy
 from florilegium.federation.federation import Federation
 from florilegium.resources import Resources
@@ -127,7 +127,7 @@ def run(attack: str, defence: str, seed: int, bad: list[int]) -> dict[str, float
 
 def attackers(seed: int) -> list[int]:
     """Two of eight, the same for every attack of a seed."""
-    from florilegium.config.sections import Attack
+    from florilegium.config.run import Attack
 
     return Attack("collude").attackers(len(MIX), seed)
 

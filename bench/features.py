@@ -31,10 +31,10 @@ from torch import Tensor
 
 from florilegium import assets
 from florilegium.config import composition
+from florilegium.config.diffusion import DiffusionSettings
 from florilegium.data.datasets import held_out
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
-from florilegium.diffusion.generator import DiffusionSettings
 from florilegium.protocol.pixels import scaled
 
 NEGATIVES, REPEATS, SINGLE = 10, 3, 8

@@ -12,18 +12,18 @@ from typing import Any
 from omegaconf import DictConfig
 
 from florilegium import assets, catalogue
-from florilegium.config import sections
+from florilegium.config.clients import PairSettings
 from florilegium.config.composition import SettingsError, arms, first_line, plain, typed
+from florilegium.config.data import MODALITIES, PartitionSettings
+from florilegium.config.diffusion import DiffusionSettings
+from florilegium.config.privacy import DefenceSettings, PrivacySettings
+from florilegium.config.run import Attack, Cohort, EvaluationSettings, Plan, Runtime, Timeouts
 from florilegium.data.datasets import open_dataset
-from florilegium.data.partition import PartitionSettings, partition
-from florilegium.diffusion.generator import DiffusionSettings
-from florilegium.federation.guard import DefenceSettings
+from florilegium.data.partition import partition
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.models import bodies, build
-from florilegium.models.pair import PairSettings
 from florilegium.privacy import accountants
-from florilegium.privacy.mechanisms import PrivacySettings
 from florilegium.runs.sinks import opening
 
 
@@ -77,13 +77,13 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
 def validate(conf: DictConfig) -> None:
     """Check everything that can be wrong before anything starts: both halves of every arm, the clients, the data."""
     top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
-    typed(sections.Plan, top, "")
+    typed(Plan, top, "")
     named = {
-        "cohort": sections.Cohort,
-        "timeouts": sections.Timeouts,
-        "runtime": sections.Runtime,
-        "evaluation": sections.EvaluationSettings,
-        "attack": sections.Attack,
+        "cohort": Cohort,
+        "timeouts": Timeouts,
+        "runtime": Runtime,
+        "evaluation": EvaluationSettings,
+        "attack": Attack,
     }
     for key, section in named.items():
         typed(section, conf.get(key), key)
@@ -116,10 +116,9 @@ def _validate_clients(conf: DictConfig) -> None:
     if not mix:
         raise SettingsError("clients.mix is empty: list at least one {modality, model}")
     for k, member in enumerate(mix):
-        if member.get("modality") not in sections.MODALITIES or not member.get("model"):
+        if member.get("modality") not in MODALITIES or not member.get("model"):
             raise SettingsError(
-                f"clients.mix[{k}]: a client has a modality ({', '.join(sections.MODALITIES)}) "
-                f"and a model, got {dict(member)}"
+                f"clients.mix[{k}]: a client has a modality ({', '.join(MODALITIES)}) and a model, got {dict(member)}"
             )
         try:
             build.check(member.modality, member.model, f"clients.mix[{k}]")

@@ -16,9 +16,10 @@ from torch import Tensor
 from florilegium import assets
 from florilegium.assets import AssetError, located
 from florilegium.config.composition import SettingsError, first_line, typed
+from florilegium.config.diffusion import DiffusionSettings
 from florilegium.data.datasets import Classes, Splits, held_out, modality_rows, open_dataset, read_rows
 from florilegium.diffusion.captions import Captioner
-from florilegium.diffusion.generator import DiffusionSettings, Generator, Progress, device_of
+from florilegium.diffusion.generator import Generator, Progress, device_of
 from florilegium.diffusion.load import load
 from florilegium.learning.metrics import ClipScore, Judge
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.composition import typed
-from florilegium.config.sections import EvaluationSettings
+from florilegium.config.run import EvaluationSettings
 from florilegium.data.partition import partition
 from florilegium.data.public import held_out_pairs
 from florilegium.federation.federation import Federation, Reply

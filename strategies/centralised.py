@@ -13,7 +13,8 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.bounds import between
-from florilegium.diffusion.tuning import TuneSettings, TuneTexts
+from florilegium.config.diffusion import TuneSettings
+from florilegium.diffusion.tuning import TuneTexts
 from florilegium.federation.federation import Federation
 from strategies.blocks.rounds import Rounds
 

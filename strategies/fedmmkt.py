@@ -14,7 +14,7 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
-from florilegium.diffusion.tuning import TuneSettings
+from florilegium.config.diffusion import TuneSettings
 from florilegium.federation.federation import Federation, Reply, means_of
 from florilegium.learning.averaging import named, part
 from florilegium.learning.metrics import confusion

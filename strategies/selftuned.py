@@ -10,7 +10,8 @@ from torch.nn.functional import layer_norm
 
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
-from florilegium.diffusion.tuning import TuneSettings, TuneTexts
+from florilegium.config.diffusion import TuneSettings
+from florilegium.diffusion.tuning import TuneTexts
 from florilegium.federation.federation import Federation
 from strategies.blocks.rounds import Rounds
 from strategies.blocks.synthesis import draw_classes

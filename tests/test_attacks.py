@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from client_app.batches import ClientError
 from client_app.privacy import attacks
-from florilegium.config.sections import Attack
+from florilegium.config.run import Attack
 from florilegium.protocol.payloads import Answers, Features, Logits, Nothing, Weights
 
 EIGHT = [{"modality": m, "model": x} for m, x in [("image", "vit")] * 4 + [("text", "bert")] * 4]

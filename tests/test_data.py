@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from florilegium.config import composition
+from florilegium.config.data import PartitionSettings
 from florilegium.data import toy
 from florilegium.data.datasets import DataError, held_out, modality_rows, open_dataset, read_rows
-from florilegium.data.partition import PartitionSettings, partition
+from florilegium.data.partition import partition
 
 
 def png(colour=(255, 0, 0), side=8):

@@ -16,10 +16,11 @@ from client_app.privacy.protection import Protection
 from florilegium import preflight, seeds
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
+from florilegium.config.privacy import Representations, Training, Votes
 from florilegium.models import build
 from florilegium.privacy import accountants, mechanisms
 from florilegium.privacy.accountants import Accountant
-from florilegium.privacy.mechanisms import PrivacyError, Representations, Training, Votes, confident_gnmax
+from florilegium.privacy.mechanisms import PrivacyError, confident_gnmax
 from florilegium.protocol import codec
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Answers, Features, Logits, Nothing, Weights
@@ -279,7 +280,7 @@ def small(toy_conf, *overrides):
         ),
         (
             ["privacy=gaussian", "privacy.representations.noise=0"],
-            "privacy: representations.noise must lie between 0.001",
+            "privacy.representations: noise must lie between 0.001",
         ),
         (["privacy=dpsgd", "+privacy.training.sigma=2"], "privacy.training.sigma"),
     ],

@@ -10,10 +10,10 @@ import math
 import pytest
 import torch
 
-from florilegium.diffusion.captions import Captioner, CaptionSettings
-from florilegium.diffusion.generator import DiffusionSettings
+from florilegium.config.diffusion import CaptionSettings, DiffusionSettings, TuneSettings
+from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.load import load
-from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts, drawn_order, learning_rate, predict
+from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts, drawn_order, learning_rate, predict
 from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 
 D = 24
@@ -133,7 +133,7 @@ def test_zero_projections_start_from_the_original_model():
 
 
 def test_empirical_omission_rate_is_within_three_sigma():
-    made, settings = generator(), TuneSettings(omission=0.2, text_drop=0.1, label_only=0.5)
+    made, settings = generator(), TuneSettings(text="label+caption", omission=0.2, text_drop=0.1, label_only=0.5)
     data = TuneData(torch.zeros(100, 4, 8, 8), torch.zeros(1), torch.zeros(100), torch.zeros(100), torch.ones(100, D))
     omitted, dropped, label = 0, 0, 0
     for made.tuner.step in range(200):
@@ -240,7 +240,7 @@ def test_state_survives_the_file(tmp_path):
     from florilegium.runs import files
 
     made, other = generator(), generator()
-    tune(made, TuneSettings())
+    tune(made, TuneSettings(merge="token"))
     files.save(tmp_path / "round.safetensors", *made.state())
     other.restore(*files.load(tmp_path / "round.safetensors"))
     assert not changed(made.state()[0], other.state()[0])
@@ -256,7 +256,7 @@ def test_an_untuned_generator_has_nothing_to_keep():
 
 def test_a_foreign_checkpoint_is_refused_in_one_line():
     made = generator()
-    tune(made, TuneSettings())
+    tune(made, TuneSettings(merge="token"))
     tensors, meta = made.state()
     tensors["decoder.conv_in.weight/weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match="decoder.conv_in.weight/weight is \\(1,\\)"):
@@ -301,15 +301,15 @@ def test_bad_calls_say_what_is_wrong():
     with pytest.raises(ValueError, match="2 prompts but 1 seeds"):
         made.synthesize(PROMPTS[:2], SEEDS[:1])
     with pytest.raises(ValueError, match="8 images, 8 label texts, 8 full texts, 3 representations"):
-        made.finetune(images, texts, reps[:3], TuneSettings(), rounds=(1, 1), seed=0)
-    assert made.finetune(images[:0], TuneTexts([], []), None, TuneSettings(), rounds=(1, 1), seed=0) == {}
-    tune(made, TuneSettings())
+        made.finetune(images, texts, reps[:3], TuneSettings(merge="token"), rounds=(1, 1), seed=0)
+    assert made.finetune(images[:0], TuneTexts([], []), None, TuneSettings(merge="token"), rounds=(1, 1), seed=0) == {}
+    tune(made, TuneSettings(merge="token"))
     with pytest.raises(ValueError, match="lora=None, merge=token; lora=4, merge=token cannot go on"):
-        tune(made, TuneSettings(lora=4))
+        tune(made, TuneSettings(merge="token", lora=4))
     with pytest.raises(ValueError, match="representations have width 5, the projection takes 24"):
-        made.finetune(images, texts, reps[:, :5], TuneSettings(), rounds=(1, 1), seed=0)
+        made.finetune(images, texts, reps[:, :5], TuneSettings(merge="token"), rounds=(1, 1), seed=0)
     with pytest.raises(FloatingPointError, match="T2I loss is nan"):
-        made.finetune(images, texts, reps * math.nan, TuneSettings(omission=0.0), rounds=(1, 1), seed=0)
+        made.finetune(images, texts, reps * math.nan, TuneSettings(merge="token", omission=0.0), rounds=(1, 1), seed=0)
 
 
 @pytest.mark.parametrize(

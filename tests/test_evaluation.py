@@ -165,7 +165,8 @@ def test_judges_are_built_once_and_generators_are_each_arm_s_own(resources):
 
 
 def test_progress_hears_of_synthesis_captions_and_tuning(toy_conf):
-    from florilegium.diffusion.tuning import TuneSettings, TuneTexts
+    from florilegium.config.diffusion import TuneSettings
+    from florilegium.diffusion.tuning import TuneTexts
 
     heard = []
     resources = Resources(toy_conf(), progress=lambda **news: heard.append(news["phase"]))

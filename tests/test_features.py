@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from florilegium import assets
+from florilegium.config.diffusion import DiffusionSettings, FeatureSettings
 from florilegium.diffusion.features import FeatureExtractor
-from florilegium.diffusion.generator import DiffusionSettings, FeatureSettings
 from florilegium.diffusion.projection import Projection, pooled, principal_axes
 from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 

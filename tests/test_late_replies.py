@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from florilegium.config import composition
-from florilegium.config.sections import Timeouts
+from florilegium.config.run import Timeouts
 from florilegium.federation.federation import Federation, FederationError
 from florilegium.protocol import codec
 from florilegium.protocol.payloads import Nothing, Profile, Weights

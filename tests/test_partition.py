@@ -11,9 +11,10 @@ from client_app.evaluation import evaluate
 from client_app.opening import open_client
 from florilegium.catalogue import CATALOGUE, side
 from florilegium.config import composition
+from florilegium.config.data import PartitionSettings
 from florilegium.data import shift, skew
 from florilegium.data.datasets import DataError, open_dataset
-from florilegium.data.partition import PartitionSettings, deal, partition
+from florilegium.data.partition import deal, partition
 from florilegium.data.private import open_private
 from florilegium.protocol.codec import Header
 from tests.test_every_method import toy

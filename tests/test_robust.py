@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy.stats import trim_mean
 
+from florilegium.config.privacy import DefenceSettings, PrivacySettings, Votes
 from florilegium.federation import robust
 from florilegium.federation.federation import Client, Reply
-from florilegium.federation.guard import DefenceSettings, Guard
-from florilegium.privacy.mechanisms import PrivacySettings, Votes
+from florilegium.federation.guard import Guard
 from florilegium.protocol.payloads import Answers, Logits
 
 T = torch.tensor

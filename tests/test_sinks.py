@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from florilegium.config import composition
+from florilegium.config.sinks import SinkSettings
 from florilegium.runs.logs import JsonLog, LoggedRounds
 from florilegium.runs.observers import Observer, Observers
-from florilegium.runs.sinks.opening import SinkSettings, open_sinks
+from florilegium.runs.sinks.opening import open_sinks
 from florilegium.runs.writer import Run
 from tests.synthetic_run import captions, conf, entry, images
 

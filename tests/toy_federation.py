@@ -18,10 +18,10 @@ from torch import nn
 from client_app.batches import Batch, shuffled
 from client_app.memory import Memory
 from florilegium import seeds
+from florilegium.config.privacy import PrivacySettings
 from florilegium.federation.federation import Client as Known
 from florilegium.federation.federation import Reply
 from florilegium.models.bodies import Classifier
-from florilegium.privacy.mechanisms import PrivacySettings
 from florilegium.protocol.payloads import Nothing
 from florilegium.protocol.validation import WireError
 

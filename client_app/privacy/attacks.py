@@ -17,7 +17,7 @@ from client_app.batches import ClientError
 from client_app.client import Client
 from florilegium import seeds
 from florilegium.config.composition import typed
-from florilegium.config.sections import Attack
+from florilegium.config.run import Attack
 from florilegium.protocol.payloads import Answers, Features, Logits, Modules, Weights
 from florilegium.protocol.validation import LARGEST
 

@@ -18,9 +18,10 @@ from torch.nn.functional import normalize
 from client_app.memory import Memory
 from florilegium import seeds
 from florilegium.config.composition import typed
+from florilegium.config.privacy import PrivacySettings
 from florilegium.privacy import mechanisms
 from florilegium.privacy.accountants import Accountant
-from florilegium.privacy.mechanisms import PrivacyError, PrivacySettings
+from florilegium.privacy.mechanisms import PrivacyError
 from florilegium.protocol.payloads import Answers, Examples, Features, Logits, Modules, Weights
 from florilegium.protocol.validation import LARGEST
 

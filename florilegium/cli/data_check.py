@@ -16,7 +16,7 @@ from rich.table import Table
 from florilegium.assets import AssetError
 from florilegium.cli.console import console
 from florilegium.config import composition
-from florilegium.config.sections import MODALITIES
+from florilegium.config.data import MODALITIES
 from florilegium.data.datasets import Classes, open_dataset
 from florilegium.data.own.examination import Examined, examine
 from florilegium.data.own.findings import Finding, Unread

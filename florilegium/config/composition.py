@@ -6,30 +6,28 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets
+from florilegium.config import errors
+from florilegium.config.errors import SettingsError, first_line
+from florilegium.config.instances import typed
 from florilegium.config.search_path import look_in_other_packages, problem_of
+
+__all__ = ["SettingsError", "first_line", "typed"]
 
 MAIN = "method"  # the arm of conf.method itself
 HERE = Path(__file__).resolve().parents[1]  # florilegium/
 CONF = next((place for place in (HERE.parent / "conf", HERE / "conf") if place.is_dir()), HERE.parent / "conf")
-T = TypeVar("T")
-
-
-class SettingsError(ValueError):
-    """The settings cannot be run; the one-line message names the key."""
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -111,52 +109,12 @@ def arms(conf: DictConfig) -> dict[str, DictConfig]:
     return {MAIN: conf.method, **(conf.get("references") or {})}
 
 
-# -- checking --------------------------------------------------------------------------------------------------------
-
-
-def typed(cls: type[T], node: Any, where: str) -> T:
-    """`node` as an instance of the dataclass `cls`. SettingsError names the key, in the section `where`."""
-    try:
-        values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values or {}))
-        return made
-    except OmegaConfBaseException as error:
-        key = ".".join(part for part in (where, getattr(error, "full_key", None)) if part)
-        known = getattr(error.object_type, "__dataclass_fields__", {}) if " not in " in str(error) else {}
-        hint = meant(str(getattr(error, "key", "")), known)
-        raise SettingsError(f"{key}: {str(error).splitlines()[0]}{hint}") from error
-    except (ValueError, TypeError) as error:
-        raise SettingsError(f"{where}: {first_line(error)}" if where else first_line(error)) from error
-
-
 # -- one-line messages -----------------------------------------------------------------------------------------------
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def meant(word: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' where something known looks like the word, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def explain(error: BaseException) -> str:
     """One line for an error of Hydra or OmegaConf."""
-    text = str(error)
-    if found := re.search(r"Could not find '([^']+)'", text):
-        group, _, choice = found[1].rpartition("/")
-        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        there = f"; there are {', '.join(choices)}" if choices else ""
-        return f"no {group or 'group'} '{choice}'{meant(choice, choices)}{there}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return f"no setting '{found[1]}'{meant(found[1], _known_keys())}; `florilegium run --cfg job` lists them"
-    if type(error).__name__ == "OverrideParseException":
-        return f"cannot read an override: {first_line(error)}"
-    if full_key := getattr(error, "full_key", None):
-        return f"{full_key}: {first_line(error)}"
-    return first_line(error)
+    return errors.explain(error, _known_keys)
 
 
 def _known_keys() -> list[str]:

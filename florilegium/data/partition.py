@@ -12,7 +12,6 @@ import hashlib
 import json
 import warnings
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,64 +20,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
 from florilegium.config.composition import typed
-from florilegium.config.sections import MODALITIES
+from florilegium.config.data import FLOWER_PARTITIONS, MODALITIES, PartitionSettings
 from florilegium.data import shift, skew
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset, texts_alone
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-FLOWER = ("dirichlet", "iid", "pathological", "shard", "natural")
-NAMES = (*FLOWER, "dirichlet_grouped_balanced", "biased_unbiased", "domain")
-ASSIGNMENTS = ("random", "deterministic", "first-deterministic")
-MANY = 1_000_000
-
-
-@dataclass
-class PartitionSettings:
-    """`conf.clients.partition`; the groups of conf/partition are presets of it."""
-
-    name: str = "dirichlet"  # one of NAMES
-    alpha: float = 0.5  # dirichlet, both forms: concentration; small is skewed
-    self_balancing: bool = False  # dirichlet: who holds the average gets nothing more of a class
-    group: int = 5  # dirichlet_grouped_balanced: clients of one draw
-    biased: int | None = None  # biased_unbiased: null is all clients but the unbiased
-    unbiased: int = 1  # biased_unbiased
-    classes_per_biased: int | None = None  # biased_unbiased: null is a fifth, or as many as cover all
-    classes_per_client: int = 2  # pathological
-    class_assignment: str = "random"  # pathological: random | deterministic | first-deterministic
-    shards_per_client: int = 2  # shard
-    by: str = "style"  # natural, domain: the column whose values are dealt out
-    domains: list[str] | None = None  # domain: each image client's; null is in turn
-    imbalance: float = 1.0  # long tail, before any split: rarest / most frequent class
-    shift: str = "none"  # none | rotation | contrast, of image clients' rows
-    rotation: float = 15.0  # degrees from one client to the next
-    contrast: float = 0.8  # factor from one client to the next
-    judged: str = "own"  # own | all: held-out rows of the client's own domain, or as they are
-    min_samples: int = 10  # rows every client has at least
-    disjoint_modalities: bool = True  # image and text clients see different concepts
-    image_share: float = 0.5  # of the concepts, when they are disjoint (of those that pairs leave)
-    pair_share: float = 0.3333  # of the concepts, when they are disjoint
-
-    def __post_init__(self) -> None:
-        one_of("name", self.name, NAMES)
-        one_of("class_assignment", self.class_assignment, ASSIGNMENTS)
-        one_of("shift", self.shift, shift.KINDS)
-        one_of("judged", self.judged, ("own", "all"))
-        between("alpha", self.alpha, 1e-3, 1e6)
-        between("imbalance", self.imbalance, 1e-4, 1)
-        between("rotation", self.rotation, -180, 180)
-        between("contrast", self.contrast, 0.01, 1)
-        between("image_share", self.image_share, 0.05, 0.95)
-        between("pair_share", self.pair_share, 0.05, 0.95)
-        lowest = {"min_samples": 2, "group": 2, "unbiased": 0, "classes_per_client": 1, "shards_per_client": 1}
-        for key, low in lowest.items():
-            between(key, getattr(self, key), low, MANY)
-        for key in ("biased", "classes_per_biased"):
-            if (value := getattr(self, key)) is not None:
-                between(key, value, 1, MANY)
 
 
 def partition(conf: DictConfig) -> dict[str, Any]:
@@ -178,7 +126,7 @@ def deal(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # flwr-datasets' re-draws until min_samples is met are no news
-            if s.name in FLOWER:
+            if s.name in FLOWER_PARTITIONS:
                 dealt = _flower(rows, count, s, modality, draw % 2**32)
             else:
                 dealt = _skewed(rows, count, s, classes, domains, np.random.default_rng(draw))

@@ -17,26 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.config.bounds import between
 from florilegium.config.composition import typed
+from florilegium.config.data import PublicSettings
 from florilegium.data.datasets import DataError, Rows, held_out, open_dataset, read_rows
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Samples
 
 SHOWN = 16  # digits of a hash in a message
-
-
-@dataclass
-class PublicSettings:
-    """`conf.data.public`: which of the data's public train rows are the set."""
-
-    pairs: int | None = 1200  # |P|; null: all there are
-    seed: int = 0  # of the choice; the same set for all seeds of a run
-    path: str | None = None  # a directory of its own; null: the data's
-
-    def __post_init__(self) -> None:
-        between("pairs", 2 if self.pairs is None else self.pairs, 2, 100_000_000)
-        between("seed", self.seed, 0, 2**31 - 1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-KINDS = ("none", "rotation", "contrast")
 GREY = 127.5
 
 

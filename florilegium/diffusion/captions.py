@@ -3,35 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from florilegium.config.bounds import between
-
-
-@dataclass
-class CaptionSettings:
-    """How captions are decoded. No sampling: the same image always gets the same caption.
-
-    `prefix` is given to the decoder as its first words; `drop` are first words that are taken off what it says.
-    """
-
-    batch: int = 64
-    beams: int = 1
-    min_tokens: int = 0
-    max_tokens: int = 24
-    repetition_penalty: float = 1.0
-    prefix: str | None = None
-    drop: str | None = None
-
-    def __post_init__(self) -> None:
-        between("batch", self.batch, 1, 100_000)
-        between("beams", self.beams, 1, 64)
-        between("max_tokens", self.max_tokens, 1, 512)
-        between("min_tokens", self.min_tokens, 0, self.max_tokens)
-        between("repetition_penalty", self.repetition_penalty, 0.1, 10)
+from florilegium.config.diffusion import CaptionSettings
 
 
 class Captioner:

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
-from florilegium.diffusion.generator import DiffusionSettings, Progress, device_of
+from florilegium.config.diffusion import DiffusionSettings
+from florilegium.diffusion.generator import Progress, device_of
 from florilegium.diffusion.load import backend, directory, weights_hash
 from florilegium.diffusion.projection import Projection
 from florilegium.protocol.pixels import scaled

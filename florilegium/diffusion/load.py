@@ -9,7 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from florilegium.diffusion.generator import DiffusionSettings, Generator
+from florilegium.config.diffusion import DiffusionSettings
+from florilegium.diffusion.generator import Generator
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # those that features depend on
 SUFFIXES = (".safetensors", ".bin", ".json", ".txt")

@@ -18,8 +18,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from florilegium.diffusion.generator import DiffusionSettings, device_of
-from florilegium.diffusion.tuning import TuneData, Tuner, TuneSettings, TuneTexts
+from florilegium.config.diffusion import DiffusionSettings, TuneSettings
+from florilegium.diffusion.generator import device_of
+from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts
 from florilegium.protocol.pixels import scaled
 
 TEXTS_AT_ONCE = 256

@@ -17,41 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
+from florilegium.config.diffusion import TuneSettings
 from florilegium.diffusion.glide.variational import variational_term
-
-
-@dataclass
-class TuneSettings:
-    """conf/tuning: the paper's symbol or origin in the comment, `ours` where the paper is silent."""
-
-    merge: str = "token"  # eq 11's operator: token | add | time; ours
-    text: str = "label+caption"  # label | caption | label+caption; ours
-    label_only: float = 0.5  # with label+caption: probability of the label alone, the evaluation's prompt; ours
-    omission: float = 0.2  # p, eq 12
-    text_drop: float = 0.1  # keeps classifier-free guidance alive: empty text and no representation; ours
-    lr: float = 2.0e-4  # paper: Adam, cosine annealing
-    epochs: int = 2  # passes over a round's samples; ours
-    batch: int = 32
-    balance: float = 0.0  # 0: every sample once a pass | 1: every label equally often; ours
-    clip: float = 1.0  # gradient norm; ours
-    ema: float = 0.999  # decay of the average that synthesizes: min(ema, (1 + step) / (10 + step)); ours
-    schedule: str = "cosine"  # over all rounds: cosine | constant
-    lora: int | None = None  # rank of adapters on the attention; null: the whole decoder
-    variational: bool = False  # also train the variance channels of a decoder that has them (GLIDE)
-
-    def __post_init__(self) -> None:
-        one_of("merge", self.merge, ("token", "add", "time"))
-        one_of("text", self.text, ("label", "caption", "label+caption"))
-        one_of("schedule", self.schedule, ("cosine", "constant"))
-        for key in ("label_only", "omission", "text_drop", "balance"):
-            between(key, getattr(self, key), 0, 1)
-        between("lr", self.lr, 0, 1)
-        between("epochs", self.epochs, 1, 100_000)
-        between("batch", self.batch, 1, 100_000)
-        between("clip", self.clip, 1e-6, 1e6)
-        between("ema", self.ema, 0, 1)
-        between("lora", self.lora or 1, 1, 4096)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Axes: K clients, N samples, C classes, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -16,42 +16,14 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
 from florilegium.config.composition import typed
+from florilegium.config.privacy import DefenceSettings, PrivacySettings
 from florilegium.federation import robust
 from florilegium.privacy import accountants, mechanisms
 from florilegium.privacy.accountants import Accountant
-from florilegium.privacy.mechanisms import PrivacySettings
 from florilegium.protocol.payloads import Answers, Features, Logits
 
-CENTRES = ("mean", "trimmed", "median")
 VECTORS = {Answers: ("representations", "augmented"), Logits: ("logits",), Features: ("image", "text")}
-
-
-@dataclass
-class DefenceSettings:
-    """conf/defence."""
-
-    bound: float | None = None  # largest share of one client in a sample's votes, or in the vectors' lengths
-    centre: str = "mean"  # of representations and class scores: mean | trimmed | median (geometric)
-    among: str = "all"  # who is compared with whom: all | modality (half of its clients then are its centre)
-    trim: float = 0.25  # trimmed: share of the clients cut at each end of each coordinate
-    reputation: bool = False  # clients weigh as they agreed with the consensus of earlier rounds
-    momentum: float = 0.5  # reputation: how much of it stays each round
-    sharpness: float = 2.0  # reputation: weights go with this power of it
-
-    def __post_init__(self) -> None:
-        one_of("centre", self.centre, CENTRES)
-        one_of("among", self.among, ("all", "modality"))
-        between("trim", self.trim, 0, 0.49)
-        between("momentum", self.momentum, 0, 1)
-        between("sharpness", self.sharpness, 0, 100)
-        if self.bound is not None:
-            between("bound", self.bound, 1e-3, 1)
-
-    @property
-    def active(self) -> bool:
-        return self.bound is not None or self.centre != "mean" or self.reputation
 
 
 class Guard:

@@ -12,11 +12,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from florilegium.config.clients import PairSettings
 from florilegium.config.composition import typed
 from florilegium.models.bodies import Classifier, ModelError
 from florilegium.models.clip import ClipImage, ClipText
 from florilegium.models.image import ImageBody
-from florilegium.models.pair import DualEncoder, Encoder, PairSettings
+from florilegium.models.pair import DualEncoder, Encoder
 from florilegium.models.text import TextBody
 from florilegium.models.tokens import Vocabulary, open_vocabulary
 

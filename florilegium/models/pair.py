@@ -5,33 +5,13 @@ Axes: B batch, N pairs, D width (clients.width), S image side, T tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from florilegium.config.bounds import between, one_of
+from florilegium.config.clients import PairSettings
 from florilegium.learning.losses import pair_nce, soft_contrastive
 from florilegium.models.tokens import Vocabulary
-
-LOSSES = ("info_nce", "soft_contrastive")
-
-
-@dataclass
-class PairSettings:
-    """`conf.clients.pair`: the retrieval loss of every dual encoder, the clients' and the server's."""
-
-    loss: str = "info_nce"  # info_nce | soft_contrastive (PCME's, as in arXiv 2603.04890)
-    temperature: float = 0.1  # of info_nce
-    scale: float = 15.0  # a of soft_contrastive at the start; learned
-    shift: float = 15.0  # b of soft_contrastive at the start; learned
-
-    def __post_init__(self) -> None:
-        one_of("loss", self.loss, LOSSES)
-        between("temperature", self.temperature, 1e-3, 100)
-        between("scale", self.scale, 1e-3, 1e3)
-        between("shift", self.shift, -1e3, 1e3)
 
 
 class Encoder(nn.Module):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from florilegium.privacy.mechanisms import EXTRA, PrivacyError, Votes
+from florilegium.config.privacy import Votes
+from florilegium.privacy.mechanisms import EXTRA, PrivacyError
 
 ORDERS = [
     *(1 + x / 100 for x in range(1, 10)),

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from florilegium import catalogue, seeds
 from florilegium.config import composition
+from florilegium.config.privacy import PrivacySettings
 from florilegium.data.datasets import open_dataset
 from florilegium.models import build
-from florilegium.privacy.mechanisms import PrivacySettings
 from florilegium.protocol import codec, payloads, phases
 from florilegium.protocol import fields as axes
 

@@ -10,81 +10,18 @@ Axes: K clients, N samples, C classes, D width.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from florilegium.config.bounds import between
+from florilegium.config.privacy import Representations, Votes
 
 EXTRA = "differential privacy needs opacus: pip install 'florilegium[privacy]'"
 
 
 class PrivacyError(ValueError):
     """Privacy was asked for where it cannot be had; one line."""
-
-
-@dataclass
-class Representations:
-    """The Gaussian mechanism on each row of representations or class scores a client sends."""
-
-    clip: float = 1.0  # C: longer rows are shortened to this L2 norm
-    noise: float = 1.0  # sigma: standard deviation of the noise on each value, in units of C
-
-    def __post_init__(self) -> None:
-        between("representations.clip", self.clip, 1e-6, 1e6)
-        between("representations.noise", self.noise, 1e-3, 1e6)
-
-    @property
-    def multiplier(self) -> float:
-        """Noise over sensitivity: a client with other data may send any other row of the ball, 2 C away."""
-        return self.noise / 2
-
-
-@dataclass
-class Votes:
-    """Confident-GNMax on the clients' votes for a sample's label."""
-
-    threshold: float = 0.5  # T, as a share of the clients that vote
-    threshold_noise: float = 1.0  # sigma_1, votes
-    noise: float = 1.0  # sigma_2, votes
-
-    def __post_init__(self) -> None:
-        between("votes.threshold", self.threshold, 0, 2)
-        between("votes.threshold_noise", self.threshold_noise, 1e-3, 1e6)
-        between("votes.noise", self.noise, 1e-3, 1e6)
-
-
-@dataclass
-class Training:
-    """DP-SGD on a client's own rows."""
-
-    noise: float = 1.0  # sigma: standard deviation of the noise on the summed gradient, in units of the clip
-    clip: float = 1.0  # L2 norm to which each row's gradient is shortened
-
-    def __post_init__(self) -> None:
-        between("training.noise", self.noise, 1e-3, 1e6)
-        between("training.clip", self.clip, 1e-6, 1e6)
-
-
-@dataclass
-class PrivacySettings:
-    """conf/privacy. `seeded` noise can be taken off again by anyone who knows the settings: for repeatable tests."""
-
-    representations: Representations | None = None
-    votes: Votes | None = None
-    training: Training | None = None
-    delta: float = 1e-5
-    seeded: bool = False
-
-    def __post_init__(self) -> None:
-        between("delta", self.delta, 1e-15, 0.5)
-
-    @property
-    def told(self) -> tuple[str, ...]:
-        """The epsilons that clients report beside every reply; votes are counted at the server."""
-        return (("gaussian", "gaussian_row") if self.representations else ()) + (("dpsgd",) if self.training else ())
 
 
 # -- mechanisms ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from florilegium.config.sections import MODALITIES
+from florilegium.config.data import MODALITIES
 from florilegium.protocol.fields import RAW, array, blobs
 
 

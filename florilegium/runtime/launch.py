@@ -30,8 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from florilegium import assets, preflight
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
+from florilegium.config.run import Attack
 from florilegium.config.search_path import look_in_other_packages, problem_of
-from florilegium.config.sections import Attack
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
 from florilegium.runtime import local

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
+from florilegium.config.diffusion import TuneSettings
 from florilegium.data.public import open_public
-from florilegium.diffusion.tuning import TuneSettings
 from florilegium.federation.federation import Client, Federation, FederationError, Reply
 from florilegium.learning.metrics import confusion
 from florilegium.protocol import pixels

@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from florilegium import seeds
+from florilegium.config.diffusion import DiffusionSettings, FeatureSettings, TuneSettings
 from florilegium.diffusion.features import FeatureExtractor
-from florilegium.diffusion.generator import DiffusionSettings, FeatureSettings
 from florilegium.diffusion.glide.generator import GlideGenerator
 from florilegium.diffusion.glide.pipeline import GlidePipeline, enlarged
 from florilegium.diffusion.load import backend, load
-from florilegium.diffusion.tuning import TuneSettings, TuneTexts
+from florilegium.diffusion.tuning import TuneTexts
 
 PROMPTS = ["a red cat", "a cat", "red", "cat a red"]
 SEEDS = [5, 6, 7, 8]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from florilegium.diffusion.tuning import TuneSettings
+from florilegium.config.diffusion import TuneSettings
 from strategies.selftuned import SelfTuned, SelfTunedSettings
 
 

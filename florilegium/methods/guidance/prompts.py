@@ -14,8 +14,8 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.composition import typed
+from florilegium.config.diffusion import DiffusionSettings
 from florilegium.diffusion.features import FeatureExtractor
-from florilegium.diffusion.generator import DiffusionSettings
 from florilegium.methods.guidance.settings import FedDifRCSettings, GuidanceSettings
 from florilegium.resources import located
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from florilegium.config.bounds import between
+from florilegium.config.sinks import SinkSettings
 from florilegium.runs.observers import Observer
 
 LOG = logging.getLogger("flwr")
@@ -18,41 +17,6 @@ SINKS = {
     "tensorboard": "florilegium.runs.sinks.board:TensorBoard",
     "mlflow": "florilegium.runs.sinks.tracking:MLflow",
 }
-
-
-@dataclass
-class PrometheusSettings:
-    enabled: bool = False
-    host: str = "127.0.0.1"  # the address that /metrics and /healthz listen on
-    port: int = 9464
-    stalled: float | None = 3600.0  # seconds without progress after which /healthz answers 503; null: never
-
-    def __post_init__(self) -> None:
-        between("port", self.port, 0, 65535)
-        if self.stalled is not None:
-            between("stalled", self.stalled, 1, 30 * 24 * 3600)
-
-
-@dataclass
-class TensorBoardSettings:
-    enabled: bool = False
-    directory: str | None = None  # null: tensorboard/ in the run directory
-
-
-@dataclass
-class MLflowSettings:
-    enabled: bool = False
-    uri: str | None = None  # null: mlflow.db in the run directory
-    experiment: str = "florilegium"
-
-
-@dataclass
-class SinkSettings:
-    """conf/sinks."""
-
-    prometheus: PrometheusSettings = field(default_factory=PrometheusSettings)
-    tensorboard: TensorBoardSettings = field(default_factory=TensorBoardSettings)
-    mlflow: MLflowSettings = field(default_factory=MLflowSettings)
 
 
 def open_sinks(given: SinkSettings, out: Path, settings: dict[str, Any]) -> list[Observer]:

@@ -1,0 +1,100 @@
+"""Settings of the data: the data set, its public part, and how the rows are split over the clients."""
+
+from __future__ import annotations
+
+from florilegium.config.fields import section, setting
+
+MODALITIES = ("image", "text", "pair")
+FLOWER_PARTITIONS = ("dirichlet", "iid", "pathological", "shard", "natural")  # partitioners of flwr-datasets
+PARTITIONS = (*FLOWER_PARTITIONS, "dirichlet_grouped_balanced", "biased_unbiased", "domain")
+ASSIGNMENTS = ("random", "deterministic", "first-deterministic")
+SHIFTS = ("none", "rotation", "contrast")
+MANY = 1_000_000
+
+
+@section
+class PublicSettings:
+    """The public paired set: which of the data's public training rows belong to it."""
+
+    pairs: int | None = setting(1200, "number of pairs; null: all that there are", low=2, high=100_000_000)
+    seed: int = setting(0, "seed of the choice of pairs; it is not the run's seed", low=0, high=2**31 - 1)
+    path: str | None = setting(None, "a directory of its own; null: the public rows of the data set")
+
+
+@section
+class DataSettings:
+    """The data set of a run."""
+
+    name: str = setting("emoji", "an embedded data set (emoji, fashion, lexicon, toy), or a name for your own")
+    path: str | None = setting(None, "directory of your own data; null: the embedded data set of this name")
+    hub: str | None = setting(None, "id of a labelled image data set on a hub; it replaces the embedded one")
+    image_size: int = setting(32, "pixels on a side of every image", low=1, high=4096)
+    prompt: str | None = setting(
+        "A picture of {article} {name}.", "text from which the T2I model draws a class; null: the standard text"
+    )
+    judge: str | None = setting(
+        None,
+        "classifier that measures the T2I accuracy: asset, directory or hub id; null: the embedded one of the data",
+    )
+    public: PublicSettings = setting(factory=PublicSettings, help="the public paired set")
+
+
+@section
+class PartitionSettings:
+    """How the rows are split over the clients (docs/partitions.md)."""
+
+    name: str = setting("dirichlet", "the form of the split", choices=PARTITIONS)
+    alpha: float = setting(
+        0.5, "dirichlet, dirichlet_grouped_balanced: concentration; a small value is skewed", low=1e-3, high=1e6
+    )
+    self_balancing: bool = setting(
+        False, "dirichlet: a client that holds the average number of rows gets no more of a class"
+    )
+    group: int = setting(5, "dirichlet_grouped_balanced: number of clients of one draw", low=2, high=MANY)
+    biased: int | None = setting(
+        None, "biased_unbiased: number of clients with few classes; null: all but the unbiased ones", low=1, high=MANY
+    )
+    unbiased: int = setting(1, "biased_unbiased: number of clients with all classes", low=0, high=MANY)
+    classes_per_biased: int | None = setting(
+        None,
+        "biased_unbiased: classes of a biased client; null: a fifth of them, or as many as are needed to cover all",
+        low=1,
+        high=MANY,
+    )
+    classes_per_client: int = setting(2, "pathological: classes of a client", low=1, high=MANY)
+    class_assignment: str = setting(
+        "random",
+        "pathological: how classes are assigned; first-deterministic gives every class to some client",
+        choices=ASSIGNMENTS,
+    )
+    shards_per_client: int = setting(2, "shard: shards of a client", low=1, high=MANY)
+    by: str = setting("style", "natural, domain: the column whose values are given to the clients")
+    domains: list[str] | None = setting(
+        None, "domain: the value of each client, e.g. [twemoji, twemoji, openmoji]; null: the values in turn"
+    )
+    imbalance: float = setting(
+        1.0,
+        "long tail, made before any split: rows of the rarest class divided by rows of the most frequent one",
+        low=1e-4,
+        high=1,
+    )
+    shift: str = setting("none", "domain shift of the image clients' pictures", choices=SHIFTS)
+    rotation: float = setting(
+        15.0, "shift=rotation: client k's pictures are turned by k times this many degrees", low=-180, high=180
+    )
+    contrast: float = setting(
+        0.8, "shift=contrast: the contrast of client k's pictures is this to the power of k", low=0.01, high=1
+    )
+    judged: str = setting(
+        "own",
+        "with a domain shift: evaluation rows of the client's own domain (own) or the rows as they are (all)",
+        choices=("own", "all"),
+    )
+    min_samples: int = setting(10, "rows that every client has at least", low=2, high=MANY)
+    disjoint_modalities: bool = setting(True, "image, text and pair clients see different concepts")
+    image_share: float = setting(
+        0.5, "share of the image clients in the concepts that pair clients leave", low=0.05, high=0.95
+    )
+    pair_share: float = setting(
+        0.3333, "share of the pair clients in all concepts, where there are such clients", low=0.05, high=0.95
+    )

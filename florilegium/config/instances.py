@@ -1,0 +1,94 @@
+"""Sections as objects: made from plain values with their types checked, and turned into plain values again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from florilegium.config.errors import SettingsError, first_line, refused
+
+T = TypeVar("T")
+
+
+def typed(cls: type[T], node: Any, where: str) -> T:
+    """`node`, a mapping or None (all defaults), as an instance of the section `cls`; an instance stays as it is.
+
+    SettingsError names the key, below the key `where`, for an unknown key, another type or a value out of range.
+    """
+    if isinstance(node, cls):
+        return node
+    try:
+        values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        merged = OmegaConf.merge(OmegaConf.structured(cls), values or {})
+        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise refused(error, where) from error
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"{where}: {first_line(error)}" if where else first_line(error)) from error
+    return _instance(cls, plain, where)
+
+
+def _instance(cls: Any, values: Any, where: str) -> Any:
+    """The section of these complete values, its nested sections first, so that an error names the innermost key."""
+    hints = _hints(cls)
+    given = {}
+    for field in dataclasses.fields(cls):
+        key, value = f"{where}.{field.name}" if where else field.name, values[field.name]
+        inner = _section_of(hints[field.name])
+        if inner is not None and isinstance(value, Mapping):
+            value = _instance(inner, value, key)
+        elif inner is not None and isinstance(value, list):
+            value = [_instance(inner, each, f"{key}[{n}]") for n, each in enumerate(value)]
+        given[field.name] = value
+    try:
+        return cls(**given)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {first_line(error)}" if where else first_line(error)) from error
+
+
+@lru_cache(maxsize=256)
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _section_of(hint: Any) -> Any:
+    """The section class in `Section`, `Section | None` or `list[Section]`; None for any other type."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    if typing.get_origin(hint) in (types.UnionType, typing.Union, list):
+        return next((arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)), None)
+    return None
+
+
+def to_plain(value: Any) -> Any:
+    """Sections, lists and dicts as plain dicts and lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(each) for each in value]
+    return value
+
+
+def to_text(section: Any) -> str:
+    """A section as JSON text with sorted keys: a key for caches and hashes. `from_text` undoes it."""
+    return json.dumps(to_plain(section), sort_keys=True)
+
+
+def from_text(cls: type[T], text: str) -> T:
+    """The section of `to_text`'s text."""
+    return typed(cls, json.loads(text), "")
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))

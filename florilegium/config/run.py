@@ -1,0 +1,130 @@
+"""Settings of the run itself: who is asked, deadlines, evaluation, where the clients run, simulated attacks."""
+
+from __future__ import annotations
+
+from florilegium import seeds
+from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
+
+MANY = 1_000_000
+MONTH = 30 * 24 * 3600  # seconds
+RUNTIMES = ("simulation", "deployment", "local")
+ATTACKS = ("none", "label_flip", "confident_votes", "scaled_representations", "nan_representations", "collude")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@section
+class Cohort:
+    """Who is asked in a round."""
+
+    fraction: float = setting(1.0, "share of the clients that are asked in a round", low=0, high=1)
+
+
+@section
+class Timeouts:
+    """How long the server waits for clients, and what happens to late replies."""
+
+    exchange: float = setting(600.0, "seconds that a client may take to answer", low=0.1, high=MONTH)
+    quorum: int = setting(2, "the run ends when fewer clients than this give a good answer", low=1, high=MANY)
+    late: str = setting(
+        "drop",
+        "what happens to a reply that comes too late: drop (it is lost) or decay (weights count less in a later round)",
+        choices=("drop", "decay"),
+    )
+    decay: float = setting(
+        0.5, "with late=decay: a late reply's weight is multiplied by this for each round it is late", low=0, high=1
+    )
+    give_up: float | None = setting(
+        None,
+        "seconds after which a client that never answered is asked again; null: ten times `exchange`",
+        low=0,
+        high=MONTH,
+    )
+
+    def __post_init__(self) -> None:
+        if self.give_up is not None:
+            between("give_up", self.give_up, self.exchange, MONTH)
+
+
+@section
+class EvaluationSettings:
+    """How often all methods are evaluated, and on how many generated images."""
+
+    every: int = setting(
+        1, "rounds between two evaluations; the first and the last round are always evaluated", low=1, high=MANY
+    )
+    images_per_class: int = setting(
+        10,
+        "images that are generated for each class in an evaluation, with the same prompts and seeds every time",
+        low=1,
+        high=10_000,
+    )
+    global_model: str = setting(
+        "once",
+        "who evaluates a global model: once (one client of each data domain) or everywhere (all clients)",
+        choices=("once", "everywhere"),
+    )
+
+
+@section
+class Runtime:
+    """Where the clients run."""
+
+    name: str = setting(
+        "simulation",
+        "simulation (Ray actors here), local (SuperNodes on this machine) or deployment (other machines)",
+        choices=RUNTIMES,
+    )
+    client_cpus: int = setting(1, "CPU cores that one simulated client takes", low=1, high=MANY)
+    client_gpus: float = setting(0.0, "share of a GPU that one simulated client takes", low=0, high=MANY)
+    cpus: int | None = setting(None, "CPU cores for all simulated clients together; null: all of this machine", low=1)
+    gpus: int | None = setting(
+        None, "GPUs for all simulated clients together; null: none, unless client_gpus is above 0", low=0
+    )
+    superlink: str | None = setting(
+        None, "with name=deployment: the connection's name in the config.toml of your Flower home"
+    )
+    keep: bool = setting(False, "with name=local: the federation stays up after the run until Ctrl-C")
+    warm: bool = setting(
+        True, "with name=local: a client's libraries stay imported between messages, which takes 600 MB of memory"
+    )
+    fatal_codes: list[int] = setting(
+        factory=list, help="Flower's error codes that end the run at once; 0 is a dead Ray worker"
+    )
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None:
+            between("cpus", self.cpus, self.client_cpus, MANY)
+        if self.name == "deployment" and not self.superlink:
+            raise ValueError("superlink must name a connection of your Flower home's config.toml")
+
+
+@section
+class Attack:
+    """Clients that are made to misbehave, to measure defences (client_app/privacy/attacks.py)."""
+
+    kind: str = setting("none", "what the attackers do; none: every client is honest", choices=ATTACKS)
+    share: float = setting(
+        0.25, "share of the clients that attack, at most a quarter; the seed draws which ones", low=0, high=0.25
+    )
+    strength: float = setting(
+        10.0, "factor by which attackers enlarge representations and class scores", low=0, high=1e6
+    )
+
+    def attackers(self, clients: int, seed: int) -> list[int]:
+        """The ids of the floor(share * clients) attackers that the seed draws, in order; empty without an attack."""
+        count = 0 if self.kind == "none" else int(self.share * clients + 1e-9)
+        return sorted(seeds.shuffled(clients, seed, "attack")[:count])
+
+
+@section
+class Plan:
+    """The keys at the top of the settings."""
+
+    rounds: int = setting(4, "rounds of the run", low=0, high=MANY)
+    seed: int = setting(0, "everything random derives from it", low=0, high=2**31 - 1)
+    out: str | None = setting(None, "run directory")
+    resume: bool = setting(False, "go on where the run in `out` stopped")
+    label: str | None = setting(None, "name of the method's arm in tables; null: its own name")
+    log_level: str = setting("info", "level of log.jsonl in the run directory", choices=LOG_LEVELS)
+    assets: str | None = setting(None, "where the launcher found the assets; not for the user")
