@@ -16,7 +16,7 @@ from pathlib import Path
 
 from build_emoji import concepts, split_by_concept
 from build_fashion import CLASSES as FASHION
-from dataset_files import PRETRAINING_LEXICON, PRETRAINING_TEXTS, features, write_parquet
+from dataset_files import JUDGE_LEXICON, PRETRAINING_LEXICON, PRETRAINING_TEXTS, features, write_parquet
 from icon_sets import Finder, rendered_png
 from lexicon_card import lexicon_card
 from lexicon_classes import KINDS, NAMES, Meanings, label_of_emoji
@@ -122,6 +122,22 @@ def picture_jobs(sides: Sides) -> list[tuple[dict, str]]:
         svg = sides.finder.svg("game-icons", icon["name"]).replace("currentColor", "#000")
         jobs.append((row | {"concept": f"icon:{icon['name']}", "side": icon["side"]}, svg))
     return jobs
+
+
+def judge_pictures(sides: Sides, shown: list[dict]) -> list[dict]:
+    """Public concepts in all styles, for the judge alone; none is nearly a picture that clients are judged on."""
+    jobs = []
+    for emoji in sides.emojis:
+        if emoji["side"] == "public" and emoji["kind"] >= 0:
+            for style in EMOJI_STYLES:
+                if (icon := sides.finder.icon(style, emoji)) is not None:
+                    row = {"text": said(emoji["label"]), "tags": [], "label": emoji["kind"], "style": style}
+                    jobs.append((row | {"concept": emoji["hexcode"]}, sides.finder.svg(style, icon)))
+    with Pool(1) as pool:
+        rows = list(track(pool.imap(drawn, jobs, chunksize=64), "drawing for the judge", total=len(jobs)))
+    held = [row["hash"] for row in shown if row["part"] == "private" and row["split"] != "train"]
+    left_out = set(near_pairs([row["hash"] for row in rows], held)[0].tolist())
+    return [row | {"id": n, "part": "public"} for n, row in enumerate(rows) if n not in left_out]
 
 
 def without_twins(rows: list[dict]) -> list[dict]:
@@ -231,6 +247,7 @@ def main() -> None:
         "pictures": hashes, "synsets_left_out": left_out}) + "\n")  # fmt: skip
     write_parquet([row | {"id": n, "part": "public"} for n, row in enumerate(pretraining_pictures)], features(),
                   args.cache / PRETRAINING_LEXICON)  # fmt: skip
+    write_parquet(judge_pictures(sides, shown), features(), args.cache / JUDGE_LEXICON)
     (args.cache / PRETRAINING_TEXTS).write_text(json.dumps(pretraining_texts) + "\n")
     credits = {s: credit(modules / p) | {"package": p} for s, p in {**EMOJI_STYLES, "game-icons": ICONS}.items()}
     (args.out / "README.md").write_text(lexicon_card(rows, list(NAMES), credits, version(modules / TEXTS)))

@@ -7,6 +7,7 @@ import datasets
 PRETRAINING_EMOJI = "pretraining_emoji.parquet"
 PRETRAINING_FASHION = "pretraining_fashion.parquet"
 PRETRAINING_LEXICON = "pretraining_lexicon.parquet"
+JUDGE_LEXICON = "judge_lexicon.parquet"
 PRETRAINING_TEXTS = "pretraining_texts.json"
 
 

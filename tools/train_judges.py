@@ -1,7 +1,8 @@
 """Trains the judges (GAN-test classifiers) on real training images; validation picks the weights.
 
-emoji-private sees the clients' styles only, emoji-public the public styles only, lexicon-private the clients' concepts
-only, fashion the federated part: a judge that had seen other domains would also pass pictures in them.
+emoji-private sees the clients' styles only, emoji-public the public styles only, fashion the federated part: a judge
+that had seen other domains would also pass pictures in them. The lexicon's clients hold too few pictures for a judge
+that is right often enough, so lexicon-private also sees public concepts in all styles (build_lexicon draws them).
 """
 
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from augmentation import SIDE, augmented, cut_out, enlarged, mixed
+from dataset_files import JUDGE_LEXICON
 from pretraining import DATA, Examples, examples, read
 from training_loop import arguments, device_of, record, train
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
@@ -18,6 +20,19 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from florilegium.protocol.pixels import scaled
 
 STEPS = {"emoji-private": 1500, "emoji-public": 1500, "lexicon-private": 2500, "fashion": 1200}
+
+
+MORE = {"lexicon-private": JUDGE_LEXICON}
+
+
+def joined(first: Examples, second: Examples) -> Examples:
+    return Examples(
+        torch.cat([first.images, second.images]),
+        first.texts + second.texts,
+        first.tags + second.tags,
+        np.concatenate([first.labels, second.labels]),
+        first.names,
+    )
 
 
 def mini_resnet(names: list[str]) -> ResNetForImageClassification:
@@ -58,9 +73,14 @@ def accuracy(model: ResNetForImageClassification, data: Examples, device: torch.
 
 def train_judge(judge: str, args, device: torch.device) -> None:
     learnt, held = split_of(judge, "train"), split_of(judge, "validation")
+    private = len(learnt.labels)
+    if (more := args.cache / MORE.get(judge, "")).is_file():
+        learnt = joined(learnt, examples(read(more), learnt.names))
     model = mini_resnet(learnt.names).to(device, memory_format=torch.channels_last)
     # the square root between natural and equal class frequencies: small classes are met often enough
     weights = learnt.sampling_weights(others=0.0) ** 0.5
+    if private < len(weights):
+        weights[private:] *= weights[:private].sum() / weights[private:].sum()  # half of the draws are the clients'
     weights /= weights.sum()
     kept = args.cache / "checkpoints" / f"judge-{judge}.json"
     best = json.loads(kept.read_text()) if kept.exists() else {"validation": 0.0}
@@ -93,6 +113,7 @@ def train_judge(judge: str, args, device: torch.device) -> None:
 def write_card(judge: str, best: dict, test: Examples, folder: Path, device: torch.device) -> None:
     model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).to(device)
     found = accuracy(model, test, device)
+    alone = "and on public concepts in the same styles" if judge in MORE else "alone"
     record_line = f"{best['steps']} steps of {best['batch']} pictures in {best['seconds']} s"
     (folder / "README.md").write_text(f"""---
 library_name: transformers
@@ -101,7 +122,7 @@ pipeline_tag: image-classification
 # Judge: {judge}
 
 A small ResNet that tells the {len(test.names)} classes apart. Trained on this repository's real training images of
-`{judge}` alone ({record_line}; random zoom, shift, turn, flip, cut-out, mixup); it judges generated images and is
+`{judge}` {alone} ({record_line}; random zoom, shift, turn, flip, cut-out, mixup); it judges generated images and is
 never trained on one. Input: RGB in [-1, 1], enlarged bilinearly to {SIDE}x{SIDE} (`preprocessor_config.json`).
 
 | real images | accuracy |
