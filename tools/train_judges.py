@@ -122,8 +122,9 @@ pipeline_tag: image-classification
 # Judge: {judge}
 
 A small ResNet that tells the {len(test.names)} classes apart. Trained on this repository's real training images of
-`{judge}` {alone} ({record_line}; random zoom, shift, turn, flip, cut-out, mixup); it judges generated images and is
-never trained on one. Input: RGB in [-1, 1], enlarged bilinearly to {SIDE}x{SIDE} (`preprocessor_config.json`).
+`{judge}` {alone} ({record_line};
+random zoom, shift, turn, flip, cut-out, mixup); it judges generated images and is never trained on one. Input: RGB in
+[-1, 1], enlarged bilinearly to {SIDE}x{SIDE} (`preprocessor_config.json`).
 
 | real images | accuracy |
 | --- | --- |
