@@ -35,6 +35,7 @@ ONLY_IN = {
     },
     "hydra": {
         "florilegium/config/composition.py",
+        "florilegium/config/overrides.py",
         "florilegium/config/search_path.py",
         "florilegium/runtime/launch.py",
     },

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_the_bundle_is_complete_whatever_the_checkout_is_called(tmp_path: Path) 
     assert {"pyproject.toml", "LICENSE", "server_app/app.py", "client_app/app.py", "conf/config.yaml"} <= held
     assert not [name for name in held if not re.search(r"\.(py|yaml|toml|md)$|^LICENSE$", name)]
     built = build_fab_from_disk(app)
-    assert len(built) < 1_000_000
+    assert len(built) < 2_000_000  # Flower itself takes 10 MB
     with zipfile.ZipFile(io.BytesIO(built)) as packed:
         sent = set(packed.namelist())
     assert "florilegium/protocol/payloads.py" in sent
@@ -198,6 +199,46 @@ def test_a_guard_ends_the_launch_when_the_launcher_is_killed(tmp_path: Path) -> 
     assert not home.exists()
 
 
+def test_loopback_never_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that answers nothing is set; a server of this machine is reached all the same."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for key in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(key, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "intranet.example, 10.0.0.1")
+    environment = superlink.quiet_environment({})
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "intranet.example,10.0.0.1,127.0.0.1,localhost,::1"
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert superlink.answers(f"http://127.0.0.1:{server.server_port}/health")
+        server.shutdown()
+    assert not superlink.answers(f"http://127.0.0.1:{server.server_port}/health")
+
+
+def test_what_a_marked_process_started_is_ended_with_it() -> None:
+    """Ray's agents overwrite their environment, and our mark with it; they are found as children."""
+    mark = "test-" + os.urandom(8).hex()
+    code = (
+        "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], "
+        "env={}); print(child.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, superlink.MARK: mark}, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    superlink.end_processes(mark)
+    assert parent.wait(timeout=10) is not None and not psutil.pid_exists(child)
+
+
 @pytest.mark.usefixtures("no_flower")
 @pytest.mark.parametrize(
     ("given", "directories"),
@@ -222,4 +263,28 @@ def test_every_job_has_a_directory_and_the_last_lines_name_them(
 def test_one_bad_job_does_not_stop_the_others_but_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["-m", "timeouts.quorum=99,2", "out=sweep"]) == 1
     told = capsys.readouterr()
-    assert told.out.splitlines() == ["sweep/timeouts.quorum=2"] and "timeouts.quorum is 99" in told.err
+    assert told.out.splitlines()[-1] == "sweep/timeouts.quorum=2" and "timeouts.quorum is 99" in told.err
+    table = [line for line in told.out.splitlines() if line.strip().startswith("timeouts.quorum=")]
+    assert "timeouts.quorum is 99" in table[0] and "done in" in table[1]
+
+
+@pytest.mark.usefixtures("no_flower")
+def test_a_job_that_does_not_compose_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["-m", "data=nowhere,toy", "diffusion=mini", "out=sweep"]) == 1
+    told = capsys.readouterr()
+    assert "no data 'nowhere'" in told.err and Path("sweep/data=toy_diffusion=mini").is_dir()
+
+
+def test_names_that_are_cut_do_not_collide() -> None:
+    """The first 100 characters are the same; at 120 such jobs once shared a directory."""
+    fixed = ["out=sweep", *(f"clients.partition.alpha_{n}=0.5" for n in range(6))]
+    jobs = [[*fixed, f"seed={n}"] for n in range(2)]
+    names = {launch.job_directory(job, fixed) for job in jobs}
+    assert len(names) == 2 and all(len(name) == 109 for name in names)
+
+
+@pytest.mark.usefixtures("no_flower")
+@pytest.mark.parametrize("name", ["My Drive (1)", "a=b", "it's", 'a "b"', "a,b", "né"])
+def test_a_directory_of_any_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([f"out={name}"]) == 0
+    assert Path(name).is_dir() and capsys.readouterr().out.splitlines()[-1] == name

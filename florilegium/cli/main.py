@@ -38,6 +38,9 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script: exits with the command's code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 gets a stand-in for what it cannot show
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="replace")
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"] or any(option in arguments for option in COMPLETION):
         sys.exit(run(arguments[1:] if arguments[0] == "run" else arguments))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -21,17 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from florilegium import assets, preflight
-from florilegium.config import composition
+from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
 from florilegium.config.run import Attack
 from florilegium.config.search_path import look_in_other_packages, problem_of
+from florilegium.report import comparison
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
 from florilegium.runtime import local
@@ -39,6 +42,8 @@ from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Sta
 
 PACKAGE = Path(__file__).resolve().parents[1]  # florilegium/
 INTERRUPTED = 130
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONGEST_NAME = 100  # of a job's directory; a longer one is cut and told apart by a hash
 SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their messages are written for the user
@@ -49,36 +54,91 @@ EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their me
 
 def main(arguments: list[str]) -> int:
     """Run Hydra's command line over `run_job`; return the exit code. Directories are the last lines on stdout."""
-    directories: list[Path] = []
-    failures: list[str] = []
-
-    def job(conf: DictConfig) -> None:
-        try:
-            directory = prepare(conf)
-            directories.append(directory[0])
-            run_job(directory[1])
-        except Exception as error:
-            failures.append(say_failure(error))
-
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come to us, and leave as one line
-    sys.argv = [sys.argv[0], *arguments]
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+    for number in ENDINGS:  # also where a shell started us with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
+    jobs = Jobs()
+    sweeping = bool({"-m", "--multirun"} & set(arguments))
+    arguments = overrides.readable(arguments, sweeping)
+    sys.argv = [sys.argv[0], *arguments]
     try:
         look_in_other_packages()
         if line := problem_of(arguments):
             raise SettingsError(line)
-        hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name="config")(job)()
+        if sweeping and not any(text.startswith(("-c", "--", "hydra")) and text != "--multirun" for text in arguments):
+            sweep([text for text in arguments if text not in ("-m", "--multirun")], jobs)
+        else:
+            hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name="config")(jobs.run)()
     except KeyboardInterrupt:
         print("florilegium: interrupted; everything this run started has ended", file=sys.stderr)
-        failures.append("interrupted")
+        jobs.failures.append("interrupted")
         return INTERRUPTED
     except Exception as error:
-        failures.append(say_failure(error))
+        jobs.failures.append(say_failure(error))
     finally:
-        for directory in directories:
+        jobs.tell()
+    return 1 if jobs.failures else 0
+
+
+class Jobs:
+    """The runs of one command line: what each is called, where it lies, and why it failed, if it did."""
+
+    def __init__(self) -> None:
+        self.directories: list[Path] = []
+        self.failures: list[str] = []
+        self.table: list[tuple[str, str, str]] = []  # (overrides, directory, how it went), of a sweep
+
+    def run(self, conf: DictConfig, name: str = "", folder: str = "") -> None:
+        """One run; in a sweep, `name` says what sets it apart and `folder` where it lies below `out`.
+
+        A failure is told, kept, and ends no other run.
+        """
+        begun, where, failure = time.monotonic(), "", ""
+        try:
+            out, whole = prepare(conf, folder)
+            where = shown(out)
+            self.directories.append(out)
+            run_job(whole)
+        except Exception as error:
+            failure = say_failure(error)
+            self.failures.append(failure)
+        seconds = time.monotonic() - begun
+        self.table.append((name or "-", where, failure or f"done in {seconds // 60:.0f} min {seconds % 60:02.0f} s"))
+
+    def tell(self) -> None:
+        """The directories, one a line; after a sweep first a table of all jobs, and one of their figures."""
+        if len(self.table) > 1:
+            summary = Table("job", "directory", "how it went", box=None, header_style="bold")
+            for line in self.table:
+                summary.add_row(*map(escape, line))
+            console().print(summary)
+            finished = [path for path in self.directories if (path / "summary.json").exists()]
+            with contextlib.suppress(RunError):  # nothing to compare is no error here
+                if len(finished) > 1:
+                    console().print(comparison.compare(finished, force=True).table())
+        for directory in self.directories:
             print(shown(directory), flush=True)
-    return 1 if failures else 0
+
+
+def sweep(given: list[str], jobs: Jobs) -> None:
+    """Every combination of the overrides' choices, one run after the other; one that fails does not end the others."""
+    combinations = overrides.jobs(given)
+    fixed = [text for text in given if all(text in job for job in combinations)]
+    for n, job in enumerate(combinations):
+        name = ",".join(text for text in job if text not in fixed) or str(n)
+        print(f"job {n + 1} of {len(combinations)}: {name}", flush=True)
+        try:
+            conf = composition.compose(job)
+        except SettingsError as error:
+            jobs.failures.append(say_failure(error))
+            jobs.table.append((name, "", jobs.failures[-1]))
+            continue
+        jobs.run(conf, name, job_directory(job, fixed))
+
+
+def console() -> Console:
+    """The terminal; a pipe gets the whole width of a table instead of a cut one."""
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def say_failure(error: BaseException) -> str:
@@ -105,27 +165,23 @@ def shown(directory: Path) -> str:
 # -- one run ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(conf: DictConfig) -> tuple[Path, DictConfig]:
-    """Check the settings and open the run directory: (directory, complete settings)."""
-    conf = composition.complete(conf, job_directory(conf))
+def prepare(conf: DictConfig, folder: str = "") -> tuple[Path, DictConfig]:
+    """Check the settings and open the run directory, in `folder` below `out`: (directory, complete settings)."""
+    conf = composition.complete(conf, folder)
     preflight.validate(conf)
     return open_directory(conf), conf
 
 
-def job_directory(conf: DictConfig) -> str:
-    """Jobs of a multirun that would share one `out` get a directory each below it, named by what differs."""
-    here = HydraConfig.get() if HydraConfig.initialized() else None
-    if here is None or here.mode != RunMode.MULTIRUN or not conf.get("out"):
+def job_directory(job: list[str], fixed: list[str]) -> str:
+    """Jobs of a sweep that share one `out` get a directory each below it, named by their overrides; else nothing."""
+    out = [text for text in job if overrides.key_of(text) == "out"]
+    if not out or out[-1] not in fixed or "${" in out[-1]:
         return ""
-    given = [text for text in here.overrides.task if text.lstrip("+").startswith("out=")]
-    fixed = not any("${" in text for text in given) and given == _swept_from(here, "out")
-    slug = re.sub(r"[^\w.=+-]+", "_", ",".join(o for o in here.overrides.task if o not in given)) or str(here.job.num)
-    return slug[:120] if fixed else ""
-
-
-def _swept_from(here: Any, key: str) -> list[str]:
-    """The overrides of `key` as they stand on the command line of a multirun: equal to the job's when not swept."""
-    return [text for text in sys.argv[1:] if text.lstrip("+").startswith(f"{key}=")]
+    name = ",".join(text for text in job if text not in out)
+    slug = re.sub(r"[^\w.=+-]+", "_", name)
+    if len(slug) <= LONGEST_NAME:
+        return slug
+    return f"{slug[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def open_directory(conf: DictConfig) -> Path:

@@ -111,6 +111,7 @@ class LocalFederation:
             self.processes[name] = subprocess.Popen(
                 command,
                 env=self.environment,
+                cwd=self.home,  # nothing is imported from the folder that the user happens to work in
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -165,11 +164,15 @@ def supernode_command(place: Path, address: str, config: dict[str, str | int]) -
         if (given := str(config.get(key, ""))) and not Path(given).exists():
             raise LaunchError(f"{key}: there is no {given}")
     check_certificate(address, place / "ca.crt")
+    check_fleet(address, place / "ca.crt")
     return commands.supernode(place, address, superlink.free_port(), config)
 
 
 def check_certificate(address: str, authority: Path) -> None:
-    """KeyFileError when who answers at `address` is not certified by `authority`; nobody may answer yet."""
+    """KeyFileError when who answers at `address` is not certified by `authority`, LaunchError when it speaks no TLS.
+
+    Nobody may answer yet: a line says so, and Flower tries again for as long as it takes.
+    """
     host, port = split(address)
     try:
         context = ssl.create_default_context(cafile=str(authority))
@@ -186,18 +189,41 @@ def check_certificate(address: str, authority: Path) -> None:
         raise keys.KeyFileError(
             f"the certificate at {address} is refused: {error.verify_message} (checked against {authority})"
         ) from None
-    except (OSError, ssl.SSLError):  # not up yet: Flower tries again for as long as it takes
+    except (ssl.SSLError, ConnectionResetError) as error:
+        what = "ends the connection" if isinstance(error, ConnectionResetError) else "speaks no TLS"
+        raise LaunchError(f"what answers at {address} {what}; is that the SuperLink's address and port?") from None
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        print(f"florilegium: nobody answers at {address} yet ({why}); trying again until somebody does", flush=True)
+
+
+def check_fleet(address: str, authority: Path) -> None:
+    """LaunchError when who answers at `address` has no API for SuperNodes: the control address of a SuperLink, say."""
+    if not commands.fleet_is_grpc():
         return
+    import grpc
+
+    credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+    proxied = int(split(address)[0] not in superlink.LOOPBACK)
+    with grpc.secure_channel(address, credentials, [("grpc.enable_http_proxy", proxied)]) as channel:
+        try:
+            channel.unary_unary("/flwr.proto.Fleet/ActivateNode")(b"", timeout=HANDSHAKE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise LaunchError(
+                    f"what answers at {address} takes no SuperNodes; the SuperLink's fleet address is needed, "
+                    "not its control address"
+                ) from None
 
 
 def healthy(address: str, authority: Path) -> bool:
     """Whether a SuperLink certified by `authority` answers for its health at `address`."""
     try:
         context = ssl.create_default_context(cafile=str(authority))
-        with urllib.request.urlopen(f"https://{address}/health", timeout=HANDSHAKE_SECONDS, context=context):
-            return True
-    except OSError:  # also every error of urllib and ssl
+    except OSError:  # also every error of ssl
         return False
+    proxied = split(address)[0] not in superlink.LOOPBACK
+    return superlink.answers(f"https://{address}/health", HANDSHAKE_SECONDS, context, proxied)
 
 
 def split(address: str) -> tuple[str, int]:
@@ -211,7 +237,8 @@ def split(address: str) -> tuple[str, int]:
 def _free(host: str, port: int) -> None:
     """LaunchError when the port cannot be listened on: a restarted SuperLink would otherwise say so pages deep."""
     try:
-        with contextlib.closing(socket.create_server((host, port))):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with contextlib.closing(socket.create_server((host, port), family=family)):
             return
     except OSError as error:
         raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None

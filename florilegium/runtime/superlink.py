@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,13 +21,15 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 MARK = "FLORILEGIUM_LAUNCH"  # every process we start carries it, with this launch's id
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # seconds between a SuperExec's questions for work
 START_SECONDS = 60.0
 END_SECONDS = 8.0
@@ -80,10 +83,30 @@ def quiet_environment(extra: dict[str, str]) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "SPT_NOENV": "1",  # Ray renames its processes; this keeps their environment, and our mark in it, readable
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # threads that wait shall not spin
+        **loopback_unproxied(os.environ),
         "RAY_worker_niceness": "0",  # Ray's 15 starves the clients on a machine that does anything else
         POLL: os.environ.get(POLL, "0.1"),  # every message waits for it
         **extra,
     }
+
+
+def loopback_unproxied(environment: Mapping[str, str]) -> dict[str, str]:
+    """`no_proxy` and `NO_PROXY` with the loopback addresses among them: a company's proxy is not for this machine."""
+    known = [name for key in ("no_proxy", "NO_PROXY") for name in environment.get(key, "").split(",") if name.strip()]
+    whole = ",".join(dict.fromkeys([*(name.strip() for name in known), *LOOPBACK]))
+    return {"no_proxy": whole, "NO_PROXY": whole}
+
+
+def answers(url: str, seconds: float = 1.0, context: ssl.SSLContext | None = None, proxied: bool = False) -> bool:
+    """Whether a server answers with success; no proxy is asked unless `proxied`."""
+    handlers: list[Any] = [] if proxied else [urllib.request.ProxyHandler({})]
+    if context is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    with contextlib.suppress(OSError), urllib.request.build_opener(*handlers).open(url, timeout=seconds):
+        return True
+    return False
 
 
 def short_directory() -> Path:
@@ -146,6 +169,7 @@ class OwnSuperLink:
             self.process = subprocess.Popen(
                 command,
                 env=environment,
+                cwd=home,  # Ray lets workers import from here: not from the user's folder, whatever lies in it
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -160,7 +184,7 @@ class OwnSuperLink:
             if self.process is not None and self.process.poll() is not None:
                 last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
                 raise LaunchError(f"flower-superlink ended with code {self.process.returncode}: {last}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+            if answers(f"http://127.0.0.1:{port}/health"):
                 return
             time.sleep(0.1)
         raise LaunchError(f"flower-superlink did not answer within {START_SECONDS:.0f} s")
@@ -172,11 +196,12 @@ class OwnSuperLink:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM inside the block, where that is possible (the main thread)."""
+    """Ignore SIGINT, SIGTERM and SIGHUP inside the block, where that is possible (the main thread)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in endings}
     try:
         yield
     finally:
@@ -208,13 +233,13 @@ def end_all(mark: str, home: Path | None, processes: list[subprocess.Popen | Non
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
-    """All of this user's processes that carry the launch's mark in their environment."""
-    found = []
+    """All of this user's processes that carry the launch's mark in their environment, and all that came of them."""
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+                found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return list(found.values())
 
 
 def end_processes(mark: str, patience: float = END_SECONDS) -> None:
