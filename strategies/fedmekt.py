@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, normalize
 from torch.nn.utils import clip_grad_norm_
 
 from florilegium import seeds
 from florilegium.config.bounds import between, one_of
 from florilegium.federation.federation import Client, Federation, means_of
 from florilegium.learning.averaging import part
-from florilegium.learning.losses import feature_kl
-from florilegium.methods.fedmekt import autoencoder
-from florilegium.models import build
+from florilegium.learning.losses import feature_kl, normalised
+from florilegium.models import bodies, build
+from florilegium.models.tokens import Vocabulary
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Features, Nothing, Report
 from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings
@@ -82,7 +83,7 @@ class FedMEKT(Rounds):
         self.public = PublicSet(settings.public, resources)
         self.generator = self.public.generator
         self.vocabulary = build.vocabulary(clients, settings.text)
-        self.server = autoencoder.built(
+        self.server = built(
             clients,
             {"image": settings.image, "text": settings.text},
             int(resources.conf.data.image_size),
@@ -206,3 +207,62 @@ def grown(unit_BD: Tensor) -> Tensor:
 def shrunk(z_ND: Tensor) -> Tensor:
     """A representation as the unit vector that travels."""
     return torch.nn.functional.normalize(z_ND, dim=-1)
+
+
+# -- the server model --------------------------------------------------------------------------------------------------
+
+
+class AutoEncoder(nn.Module):
+    """The server model: an encoder and a decoder of each modality; a code is as wide as clients' representations.
+
+    An encoder is a client model without its classifier. A decoder gives back the pixels, or how often each word stood
+    in the text.
+
+    Inputs: image float [B, 3, S, S] in [-1, 1], text int64 token ids [B, T].
+    """
+
+    def __init__(self, clients: Any, architectures: dict[str, str], side: int, vocabulary: Vocabulary, hidden: int):
+        super().__init__()
+        width, wide = int(clients.width), {"image": 3 * side * side, "text": vocabulary.size}
+        self.side, self.words, self.pad = side, vocabulary.size, vocabulary.pad
+        self.encoders = nn.ModuleDict()
+        for modality in SIDES:
+            model = build.build(clients, modality, architectures[modality], 1, vocabulary)
+            model.classifier = nn.Identity()
+            self.encoders[modality] = model
+        self.decoders = nn.ModuleDict(
+            {m: nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, wide[m])) for m in SIDES}
+        )
+
+    def codes(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two layers of an encoder: its code [B, D] and its body's output before that [B, H]."""
+        return layers(cast(bodies.Classifier, self.encoders[modality]), x)
+
+    def original(self, modality: str, x: Tensor) -> Tensor:
+        """What a decoder should give: pixels [B, 3 S S], or unit-norm word counts [B, V]."""
+        if modality == "image":
+            return x.flatten(1)
+        counts_BV = torch.zeros(len(x), self.words, device=x.device)
+        counts_BV.scatter_add_(1, x, (x != self.pad).float())
+        return normalize(counts_BV, dim=-1)
+
+    def loss(self, modality: str, code_BD: Tensor, x: Tensor) -> Tensor:
+        """Mean squared error of the reconstruction of `x` (of `modality`) from a code. Word counts are a sum over V:
+        their mean would vanish in a large vocabulary."""
+        found, target = self.decoders[modality](code_BD), self.original(modality, x)
+        error = mse_loss(found, target)
+        return error if modality == "image" else error * self.words
+
+
+def layers(model: bodies.Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A model's representation z [B, D], and the output [B, H] of its body, on the same scale."""
+    h_BH = model.body(x)
+    return normalised(model.project(h_BH)), normalised(h_BH)
+
+
+def built(
+    clients: Any, architectures: dict[str, str], side: int, vocabulary: Vocabulary, hidden: int, seed: int
+) -> AutoEncoder:
+    """The autoencoder as the seed starts it. ModelError names an architecture that is not there."""
+    with seeds.scoped(seed, "model", "autoencoder"):
+        return AutoEncoder(clients, architectures, side, vocabulary, hidden)

@@ -81,7 +81,7 @@ def slow(monkeypatch):
 
     def made(pace, **given):
         clock = Clock()
-        for module in ("federation", "exchange", "late_replies"):
+        for module in ("federation", "exchange"):
             monkeypatch.setattr(f"florilegium.federation.{module}.time", clock)
         federation = Federation(SlowGrid(clock, (11, 12, 13), pace), **{"timeout": 10.0, "quorum": 2} | given)
         federation.meet()

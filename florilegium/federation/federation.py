@@ -19,9 +19,19 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.federation.exchange import Check, Client, Exchange, Reply, attended, entry, late_entry, traffic
+from florilegium.federation.exchange import (
+    Check,
+    Client,
+    Exchange,
+    Overdue,
+    Question,
+    Reply,
+    attended,
+    entry,
+    late_entry,
+    traffic,
+)
 from florilegium.federation.guard import Guard
-from florilegium.federation.late_replies import Overdue, Question
 from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Nothing, Profile, Report

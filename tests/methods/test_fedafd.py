@@ -10,14 +10,13 @@ import torch
 from flwr.app import Message
 
 from client_app.methods.fedafd.client import FedAFDClient, FedAFDClientSettings
-from client_app.methods.fedafd.fused import Fused, own
+from client_app.methods.fedafd.fused import Fused, GranularityFusion, own
 from client_app.opening import open_client
 from florilegium import preflight
 from florilegium.config import composition
 from florilegium.data.public import open_public
 from florilegium.federation.federation import Client, FederationError, Reply
 from florilegium.methods.fedafd.fidelity import Divergences, other_view
-from florilegium.methods.fedafd.fusion import GranularityFusion
 from florilegium.protocol import codec
 from florilegium.protocol.codec import Header
 from florilegium.protocol.deltas import Sent

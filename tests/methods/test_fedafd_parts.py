@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from client_app.methods.fedafd.adversary import Discriminator, fooled, judged, told_apart, verdict
+from client_app.methods.fedafd.fused import GranularityFusion
 from florilegium.learning.similarity import match_scores, similarity_weights, weighted
-from florilegium.methods.fedafd.discriminator import Discriminator, fooled, judged, told_apart, verdict
-from florilegium.methods.fedafd.fusion import GranularityFusion
 
 LOG2 = math.log(2)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from florilegium.config.bounds import one_of
-from florilegium.methods.fedafd.discriminator import GENERATOR_LOSSES
 
+GENERATOR_LOSSES = ("nonsat", "minimax", "grl")
 ERASED, DROPPED = 0.2, 0.1  # the released loader's: share of images with a hole, of words left out
 
 

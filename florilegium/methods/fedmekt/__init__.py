@@ -1,4 +1,0 @@
-"""What FedMEKT's two sides share.
-
-Imported by strategies/fedmekt.py.
-"""
