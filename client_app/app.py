@@ -50,14 +50,29 @@ def client_half(conf: DictConfig, arm: str) -> Any:
 def perform(phase: str, conf: DictConfig, client: Client, header: Header, content: Any) -> Any:
     """The payload that answers `phase`."""
     if phase == "profile":
-        return client.profile()
+        return client.protection.upload(client.profile())
     method = client_half(conf, header.arm)
+    name = composition.arms(conf)[header.arm].name
+    client.protection.may_train(name, catalogue.entry(name).dpsgd)
     if phase not in phases.phases_of(method, phases.exchanges_of(composition.arms(conf)[header.arm])):
         raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
     may_come, may_leave = phases.declared(method, phase, method.settings)
     if not may_come:
         raise ValueError(f"{phase!r} is no phase of {type(method).__name__} with these settings")
     down = codec.unpack(content, *may_come, bounds={"C": client.classes})
+    up = answered(phase, method, client, down)
+    if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
+        raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
+    up = client.protection.upload(up)
+    if phase == "evaluate":
+        return up
+    if phase in ("train", "distill", "joined"):
+        client.save()
+    return attacked(client, up)
+
+
+def answered(phase: str, method: Any, client: Client, down: Any) -> Any:
+    """What the method makes of the server's message, before anything protects it."""
     if phase == "evaluate":
         if isinstance(down, Weights) and down.tensors:
             client.load(down.tensors)
@@ -65,13 +80,7 @@ def perform(phase: str, conf: DictConfig, client: Client, header: Header, conten
     client.memory.begin()
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):
-        up = in_one(method, client, down) if phase == "joined" else getattr(method, phase)(client, down)
-        up = attacked(client, client.protection.upload(up))
-    if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
-        raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
-    if phase in ("train", "distill", "joined"):
-        client.save()
-    return up
+        return in_one(method, client, down) if phase == "joined" else getattr(method, phase)(client, down)
 
 
 def answer(phase: str, message: Message, context: Context) -> Message:

@@ -33,9 +33,6 @@ class Upload(StrEnum):
     EXAMPLES = "Examples"
 
 
-VECTORS = frozenset({Upload.ANSWERS, Upload.LOGITS, Upload.FEATURES})  # hold one vector for each sample
-
-
 class Role(StrEnum):
     """What an arm stands for when a report compares arms; the value is the word that readers see."""
 
@@ -72,11 +69,6 @@ class Entry:
     role: Role = Role.METHOD
     variants: Mapping[str, str] = field(default_factory=dict)
     conf: str | None = None
-
-    @property
-    def sends_vectors(self) -> bool:
-        """Whether clients answer with representations or class scores of samples."""
-        return bool(VECTORS & set(self.uploads))
 
     @property
     def clients(self) -> str:

@@ -6,6 +6,7 @@ Nothing imports this module but what starts a run.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from florilegium.data.partition import partition
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.models import bodies, build
-from florilegium.privacy import accountants
+from florilegium.privacy import accountants, coverage
+from florilegium.protocol import phases
 from florilegium.runs.sinks import opening
 
 
 def check_guard(conf: Any) -> None:
-    """Settings of defence and privacy, and whether the main method can have them. SettingsError."""
-    typed(DefenceSettings, conf.get("defence"), "defence")
+    """Settings of defence and privacy, and whether they cover what every arm sends. SettingsError."""
+    defence = typed(DefenceSettings, conf.get("defence"), "defence")
     given = typed(PrivacySettings, conf.get("privacy"), "privacy")
+    if not (given.representations or given.votes or given.training or defence.active):
+        return
     try:
         counts = catalogue.entry(conf.method.name).counts_votes
         if given.representations or given.votes or given.training:
@@ -43,18 +47,35 @@ def check_guard(conf: Any) -> None:
             f" {', '.join(name for name, e in catalogue.entries().items() if e.counts_votes)}"
         )
     for arm, node in arms(conf).items():
-        entry = catalogue.entry(node.name)
-        if given.representations and not entry.sends_vectors and entry.uploads:
-            raise SettingsError(
-                f"privacy.representations: {node.name} ({arm}) exchanges {entry.exchanges}, which "
-                "it does not cover; privacy.training does, or one of Flower's DP strategies"
-            )
-        if given.training and entry.client is not None and not entry.dpsgd:
-            covered = [name for name, e in catalogue.entries().items() if e.dpsgd]
-            raise SettingsError(
-                f"privacy.training: {node.name} ({arm}) reads private rows in ways of its own; DP-SGD "
-                f"covers {', '.join(covered)}"
-            )
+        if refused := refused_crossing(arm, node, given, defence.active):
+            raise SettingsError(f"{refused} ({node.name}, {arm})")
+
+
+def refused_crossing(arm: str, node: Any, given: PrivacySettings, defended: bool) -> str | None:
+    """Why the messages that an arm declares may not cross under these settings; None where they may."""
+    entry, Half = catalogue.entry(node.name), catalogue.side(node.name, "client")
+    if Half is None:
+        return None
+    if given.training and not entry.dpsgd:
+        those = ", ".join(name for name, e in catalogue.entries().items() if e.dpsgd)
+        return f"privacy.training: {node.name} reads private rows in ways of its own; DP-SGD covers {those}"
+    settings = typed(Half.Settings, node.get("client"), f"{arm}.client")
+    spoken = phases.phases_of(Half, phases.exchanges_of(node))
+    kinds = [phases.declared(Half, phase, settings) for phase in spoken]
+    Server: Any = catalogue.side(node.name, "server")
+    left_empty = Server.left_empty(typed(Server.Settings, node.get("server"), f"{arm}.server"))
+    return next(filter(None, _refusals(kinds, given, defended, left_empty)), None)
+
+
+def _refusals(
+    kinds: list[phases.Kinds], given: PrivacySettings, defended: bool, left_empty: frozenset[str]
+) -> Iterator[str | None]:
+    for _, up in kinds:
+        for kind in up:
+            yield coverage.refused_upload(kind, given)
+            yield coverage.undefended(kind) if defended else None
+    for down, _ in kinds:
+        yield from (coverage.refused_download(kind, given, left_empty) for kind in down)
 
 
 def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:

@@ -84,6 +84,11 @@ class FedMMKT(Rounds):
         self.generator, self.caption = resources.generator(), resources.captioner()
         self.replay, self.exchanges = Reservoir(settings.replay), Exchanges(settings.exchanges)
 
+    @classmethod
+    def left_empty(cls, settings: FedMMKTSettings) -> frozenset[str]:
+        fused = settings.client_representations and settings.fusion and settings.variant != "logit"
+        return frozenset() if fused else frozenset({"Targets.representations", "Joined.representations"})
+
     def begin(self, federation: Federation) -> dict[str, float]:
         federation.ask("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
         return {}

@@ -17,6 +17,9 @@ EIGHT = [{"modality": m, "model": x} for m, x in [("image", "vit")] * 4 + [("tex
 ATTACKERS = Attack("collude", 0.25).attackers(8, 0)
 
 
+LABELS = "privacy.representations.release=[figures,labels]"
+
+
 def client(kind, id_=ATTACKERS[0], **more):
     conf = OmegaConf.create(
         {
@@ -26,7 +29,7 @@ def client(kind, id_=ATTACKERS[0], **more):
             "method": {"confidence": "exp_neg"},
         }
     )
-    return SimpleNamespace(conf=conf, id=id_, classes=4)
+    return SimpleNamespace(conf=conf, id=id_, classes=4, width=2)
 
 
 def answers():
@@ -133,7 +136,7 @@ def test_nan_uploads_are_refused_named_and_counted(toy_conf, federated):
 def test_a_defended_run_records_reputations_and_resumes_exactly(toy_conf, federated, tmp_path, monkeypatch):
     from florilegium.runs.writer import Run
 
-    settings = ("attack=collude", "defence=all", "privacy=[gaussian,gnmax]", "privacy.seeded=true", "rounds=3")
+    settings = ("attack=collude", "defence=all", "privacy=[gaussian,gnmax]", LABELS, "privacy.seeded=true", "rounds=3")
     whole = lines(federated(four(toy_conf, *settings, f"out={tmp_path / 'whole'}")))
     part, record = four(toy_conf, *settings, f"out={tmp_path / 'part'}"), Run.record
 

@@ -29,7 +29,6 @@ def test_facts_in_words() -> None:
     assert CATALOGUE["fedavg"].clients == "one architecture: image, text" and CATALOGUE["selftuned"].clients.startswith(
         "none"
     )
-    assert CATALOGUE["creamfl"].sends_vectors and not CATALOGUE["fedavg"].sends_vectors
     assert (
         catalogue.title("fedmmkt", "unimodal") == "u-FedMMKT"
         and catalogue.title("fedmmkt", "representation") == "FedMMKT"

@@ -117,7 +117,7 @@ def answers(n=4):
 
 
 def test_an_upload_is_noised_once_and_counted_over_rounds(tmp_path):
-    noisy = {"representations": {"clip": 1.0, "noise": 2.0}}
+    noisy = {"representations": {"clip": 1.0, "noise": 2.0, "release": ["labels"]}}
     first = Protection(client(tmp_path, 1, **noisy))
     up, again = first.upload(answers()), Protection(client(tmp_path, 1, **noisy)).upload(answers())
     assert torch.equal(up.representations, again.representations)  # asked again: the same noise
@@ -134,7 +134,7 @@ def test_an_upload_is_noised_once_and_counted_over_rounds(tmp_path):
 
 
 def test_the_noise_cannot_be_named_by_the_settings(tmp_path):
-    given = {"representations": {"clip": 1.0, "noise": 1.0}}
+    given = {"representations": {"clip": 1.0, "noise": 1.0, "release": ["labels"]}}
     one, two = (Protection(client(tmp_path / str(n), **given)).upload(answers()).representations for n in range(2))
     assert not torch.equal(one, two)  # same settings, another machine's secret
     one, two = (
@@ -150,7 +150,7 @@ def test_noisy_features_are_unit_vectors_again_and_weights_are_refused(tmp_path)
     assert up.image.shape == (5, 0)
     scores = Protection(client(tmp_path, **given)).upload(Logits(torch.arange(2), torch.ones(2, 3)))
     assert scores.logits.std() > 0.5
-    with pytest.raises(PrivacyError, match="does not cover weights"):
+    with pytest.raises(PrivacyError, match="representations does not cover Weights.tensors .weights of a model."):
         Protection(client(tmp_path, **given)).upload(Weights({"w": torch.ones(1)}, 3))
 
 
@@ -268,7 +268,7 @@ def small(toy_conf, *overrides):
                 "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]",
                 "privacy=dpsgd",
             ],
-            "privacy.training: fednh .method. reads private rows in ways of its own",
+            "privacy.training: fednh reads private rows in ways of its own",
         ),
         (
             [
@@ -276,7 +276,7 @@ def small(toy_conf, *overrides):
                 "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]",
                 "privacy=gaussian",
             ],
-            "privacy.representations: fedavg .method. exchanges weights, which it does not cover",
+            "privacy.representations does not cover Weights.tensors .* .fedavg, method.",
         ),
         (
             ["privacy=gaussian", "privacy.representations.noise=0"],

@@ -76,7 +76,9 @@ def test_nothing_is_listed_that_the_wire_does_not_know(method, toy_conf):
 def test_the_sizes_are_those_of_the_settings(toy_conf):
     conf = toy(toy_conf, "fedmmkt")  # N = 12 samples, D = 32 wide, C = 4 classes
     found = {(f.way, f.payload, f.name): f.size for f in listing.listing(conf).fields}
-    assert found["up", "Answers", "representations"] == 12 * 32 * 4 and found["up", "Logits", "logits"] == 12 * 4 * 4
+    assert found["up", "Answers", "representations"] == 12 * 32 * 4 and ("up", "Logits", "logits") not in found
+    logits = listing.listing(toy(toy_conf, "fedmmkt", "method.variant=logit")).fields
+    assert {(f.way, f.payload, f.name): f.size for f in logits}["up", "Logits", "logits"] == 12 * 4 * 4
     assert found["down", "Targets", "labels"] == 12 * 8 and found["down", "Samples", "images"] is None
 
 
@@ -157,7 +159,7 @@ def test_own_words_for_every_payload():
 
 
 def test_the_privacy_that_clients_report_is_listed(toy_conf, federated):
-    conf, seen = toy(toy_conf, "fedmmkt", "rounds=1", "privacy=gaussian"), set()
+    conf, seen = toy(toy_conf, "fedmmkt", "rounds=1", "privacy=gaussian", "method.variant=logit"), set()
     listed = {f.name for f in listing.listing(conf).fields if f.payload == "privacy"}
 
     def watch(question, reply):

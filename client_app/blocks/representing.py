@@ -24,6 +24,7 @@ from florilegium.learning.losses import normalised
 from florilegium.models.bodies import Classifier
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Answers, Features, PublicSet, Samples
+from florilegium.protocol.phases import Kinds
 
 Codes = dict[str, tuple[Tensor, Tensor]]  # side -> (unit representation [B, D], unit output of the body [B, H])
 LOOK = 128  # samples encoded at once
@@ -64,6 +65,14 @@ def told(client: Client, found: Codes, second: bool) -> dict[str, Tensor]:
     return {
         side: torch.cat([z, h], 1) if second and h.shape[1] == client.width else z for side, (z, h) in found.items()
     }
+
+
+def crossing(settings: Any) -> Kinds:
+    """What comes down and goes up in `represent`: of a public set that clients have, features of pairs; of samples that
+    come down, a classifier's answers or a retrieval client's features."""
+    if settings.public_set == "proxy":
+        return (PublicSet,), (Features,)
+    return (Samples,), (Answers, Features)
 
 
 def answer(client: Client, question: Samples | PublicSet, second: bool = False) -> Answers | Features:

@@ -16,10 +16,20 @@ from florilegium.diffusion.projection import Projection
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Examples, Guide, Nothing, Report
+from florilegium.protocol.phases import crosses
 
 # -- the server's words ------------------------------------------------------------------------------------------------
 
 
+def crossing(settings: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """What these settings of a half let come down and go up in `represent` (florilegium/protocol/phases.py)."""
+    s: GuidanceSettings = settings.guidance
+    if s.name == "none":
+        return (), ()
+    return ((Guide, Nothing), (Report, Examples)) if s.uploads else ((Guide,), (Report,))
+
+
+@crosses(crossing)
 def represent(half: Any, client: Client, down: Guide | Nothing) -> Report | Examples:
     """The `represent` phase of every half that takes guidance: keep a guide and look once, or give the own rows away.
 
@@ -41,17 +51,6 @@ def represent(half: Any, client: Client, down: Guide | Nothing) -> Report | Exam
     if s.semanticfl_on and s.semanticfl.source == "private_local":
         sight.levels()
     return Report(sight.counted(), client.examples)
-
-
-def crossing(settings: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:
-    """What these settings of a half let come down and go up in `represent` (florilegium/protocol/phases.py)."""
-    s: GuidanceSettings = settings.guidance
-    if s.name == "none":
-        return (), ()
-    return ((Guide, Nothing), (Report, Examples)) if s.uploads else ((Guide,), (Report,))
-
-
-represent.crossing = crossing  # type: ignore[attr-defined]
 
 
 def check(client: Client, s: GuidanceSettings, guide: Guide) -> None:

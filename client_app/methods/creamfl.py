@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from client_app.batches import ClientError
-from client_app.blocks.representing import Codes, answer, learn, recalled, seen
+from client_app.blocks.representing import Codes, answer, crossing, learn, recalled, seen
 from client_app.blocks.training import fit_private
 from client_app.client import Client
-from florilegium.config.bounds import between
+from florilegium.config.bounds import between, one_of
 from florilegium.learning.fit import LearningRate
 from florilegium.learning.losses import info_nce, model_contrast
 from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
+from florilegium.protocol.phases import crosses
 
 BEFORE = "before"  # the part of the memory that holds the model as the last round left it
 OTHER = {"image": "text", "text": "image"}
@@ -31,6 +32,7 @@ class CreamFLClientSettings:
     intra: bool = True  # MOON's contrast with the server's of the same and the client's own last ones
     contrast: float = 0.5  # weight of both
     temperature: float = 0.5
+    public_set: str = "proxy"  # as the server has it: proxy (the client's own copy) | synthetic (samples come down)
     pretrain_epochs: int = 12  # private epochs at a client's first training; ours
     local_epochs: int = 1  # private epochs a round; 5 in the code
     contrast_epochs: int = 1  # passes over the public pairs
@@ -41,6 +43,7 @@ class CreamFLClientSettings:
     public_batch: int = 64  # 128 in the code
 
     def __post_init__(self) -> None:
+        one_of("public_set", self.public_set, ("proxy", "synthetic"))
         between("contrast", self.contrast, 0, 1e4)
         between("temperature", self.temperature, 1e-3, 1e3)
         for key in ("pretrain_epochs", "local_epochs", "contrast_epochs"):
@@ -65,6 +68,7 @@ class CreamFLClient:
         fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
         return Nothing()
 
+    @crosses(crossing)
     def represent(self, client: Client, question: Samples | PublicSet) -> Answers | Features:
         return answer(client, question)
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from client_app.batches import ClientError
-from client_app.blocks.representing import Codes, answer, learn, recalled
+from client_app.blocks.representing import Codes, answer, crossing, learn, recalled
 from client_app.blocks.training import fit_private
 from client_app.client import Client
-from florilegium.config.bounds import between
+from florilegium.config.bounds import between, one_of
 from florilegium.learning.fit import LearningRate
 from florilegium.learning.losses import feature_kl
 from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
+from florilegium.protocol.phases import crosses
 
 
 @dataclass
@@ -27,6 +28,7 @@ class FedMEKTClientSettings:
     transfer: float = 0.1  # of KL_T with the server's embeddings
     second_layer: float = 0.04  # of KL_T with its body's outputs, where widths agree; 0: these are not sent
     temperature: float = 3.0  # T
+    public_set: str = "proxy"  # as the server has it: proxy (the client's own copy) | synthetic (samples come down)
     pretrain_epochs: int = 12  # private epochs at a client's first training; ours
     local_epochs: int = 1  # private epochs before a round's embeddings; ours
     transfer_epochs: int = 2  # passes over the public samples, a private batch beside each; 2 local epochs
@@ -37,6 +39,7 @@ class FedMEKTClientSettings:
     public_batch: int = 64
 
     def __post_init__(self) -> None:
+        one_of("public_set", self.public_set, ("proxy", "synthetic"))
         between("transfer", self.transfer, 0, 1e4)
         between("second_layer", self.second_layer, 0, 1e4)
         between("temperature", self.temperature, 1e-3, 1e3)
@@ -61,6 +64,7 @@ class FedMEKTClient:
         fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
         return Nothing()
 
+    @crosses(crossing)
     def represent(self, client: Client, question: Samples | PublicSet) -> Answers | Features:
         return answer(client, question, second=self.settings.second_layer > 0)
 

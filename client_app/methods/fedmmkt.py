@@ -21,6 +21,7 @@ from florilegium.learning.fit import LearningRate, fit
 from florilegium.learning.losses import feature_kl, normalised
 from florilegium.methods.fedmmkt.consensus import CONFIDENCES, confidence
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samples, Targets
+from florilegium.protocol.phases import crosses
 
 
 @dataclass
@@ -67,6 +68,7 @@ class FedMMKTClient:
         fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")  # eq 1
         return Nothing()
 
+    @crosses(lambda s: ((Samples,), (Logits if s.variant == "logit" else Answers,)))
     def represent(self, client: Client, samples: Samples) -> Answers | Logits:
         s = self.settings
         client.keep(samples)  # the targets come later and are joined by id

@@ -18,12 +18,10 @@ from client_app.client import Client
 from florilegium import seeds
 from florilegium.config.composition import typed
 from florilegium.config.run import Attack
-from florilegium.protocol.payloads import Answers, Features, Logits, Modules, Weights
-from florilegium.protocol.validation import LARGEST
+from florilegium.protocol.fields import LABEL, MODEL, VECTOR, holding, names_classes, scores_classes
+from florilegium.protocol.vectors import clamped, returned
 
 SURE = {"exp_neg": 1.0, "inverse": 100.0, "normalized": 1.0}  # the highest confidence of each kind (eq 3)
-VECTORS = ("representations", "augmented", "logits", "image", "text")
-HIGHEST = 1e4  # of a class score on the wire
 
 
 def attack_of(client: Client) -> Attack | None:
@@ -51,52 +49,57 @@ def attacked(client: Client, up: Any) -> Any:
     if attack.kind == "confident_votes":
         return wrong_votes(up, client, attack.strength)
     if attack.kind == "scaled_representations":
-        return with_vectors(up, lambda x, name: -attack.strength * x)
+        return with_vectors(up, client, lambda x, name: -attack.strength * x)
     if attack.kind == "nan_representations":
-        return with_vectors(up, lambda x, name: torch.full_like(x, torch.nan))
+        return with_vectors(up, client, lambda x, name: torch.full_like(x, torch.nan))
     return colluding(up, client, attack.strength) if attack.kind == "collude" else up
 
 
-def with_vectors(up: Any, change: Callable[[Tensor, str], Tensor]) -> Any:
-    """`up` with its representations, class scores or weights changed; all but NaN stays within the wire's range."""
-    if isinstance(up, (Weights, Modules)):
-        changed = {k: change(v, k).clamp(-LARGEST, LARGEST) for k, v in up.tensors.items() if v.is_floating_point()}
-        return replace(up, tensors={**up.tensors, **changed})
-    names = [name for name in VECTORS if hasattr(up, name)] if isinstance(up, (Answers, Logits, Features)) else []
-    made = {name: change(getattr(up, name), name).clamp(-LARGEST, LARGEST) for name in names}
-    if "logits" in made:
-        made["logits"] = made["logits"].clamp(-HIGHEST, HIGHEST)
-    if isinstance(up, Features):  # the wire knows unit vectors alone
-        made = {name: x / x.norm(dim=-1, keepdim=True).clamp_min(1) for name, x in made.items()}
-    return replace(up, **made)
+def with_vectors(up: Any, client: Client, change: Callable[[Tensor, str], Tensor]) -> Any:
+    """`up` with its vectors and weights changed; all but NaN stays within the wire's range."""
+    made: dict[str, Any] = {}
+    for f in holding(up, VECTOR):
+        made[f.name] = returned(change(getattr(up, f.name), f.name), f.metadata, client.width)
+    for f in holding(up, MODEL):
+        state = getattr(up, f.name)
+        made[f.name] = state | {
+            name: clamped(change(x, name), f.metadata) for name, x in state.items() if x.is_floating_point()
+        }
+    return replace(up, **made) if made else up
 
 
 def wrong_votes(up: Any, client: Client, strength: float) -> Any:
     """The class after the one the client sees, with the highest confidence; its score first by `strength` times the
     largest."""
-    if isinstance(up, Answers):
-        highest = SURE[str(client.conf.method.get("confidence", "exp_neg"))]
-        return replace(up, labels=(up.labels + 1) % client.classes, confidence=torch.full_like(up.confidence, highest))
-    if isinstance(up, Logits):
-        return replace(up, logits=(strength * up.logits.roll(1, dims=-1)).clamp(-HIGHEST, HIGHEST))
-    return up
+    made = {f.name: (getattr(up, f.name) + 1) % client.classes for f in holding(up, LABEL) if names_classes(f)}
+    for f in holding(up, VECTOR):
+        if scores_classes(f):
+            made[f.name] = clamped(strength * getattr(up, f.name).roll(1, dims=-1), f.metadata)
+    return replace(sure(up, client), **made)
 
 
 def colluding(up: Any, client: Client, strength: float) -> Any:
     """One class and one direction for all attackers and samples, drawn by the seed; vectors `strength` times as long
-    as honest ones."""
+    as honest ones. Weights stay: attackers of these have no direction in common."""
     random = seeds.generator(client.conf.seed, "attack", "plot")
     target = int(torch.randint(client.classes, (), generator=random))
+    those = {f.name for f in holding(up, VECTOR) if scores_classes(f)}
 
     def plotted(x: Tensor, name: str) -> Tensor:
-        if name == "logits":
+        if name in those:
             return strength * torch.eye(client.classes)[target].expand_as(x) * x.abs().amax()
-        length = x.float().norm(dim=-1, keepdim=True) if x.dim() > 1 else x.float().norm()
+        length = x.float().norm(dim=-1, keepdim=True)
         direction = torch.randn(x.shape[-1:], generator=seeds.generator(client.conf.seed, "attack", name))
         return (strength * length * direction / direction.norm()).to(x.dtype).expand_as(x).contiguous()
 
-    up = with_vectors(up, plotted) if not isinstance(up, (Weights, Modules)) else up
-    if isinstance(up, Answers):
-        highest = SURE[str(client.conf.method.get("confidence", "exp_neg"))]
-        up = replace(up, labels=torch.full_like(up.labels, target), confidence=torch.full_like(up.confidence, highest))
-    return up
+    if not holding(up, MODEL):
+        up = with_vectors(up, client, plotted)
+    classes = {f.name: torch.full_like(getattr(up, f.name), target) for f in holding(up, LABEL) if names_classes(f)}
+    return replace(sure(up, client), **classes)
+
+
+def sure(up: Any, client: Client) -> Any:
+    """`up` with the highest confidence in each of its labels."""
+    highest = SURE[str(client.conf.method.get("confidence", "exp_neg"))]
+    how = [f.name for f in holding(up, LABEL) if not names_classes(f)]
+    return replace(up, **{name: torch.full_like(getattr(up, name), highest) for name in how})

@@ -12,22 +12,18 @@ from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from client_app.memory import Memory
 from florilegium import seeds
 from florilegium.config.composition import typed
 from florilegium.config.privacy import PrivacySettings
-from florilegium.privacy import mechanisms
+from florilegium.privacy import coverage, mechanisms
 from florilegium.privacy.accountants import Accountant
 from florilegium.privacy.mechanisms import PrivacyError
-from florilegium.protocol.payloads import Answers, Examples, Features, Logits, Modules, Weights
-from florilegium.protocol.validation import LARGEST
+from florilegium.protocol.fields import VECTOR, holding
+from florilegium.protocol.vectors import returned
 
 PART, SECRET = "privacy", "secret"  # of the memory
-VECTORS = {Answers: ("representations", "augmented"), Logits: ("logits",), Features: ("image", "text")}
-HIGHEST = 1e4  # of a class score on the wire
 
 
 class Protected(Protocol):
@@ -76,29 +72,42 @@ class Protection:
         self.spent.setdefault(mechanism, Accountant()).add(noise, times, rate)
         self.touched = True
 
+    def may_train(self, method: str, covered: bool) -> None:
+        """PrivacyError for a method whose passes over private rows DP-SGD does not cover, where it is asked for."""
+        if self.settings.training and not covered:
+            raise PrivacyError(
+                f"{coverage.TRAINING}: {method} reads private rows in ways of its own, which DP-SGD does not cover"
+            )
+
     def upload(self, up: Any) -> Any:
-        """`up` as it may leave. PrivacyError for a payload that the mechanism asked for does not cover."""
-        s = self.settings.representations
-        if s is not None:
-            if isinstance(up, (Weights, Modules, Examples)):
-                raise PrivacyError(
-                    f"privacy.representations does not cover {type(up).__name__.lower()}: "
-                    "privacy.training does, or one of Flower's DP strategies (method=flower)"
-                )
-            up = self.noised(up)
+        """`up` as it may leave. PrivacyError, naming payload and field, for what no mechanism that is on covers."""
+        if refused := coverage.refused_upload(up, self.settings):
+            self.save()  # what training spent is spent, whether its result leaves or not
+            raise PrivacyError(refused)
+        up = self.noised(self.without_figures(up))
         self.save()
         return up
 
+    def without_figures(self, up: Any) -> Any:
+        """`up` without the figures that the settings do not let leave."""
+        kept = coverage.withheld(self.settings)
+        return replace(up, **{f.name: {} for f in holding(up, *kept)}) if kept else up
+
     def noised(self, up: Any) -> Any:
-        """Every row of vectors in `up` through the Gaussian mechanism, then back to what the wire allows."""
-        s, made = self.settings.representations, {}
-        assert s is not None
-        for name in VECTORS.get(type(up), ()):
-            x_ND = getattr(up, name)
+        """Every row of the vectors that `up` declares through the Gaussian mechanism, then back to the wire's range.
+
+        The way back costs no privacy.
+        """
+        s = self.settings.representations
+        if s is None:
+            return up
+        made = {}
+        for f in holding(up, VECTOR):
+            x_ND = getattr(up, f.name)
             if x_ND.numel():
-                noisy_ND = mechanisms.gaussian(x_ND, s, self.noise("gaussian", name))
-                made[name] = allowed(noisy_ND, type(up), self.client.width)
-                self.spend("gaussian", s.multiplier, len(x_ND))
+                noisy_ND = mechanisms.gaussian(x_ND, s, self.noise("gaussian", f.name))
+                made[f.name] = returned(noisy_ND, f.metadata, self.client.width)
+                self.spend("gaussian", s.multiplier, x_ND.numel() // x_ND.shape[-1])
         return replace(up, **made) if made else up
 
     def save(self) -> None:
@@ -117,11 +126,3 @@ class Protection:
         if s is not None and "gaussian" in out:
             out["gaussian_row"] = Accountant().add(s.multiplier).epsilon(delta)
         return out
-
-
-def allowed(x_ND: Tensor, kind: type, width: int) -> Tensor:
-    """Noisy rows as the wire wants them: unit vectors of features, class scores in their range. Costs no privacy."""
-    if kind is Features:
-        return torch.cat([normalize(piece, dim=-1) for piece in x_ND.split(width, dim=1)], dim=1)
-    highest = HIGHEST if kind is Logits else LARGEST
-    return x_ND.clamp(-highest, highest)

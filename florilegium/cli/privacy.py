@@ -46,7 +46,7 @@ def shown(found: Listing) -> Iterator[tuple[str, ...]]:
     for f in found.fields:
         shared = (f.phase, f.way, f.payload)
         sees, carries = ("", "") if shared == before else (f.sees, f.carries)
-        yield (*shared, f.name, f.kind, f.axes, _size(f), sees, carries)
+        yield (*shared, f.name, f.kind, f.holds, f.axes, _size(f), sees, carries)
         before = shared
 
 
@@ -57,7 +57,7 @@ def _size(f: Field) -> str:
     return f"{most}{f.size:,} B"
 
 
-COLUMNS = ("phase", "way", "payload", "field", "type", "axes", "size", "seen by", "carries")
+COLUMNS = ("phase", "way", "payload", "field", "type", "holds", "axes", "size", "seen by", "carries")
 
 
 def markdown(found: Listing) -> str:

@@ -30,7 +30,8 @@ def setting(
     choices: Collection[object] | None = None,
     factory: Callable[[], Any] | None = None,
 ) -> Any:
-    """A field of a section. `low` and `high` are inclusive and hold for each entry of a list; None values pass.
+    """A field of a section. `low`, `high` (inclusive) and `choices` hold for each entry of a list; None values
+    pass the range.
 
     `factory` makes the default of a list, dict or nested section.
     """
@@ -59,7 +60,8 @@ def check_value(name: str, value: Any, metadata: Any) -> None:
     """ValueError, naming the field, unless the value (each entry of a list) is in its range or among its choices."""
     low, high, choices = metadata.get("low"), metadata.get("high"), metadata.get("choices")
     if choices is not None:
-        one_of(name, value, choices)
+        for one in value if isinstance(value, list) else [value]:
+            one_of(name, one, choices)
     if value is None or (low is None and high is None):
         return
     for number in value if isinstance(value, (list, tuple)) else [value]:

@@ -15,6 +15,12 @@ class Representations:
     noise: float = setting(
         1.0, "sigma: standard deviation of the noise on each value, in units of C", low=1e-3, high=1e6
     )
+    release: list[str] = setting(
+        help="what may leave a client without noise: figures (losses, accuracies), labels (of answers, with their "
+        "confidences). Without figures here they stay at the client; without labels a method that sends them is refused",
+        choices=("figures", "labels"),
+        factory=lambda: ["figures"],
+    )
 
     @property
     def multiplier(self) -> float:
@@ -31,6 +37,11 @@ class Votes:
         1.0, "sigma_1: standard deviation of the noise on the check of T, in votes", low=1e-3, high=1e6
     )
     noise: float = setting(1.0, "sigma_2: standard deviation of the noise on each count, in votes", low=1e-3, high=1e6)
+    release: list[str] = setting(
+        help="what the server may send down to clients without noise, beside the labels: vectors",
+        choices=("vectors",),
+        factory=list,
+    )
 
 
 @section

@@ -159,12 +159,16 @@ class Federation:
         packed: dict[int, tuple[Any, Any]] = {}
         needed = min(self.quorum if needed is None else needed, len(asked))
         asked = self._free(asked, needed)
+        self.guard.may_ask(expect)
         exchange = Exchange(
             phase, header, {}, expect or (Nothing,), bounds or {}, ids, check, {}, needed, patient, late
         )
         for client in asked:
             body = payload(client) if callable(payload) else payload
-            content = packed.setdefault(id(body), (body, codec.pack(body, header)))[1]  # one object for a broadcast
+            if id(body) not in packed:  # one object for a broadcast
+                self.guard.may_send(body)
+                packed[id(body)] = body, codec.pack(body, header)
+            content = packed[id(body)][1]
             exchange.down[client.node] = codec.size(content)
             messages.append(Message(content, client.node, phases.PHASES[phase], group_id=f"{self.arm}-{self.round}"))
         message_ids = list(self.grid.push_messages(messages))

@@ -8,7 +8,7 @@ Axes: K clients, N samples, C classes, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from florilegium import seeds
 from florilegium.config.composition import typed
 from florilegium.config.privacy import DefenceSettings, PrivacySettings
 from florilegium.federation import robust
-from florilegium.privacy import accountants, mechanisms
+from florilegium.privacy import accountants, coverage, mechanisms
 from florilegium.privacy.accountants import Accountant
-from florilegium.protocol.payloads import Answers, Features, Logits
-
-VECTORS = {Answers: ("representations", "augmented"), Logits: ("logits",), Features: ("image", "text")}
+from florilegium.privacy.mechanisms import PrivacyError
+from florilegium.protocol.fields import LABEL, VECTOR, holding, names_classes, scores_classes
+from florilegium.protocol.vectors import clamped
 
 
 class Guard:
@@ -58,21 +58,36 @@ class Guard:
             int(conf.seed),
         )
 
+    # -- what may cross ----------------------------------------------------------------------------------------------
+
+    def may_ask(self, kinds: Sequence[type]) -> None:
+        """PrivacyError, naming payload and field, for an answer that the defence which is on does not cover."""
+        if not self.defence.active:
+            return
+        for kind in kinds:
+            if refused := coverage.undefended(kind):
+                raise PrivacyError(refused)
+
+    def may_send(self, body: Any) -> None:
+        """PrivacyError, naming payload and field, for what would tell clients more than `privacy.votes` lets out."""
+        if refused := coverage.refused_download(body, self.privacy):
+            raise PrivacyError(refused)
+
     # -- defences ----------------------------------------------------------------------------------------------------
 
     def cleaned(self, replies: list[Any]) -> list[Any]:
-        """Replies with the vectors of `VECTORS` made robust by `defence`; others as they are."""
+        """Replies with the vectors that their payloads declare made robust by `defence`; others as they are."""
         if not self.defence.active or not replies:
             return replies
         share = self.shares(replies)
         if self.defence.reputation:
             self.learn(replies, share)
         changed: list[dict[str, Tensor]] = [{} for _ in replies]
-        for name, members in vectors(replies, self.defence.among).items():
-            x_KND = torch.stack([getattr(replies[k].body, name[0]) for k in members])
-            spec = next(f.metadata for f in fields(replies[members[0]].body) if f.name == name[0])
-            for k, x in zip(members, within(self.robust(x_KND, share[members]), spec), strict=True):
-                changed[k][name[0]] = x
+        for (name, _, _), members in vectors(replies, self.defence.among).items():
+            x_KND = torch.stack([getattr(replies[k].body, name) for k in members])
+            spec = spec_of(replies[members[0]].body, name)
+            for k, x in zip(members, clamped(self.robust(x_KND, share[members]), spec), strict=True):
+                changed[k][name] = x
         return [replace(x, body=replace(x.body, **new)) for x, new in zip(replies, changed, strict=True)]
 
     def robust(self, x_KND: Tensor, share_K: Tensor) -> Tensor:
@@ -139,6 +154,7 @@ class Guard:
         out = {f"defence/reputation_{k}": value for k, value in sorted(self.reputation.items())}
         if self.defence.bound is not None:
             out["defence/votes_bounded"] = self.cut
+        out |= {f"privacy/without_noise/{kind}": 1.0 for kind in coverage.released(self.privacy)}
         if self.privacy.votes is not None:
             delta = self.privacy.delta
             out["privacy/epsilon/gnmax"] = self.counted.epsilon(delta)
@@ -169,9 +185,9 @@ class Guard:
         self.secret = state.get("secret") or self.secret
 
 
-def within(x: Tensor, spec: Mapping[str, Any]) -> Tensor:
-    """Values back in the range that the wire contract allows the field, so that they may travel on."""
-    return x if spec["low"] is None and spec["high"] is None else x.clamp(spec["low"], spec["high"])
+def spec_of(body: Any, name: str) -> Mapping[str, Any]:
+    """What a payload declares of its vectors `name`."""
+    return next(f.metadata for f in holding(body, VECTOR) if f.name == name)
 
 
 def vectors(replies: Sequence[Any], among: str = "all") -> dict[tuple[str, str, int], list[int]]:
@@ -181,21 +197,17 @@ def vectors(replies: Sequence[Any], among: str = "all") -> dict[tuple[str, str, 
     """
     groups: dict[tuple[str, str, int], list[int]] = {}
     for k, reply in enumerate(replies):
-        for name in VECTORS.get(type(reply.body), ()):
-            x = getattr(reply.body, name)
+        for f in holding(reply.body, VECTOR):
+            x = getattr(reply.body, f.name)
             if x.numel():
                 side = reply.client.modality if among == "modality" else ""
-                groups.setdefault((name, side, x.shape[1]), []).append(k)
+                groups.setdefault((f.name, side, x.shape[1]), []).append(k)
     return {key: members for key, members in groups.items() if len(members) > 1}
 
 
 def agreements(replies: Sequence[Any], share_K: Tensor, classes: int) -> list[tuple[list[int], Tensor]]:
     """(positions, agreement in [0, 1] of each): by labels where replies say them, else by the likeness of vectors."""
-    labels = {
-        k: x.body.labels if isinstance(x.body, Answers) else x.body.logits.argmax(-1)
-        for k, x in enumerate(replies)
-        if isinstance(x.body, (Answers, Logits)) and len(x.body.ids)
-    }
+    labels = {k: said for k, x in enumerate(replies) if (said := labels_in(x.body)) is not None}
     found = []
     if len(labels) > 1:
         members = list(labels)
@@ -205,3 +217,14 @@ def agreements(replies: Sequence[Any], share_K: Tensor, classes: int) -> list[tu
             x_KND = torch.stack([getattr(replies[k].body, name) for k in members])
             found.append((members, robust.likeness(x_KND, share_K[members] / share_K[members].sum())))
     return found
+
+
+def labels_in(body: Any) -> Tensor | None:
+    """The classes [N] that a reply names, or those of its highest class scores; None where it has neither."""
+    for f in holding(body, LABEL, VECTOR):
+        x = getattr(body, f.name)
+        if len(x) and names_classes(f):
+            return x
+        if len(x) and scores_classes(f):
+            return x.argmax(-1)
+    return None

@@ -19,8 +19,9 @@ from florilegium.config import composition
 from florilegium.config.privacy import PrivacySettings
 from florilegium.data.datasets import open_dataset
 from florilegium.models import build
+from florilegium.privacy import coverage
 from florilegium.protocol import codec, payloads, phases
-from florilegium.protocol import fields as axes
+from florilegium.protocol.fields import AXES, COUNT, FIGURE, HOLDS, LABEL, PUBLIC, RAW, holding, holds
 
 AT_MOST = frozenset("NLARIT")  # axes that may also be shorter: fewer samples, a side that is not sent
 MAKES_NOTHING = ("Nothing", "PublicSet")  # payloads in which no client could see another
@@ -35,6 +36,7 @@ class Field:
     payload: str
     name: str
     kind: str
+    holds: str
     axes: str
     size: int | None
     sees: str
@@ -62,6 +64,7 @@ def listing(conf: DictConfig) -> Listing:
     given = composition.typed(Half.Settings, conf.method.get("client"), "method.client")
     spoken = phases.phases_of(Half, phases.exchanges_of(conf.method))
     kinds = {phase: phases.declared(Half, phase, given) for phase in spoken}
+    private = composition.typed(PrivacySettings, conf.get("privacy"), "privacy")
     sizes = Sizes(conf, given)
     found = [
         line
@@ -71,14 +74,15 @@ def listing(conf: DictConfig) -> Listing:
         for line in _fields(phase, way, payload, sizes)
     ]
     found += [
-        Field("every", "both", "Header", f.name, str(f.type), "", None, _sees("up"), "which message this is")
+        Field("every", "both", "Header", f.name, str(f.type), PUBLIC, "", None, _sees("up"), "which message this is")
         for f in fields(codec.Header)
     ]
     found += [
-        Field("every", "up", "privacy", spent, "float", "", None, _sees("up"), "the privacy a client has spent")
-        for spent in composition.typed(PrivacySettings, conf.get("privacy"), "privacy").told
+        Field("every", "up", "privacy", spent, "float", PUBLIC, "", None, _sees("up"), "the privacy a client has spent")
+        for spent in private.told
     ]
-    return Listing(name, catalogue.entry(name).exchanges, found, list(_notes(kinds, sizes)))
+    notes = [*_notes(kinds, sizes), *_without_noise(kinds, private)]
+    return Listing(name, catalogue.entry(name).exchanges, found, notes)
 
 
 def _sees(way: str) -> str:
@@ -87,19 +91,34 @@ def _sees(way: str) -> str:
 
 def _fields(phase: str, way: str, payload: Any, sizes: Sizes) -> Iterator[Field]:
     """The fields of a payload; one without any is listed as itself."""
-    told = fields(payload)
-    if not told:
-        yield Field(phase, way, payload.__name__, "-", "", "", 0, _sees(way), payload.carries)
-    for f in told:
+    there = fields(payload)
+    if not there:
+        yield Field(phase, way, payload.__name__, "-", "", "", "", 0, _sees(way), payload.carries)
+    for f in there:
         kind, axes, size = sizes.of(payload, f)
-        yield Field(phase, way, payload.__name__, f.name, kind, axes, size, _sees(way), payload.carries)
+        held = holds(payload, f)
+        yield Field(phase, way, payload.__name__, f.name, kind, held, axes, size, _sees(way), payload.carries)
+
+
+def _without_noise(kinds: dict[str, Any], private: PrivacySettings) -> Iterator[str]:
+    """With client-side privacy on: what leaves without noise all the same, and what is refused."""
+    if not coverage.at_client(private):
+        return
+    sent = sorted({kind for _, those in kinds.values() for kind in those}, key=lambda kind: kind.__name__)
+    released = {coverage.RELEASES[word] for word in coverage.released(private)}
+    covered = frozenset().union(*(coverage.COVERED[name] for name in coverage.at_client(private)))
+    open_ = {COUNT, *(released & {LABEL, FIGURE})} - covered
+    names = [f"{kind.__name__}.{f.name}" for kind in sent for f in holding(kind, *open_)]
+    yield f"WITHOUT NOISE leave the site: {', '.join(names) or 'nothing'}. No epsilon in the records counts them."
+    for refused in filter(None, (coverage.refused_upload(kind, private) for kind in sent)):
+        yield f"REFUSED, nothing is sent: {refused}."
 
 
 def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
     up = [(phase, kind) for phase, (_, those) in kinds.items() for kind in those]
     down = sorted({kind.__name__ for phase, (those, _) in kinds.items() if phase != "evaluate" for kind in those})
     made = [kind for kind in down if kind not in MAKES_NOTHING]
-    raw = [f"{kind.__name__} in `{phase}`" for phase, kind in up if kind.carries == axes.RAW]
+    raw = [f"{kind.__name__} in `{phase}`" for phase, kind in up if holding(kind, RAW)]
     yield (
         f"RAW PRIVATE DATA leave the site: {', '.join(raw)}." if raw else "No payload carries a row of private data."
     )
@@ -129,11 +148,10 @@ def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
         "A phase that fails sends one line of text instead. Of own data that are refused it names the kind of fault,"
         " never a file, row or text (florilegium/data/own/examination.py)."
     )
+    yield "What a field holds: " + "; ".join(f"{kind} - {words}" for kind, words in HOLDS.items()) + "."
     yield (
         f"Sizes are one client's for one exchange: {sizes.told()}; of a state dict the model's, whatever a method"
-        " sends beside it comes on top. Axes: "
-        + "; ".join(f"{axis} {words}" for axis, words in axes.AXES.items())
-        + "."
+        " sends beside it comes on top. Axes: " + "; ".join(f"{axis} {words}" for axis, words in AXES.items()) + "."
     )
 
 

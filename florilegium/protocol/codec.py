@@ -42,7 +42,10 @@ def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) ->
     """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config.
 
     `spent` is a client's epsilon of each mechanism (florilegium/privacy/mechanisms.py), beside any payload.
+    WireError for what is no payload.
     """
+    if PAYLOADS.get(type(payload).__name__) is not type(payload):
+        raise WireError(f"{type(payload).__name__} is no payload (florilegium/protocol/payloads.py)")
     arrays: dict[str, Array] = {}
     scalars: dict[str, Any] = {}
     record = RecordDict()

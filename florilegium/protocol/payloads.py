@@ -1,104 +1,145 @@
 """THE WIRE CONTRACT: the phases a server may ask for and the payloads that may cross.
 
-A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range. `unpack` trusts nothing:
-kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and a `WireError` names the
-field. Each class says what it `carries`, for `florilegium privacy`. The axes are those of
-florilegium/protocol/fields.py.
+A payload is a frozen dataclass whose fields say what is allowed: dtype, named axes and range, and what they hold.
+`unpack` trusts nothing: kind, fields, dtype, shape, finiteness and range are checked before a method sees a value, and
+a `WireError` names the field. Each class says in words what it `carries`, for `florilegium privacy`. The axes, and the
+kinds of what a field holds, are those of florilegium/protocol/fields.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import ClassVar, TypeVar, dataclass_transform
 
 from torch import Tensor
 
 from florilegium.config.data import MODALITIES
-from florilegium.protocol.fields import RAW, array, blobs
+from florilegium.protocol.fields import (
+    COUNT,
+    DERIVED,
+    FIGURE,
+    LABEL,
+    MODEL,
+    PUBLIC,
+    RAW,
+    DeclarationError,
+    array,
+    blobs,
+    class_labels,
+    holds,
+    plain,
+    sample_ids,
+    vectors,
+)
+
+T = TypeVar("T")
+_payloads: dict[str, type] = {}
+#: name on the wire -> class, of every payload
+PAYLOADS: Mapping[str, type] = MappingProxyType(_payloads)
 
 
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(array, blobs, class_labels, plain, sample_ids, vectors))
+def payload(cls: type[T]) -> type[T]:
+    """Make a class a payload: a frozen dataclass that may cross the wire under its name.
+
+    DeclarationError when a field does not say what it holds, when the class does not say what it `carries`, or when
+    another payload has its name.
+    """
+    made = dataclass(frozen=True)(cls)
+    for f in fields(made):  # type: ignore[arg-type]
+        holds(made, f)
+    if not getattr(made, "carries", ""):
+        raise DeclarationError(f"{made.__name__} does not say what it carries")
+    if made.__name__ in _payloads:
+        raise DeclarationError(f"there is a payload {made.__name__} already")
+    _payloads[made.__name__] = made
+    return made
+
+
+@payload
 class Nothing:
     """No content: the phase itself is the request or the acknowledgement."""
 
     carries: ClassVar[str] = "nothing"
 
 
-@dataclass(frozen=True)
+@payload
 class Profile:
     """Who a client is: no personal data, only what scheduling and checking need; `guide` is the version it keeps."""
 
     carries: ClassVar[str] = "what a client is: counts and classes of its data, no row of them"
-    client: int
-    modality: str = field(metadata={"choices": MODALITIES})
-    architecture: str
-    examples: int
-    classes: list[int]
-    guide: str = ""
+    client: int = plain(PUBLIC)
+    modality: str = plain(PUBLIC, choices=MODALITIES)
+    architecture: str = plain(PUBLIC)
+    examples: int = plain(COUNT)
+    classes: list[int] = plain(COUNT)
+    guide: str = plain(PUBLIC, default="")
 
 
-@dataclass(frozen=True)
+@payload
 class Weights:
     """A state dict, the number of examples it was trained on, and what the training had to say about itself."""
 
     carries: ClassVar[str] = "model weights, with what a method averages beside them (control variates, class means)"
     summed: ClassVar[bool] = True  # averaging needs no single one, so secure aggregation could hide it
-    tensors: dict[str, Tensor]
-    examples: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = plain(MODEL)
+    examples: int = plain(COUNT, default=0)
+    metrics: dict[str, float] = plain(FIGURE, factory=dict)
 
 
-@dataclass(frozen=True)
+@payload
 class Samples:
     """Public or synthetic samples: encoded images for image clients, UTF-8 texts for text clients."""
 
     carries: ClassVar[str] = "public or synthetic samples"
-    ids: Tensor = array("int64", "N", low=0)
+    ids: Tensor = sample_ids()
     images: tuple[bytes, ...] = blobs()
     texts: tuple[str, ...] = blobs()
 
 
-@dataclass(frozen=True)
+@payload
 class Answers:
     """What a client sees in samples: labels, the confidence of eq. 3, representations (and of an augmented view)."""
 
     carries: ClassVar[str] = "what a private model says of public or synthetic samples"
-    ids: Tensor = array("int64", "N", low=0)
-    labels: Tensor = array("int64", "N", low=0, below="C")
-    confidence: Tensor = array("float32", "N", low=0.0, high=100.0)
-    representations: Tensor = array("float32", "N", "D")
-    augmented: Tensor = array("float32", "N", "A")
+    ids: Tensor = sample_ids()
+    labels: Tensor = class_labels()
+    confidence: Tensor = array("float32", "N", holds=LABEL, low=0.0, high=100.0)
+    representations: Tensor = vectors("N", "D")
+    augmented: Tensor = vectors("N", "A")
 
 
-@dataclass(frozen=True)
+@payload
 class Logits:
     """Class scores before the softmax."""
 
     carries: ClassVar[str] = "what a model says of public or synthetic samples"
-    ids: Tensor = array("int64", "N", low=0)
-    logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
+    ids: Tensor = sample_ids()
+    logits: Tensor = vectors("N", "C", low=-1e4, high=1e4)
 
 
-@dataclass(frozen=True)
+@payload
 class Targets:
     """What a client shall learn on samples it keeps: consensus labels, fused representations (R = 0: labels only)."""
 
     carries: ClassVar[str] = "what the server made of all answers"
-    ids: Tensor = array("int64", "N", low=0)
-    labels: Tensor = array("int64", "N", low=0, below="C")
-    representations: Tensor = array("float32", "N", "R")
+    ids: Tensor = sample_ids()
+    labels: Tensor = class_labels()
+    representations: Tensor = vectors("N", "R")
 
 
-@dataclass(frozen=True)
+@payload
 class Joined:
     """A round's samples, and the targets of the L samples of an earlier round, `taught` (0: of none, and L = 0)."""
 
     carries: ClassVar[str] = "public or synthetic samples, and what the server made of all answers to earlier ones"
-    taught: int
-    ids: Tensor = array("int64", "N", low=0)
-    known: Tensor = array("int64", "L", low=0)
-    labels: Tensor = array("int64", "L", low=0, below="C")
-    representations: Tensor = array("float32", "L", "R")
+    taught: int = plain(PUBLIC)
+    ids: Tensor = sample_ids()
+    known: Tensor = sample_ids("L")
+    labels: Tensor = class_labels("L")
+    representations: Tensor = vectors("L", "R")
     images: tuple[bytes, ...] = blobs()
     texts: tuple[str, ...] = blobs()
 
@@ -111,97 +152,75 @@ class Joined:
         return Targets(self.known, self.labels, self.representations)
 
 
-@dataclass(frozen=True)
+@payload
 class SoftTargets:
     """What a client shall learn on samples it keeps: labels, class scores, and how much these count on each sample."""
 
     carries: ClassVar[str] = "what the server made of all answers"
-    ids: Tensor = array("int64", "N", low=0)
-    labels: Tensor = array("int64", "N", low=0, below="C")
-    logits: Tensor = array("float32", "N", "C", low=-1e4, high=1e4)
-    weight: Tensor = array("float32", "N", low=0.0, high=1.0)
+    ids: Tensor = sample_ids()
+    labels: Tensor = class_labels()
+    logits: Tensor = vectors("N", "C", low=-1e4, high=1e4)
+    weight: Tensor = array("float32", "N", holds=LABEL, low=0.0, high=1.0)
 
 
-@dataclass(frozen=True)
+@payload
 class Guide:
     """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
     extracts, the features of the client's own rows."""
 
     carries: ClassVar[str] = "what a frozen public model says of public images, or of rows the client gave away"
-    version: str
-    tensors: dict[str, Tensor]
-    visual: Tensor = array("float32", "C", "P", "D")
-    text: Tensor = array("float32", "C", "W")
-    ids: Tensor = array("int64", "M", low=0)
-    features: Tensor = array("float16", "M", "Q", "D")
+    version: str = plain(PUBLIC)
+    tensors: dict[str, Tensor] = plain(DERIVED)
+    visual: Tensor = array("float32", "C", "P", "D", holds=DERIVED)
+    text: Tensor = array("float32", "C", "W", holds=PUBLIC)
+    ids: Tensor = sample_ids("M")
+    features: Tensor = array("float16", "M", "Q", "D", holds=DERIVED)
 
 
-@dataclass(frozen=True)
+@payload
 class PublicSet:
     """Which pairs of the public set are meant: `order` is its hash (data/public.py), which both sides must have."""
 
     carries: ClassVar[str] = "which public pairs are meant"
-    order: str
-    ids: Tensor = array("int64", "N", low=0)
+    order: str = plain(PUBLIC)
+    ids: Tensor = sample_ids()
 
 
-@dataclass(frozen=True)
+@payload
 class Features:
     """What an encoder sees in public pairs: unit vectors of the images and of the texts (0 wide: not that side)."""
 
     carries: ClassVar[str] = "what a model says of public or synthetic pairs"
-    ids: Tensor = array("int64", "N", low=0)
-    image: Tensor = array("float32", "N", "I", low=-1.001, high=1.001)
-    text: Tensor = array("float32", "N", "T", low=-1.001, high=1.001)
+    ids: Tensor = sample_ids()
+    image: Tensor = vectors("N", "I", low=-1.001, high=1.001, unit=True)
+    text: Tensor = vectors("N", "T", low=-1.001, high=1.001, unit=True)
 
 
-@dataclass(frozen=True)
+@payload
 class Modules:
     """Weights of encoders, whole (`base` is empty) or what changed since `base`; then they are `version`
     (florilegium/protocol/deltas.py)."""
 
     carries: ClassVar[str] = "weights of the server's own encoders"
-    version: str
-    base: str
-    tensors: dict[str, Tensor]
+    version: str = plain(PUBLIC)
+    base: str = plain(PUBLIC)
+    tensors: dict[str, Tensor] = plain(MODEL)
 
 
-@dataclass(frozen=True)
+@payload
 class Examples:
     """A client's own labelled images. They leave it only where `guidance.allow_upload` says so."""
 
-    carries: ClassVar[str] = RAW
-    ids: Tensor = array("int64", "M", low=0)
-    labels: Tensor = array("int64", "M", low=0, below="C")
-    images: tuple[bytes, ...] = blobs("M")
+    carries: ClassVar[str] = "raw private data"
+    ids: Tensor = sample_ids("M")
+    labels: Tensor = class_labels("M", holds=RAW)
+    images: tuple[bytes, ...] = blobs("M", holds=RAW)
 
 
-@dataclass(frozen=True)
+@payload
 class Report:
     """Named figures a client measured on `examples` examples."""
 
     carries: ClassVar[str] = "figures measured by a client"
-    metrics: dict[str, float]
-    examples: int
-
-
-PAYLOADS = {
-    c.__name__: c
-    for c in (
-        Nothing,
-        Profile,
-        Weights,
-        Samples,
-        Answers,
-        Logits,
-        Targets,
-        Joined,
-        SoftTargets,
-        Guide,
-        PublicSet,
-        Features,
-        Modules,
-        Examples,
-        Report,
-    )
-}
+    metrics: dict[str, float] = plain(FIGURE)
+    examples: int = plain(COUNT)

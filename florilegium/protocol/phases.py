@@ -6,8 +6,9 @@ The client's door (client_app/app.py) holds every message to it, so `florilegium
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 from florilegium.protocol import payloads
 from florilegium.protocol.payloads import Nothing, Profile, Report, Weights
@@ -27,6 +28,17 @@ ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
     "evaluate": ((Nothing, Weights), (Report,)),
 }
 Kinds = tuple[tuple[type, ...], tuple[type, ...]]  # payload classes down, and up
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def crosses(kinds: Callable[[Any], Kinds]) -> Callable[[F], F]:
+    """Mark a phase whose settings decide what crosses: `kinds` gives, of a half's settings, what comes down and up."""
+
+    def mark(function: F) -> F:
+        function.crossing = kinds  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def exchanges_of(row: Any) -> str:

@@ -112,7 +112,7 @@ def array(name: str, a: Any, spec: Any, bounds: dict[str, int]) -> Tensor:
         if bounds.setdefault(axis, length) != length:
             raise WireError(f"{name} has {length} along {axis}, expected {bounds[axis]}")
     _finite(name, values, LARGEST if spec["high"] is None else math.inf)
-    if name in ("ids", "known") and len(np.unique(values)) != len(values):
+    if spec["unique"] and len(np.unique(values)) != len(values):
         raise WireError(f"{name} name one id twice")
     high = bounds.get(spec["below"], None) if spec["below"] else None
     if values.size and spec["low"] is not None and values.min() < spec["low"]:

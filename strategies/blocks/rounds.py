@@ -39,7 +39,8 @@ class Journal:
         if not strategy.asks_clients:
             return {}
         reports = federation.ask("evaluate", strategy.judged_model() or Nothing(), Report, clients=federation.clients)
-        return {"client/accuracy": sum(x.body.metrics["accuracy"] for x in reports) / len(reports)}
+        told = [x.body.metrics["accuracy"] for x in reports if "accuracy" in x.body.metrics]
+        return {"client/accuracy": sum(told) / len(told)} if told else {}
 
     def close(
         self, strategy: Rounds, r: int, seconds: float, metrics: dict[str, float], federation: Federation
@@ -74,6 +75,11 @@ class Rounds(Strategy):
         self.guard = Guard.of(resources)
 
     # -- what a method says -------------------------------------------------------------------------------------
+
+    @classmethod
+    def left_empty(cls, settings: Any) -> frozenset[str]:
+        """Fields of payloads, as "Targets.representations", that the method sends empty with these settings."""
+        return frozenset()
 
     def begin(self, federation: Federation) -> dict[str, float]:
         """Round 0: what must happen before the first evaluation. Default: nothing."""
