@@ -31,7 +31,7 @@ from florilegium import preflight
 from florilegium.config import composition
 from florilegium.federation.federation import Federation
 from server_app import app as server_app
-from server_app.driver import RowJournal
+from server_app.driver import ArmJournal
 from strategies.blocks.rounds import Rounds
 from tests.local_grid import run_apps
 
@@ -72,7 +72,7 @@ def clocked() -> Iterator[Clock]:
     clock, inside = Clock(), [False]
     client_half, open_client = client_app.client_half, client_app.open_client
     send, collect = Federation.send, Federation.collect  # what every exchange is made of
-    evaluate, start = RowJournal.evaluate, Rounds.start
+    evaluate, start = ArmJournal.evaluate, Rounds.start
 
     def add(name: str, sign: int = 1) -> Callable[[float], None]:
         return lambda seconds: setattr(clock, name, getattr(clock, name) + sign * seconds)
@@ -109,13 +109,13 @@ def clocked() -> Iterator[Clock]:
     client_app.client_half, client_app.open_client = half_of, opened
     Federation.send, Federation.collect = asking(send), asking(collect)  # type: ignore[method-assign]
     Rounds.start = started  # type: ignore[method-assign]
-    RowJournal.evaluate = timed(evaluate, add("rounds", -1))  # type: ignore[method-assign]
+    ArmJournal.evaluate = timed(evaluate, add("rounds", -1))  # type: ignore[method-assign]
     try:
         yield clock
     finally:
         client_app.client_half, client_app.open_client = client_half, open_client
         Federation.send, Federation.collect = send, collect  # type: ignore[method-assign]
-        RowJournal.evaluate, Rounds.start = evaluate, start  # type: ignore[method-assign]
+        ArmJournal.evaluate, Rounds.start = evaluate, start  # type: ignore[method-assign]
 
 
 def measured(overrides: list[str]) -> Clock:

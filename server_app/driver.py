@@ -32,7 +32,7 @@ class ArmJournal(Journal):
         self.run, self.arm, self.evaluation, self.every, self.resuming = run, arm, evaluation, every, resume
         self.folder = Path(run.checkpoints(arm))
 
-    def resume(self, strategy: Rounds) -> int | None:
+    def resume(self, strategy: Rounds, federation: Federation) -> int | None:
         """Restore the newest readable checkpoint and forget the records after it."""
         if not self.resuming:
             return None
@@ -43,7 +43,7 @@ class ArmJournal(Journal):
                 LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.arm, error)
                 continue
             strategy.restore(tensors, meta["strategy"])
-            strategy.guard.restore(meta.get("guard", {}))
+            federation.restore(meta["federation"])
             self.run.rewind(self.arm, meta["round"])
             return int(meta["round"])
         self.run.rewind(self.arm, -1)
@@ -75,7 +75,7 @@ class ArmJournal(Journal):
         files.save(
             self.folder / f"round-{r:04d}.safetensors",
             tensors,
-            {"round": r, "strategy": meta, "guard": strategy.guard.state()},
+            {"round": r, "strategy": meta, "federation": federation.state()},
         )
         for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
             old.unlink()
@@ -137,6 +137,7 @@ def run_arms(run: Run, conf: DictConfig, grid: Any) -> None:
                 late=conf.timeouts.late,
                 decay=conf.timeouts.decay,
                 give_up=conf.timeouts.give_up,
+                resources=resources,
             ),
         )
         journal = ArmJournal(run, arm, evaluation, conf.evaluation.every, conf.resume)

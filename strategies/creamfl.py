@@ -94,7 +94,7 @@ class CreamFL(Rounds):
             losses |= self.encoder.distill(
                 public.images, public.texts, merged, self.settings.kd_weight, (r, self.num_rounds)
             )
-        label_N, agree = majority(replies, self.classes, public.labels, self.guard)
+        label_N, agree = majority(replies, self.classes, public.labels, federation.guard)
         if not proxy:  # fresh samples: known to clients only now
             losses |= self.contrast(federation, [x.client for x in replies], public, anchors)
             losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))  # Table III

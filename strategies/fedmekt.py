@@ -110,7 +110,7 @@ class FedMEKT(Rounds):
         teaching = federation.send(
             "distill", lambda client: self.down(public, own, client), Report, clients=[x.client for x in replies]
         )  # clients: task and transfer
-        label_N, agree = majority(replies, self.classes, public.labels, self.guard)
+        label_N, agree = majority(replies, self.classes, public.labels, federation.guard)
         if self.generator is not None:
             losses |= self.public.tune((r, self.num_rounds), public, label_N, joint(merged))  # Table III
             self.votes = self.public.votes(public, label_N)

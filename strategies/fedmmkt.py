@@ -16,6 +16,7 @@ from florilegium import seeds
 from florilegium.config.bounds import between, one_of
 from florilegium.config.diffusion import TuneSettings
 from florilegium.federation.federation import Federation, Reply, means_of
+from florilegium.federation.guard import Guard
 from florilegium.learning.averaging import named, part
 from florilegium.learning.metrics import confusion
 from florilegium.methods.fedmmkt import consensus, costs
@@ -105,7 +106,7 @@ class FedMMKT(Rounds):
         }
 
         replies = self.ask_answers(federation, sent, ids_N)  # eqs 1, 3
-        label_N, keep_N, fused_ND, metrics = self.agree(replies, drawn_N)  # eqs 4-10
+        label_N, keep_N, fused_ND, metrics = self.agree(federation.guard, replies, drawn_N)  # eqs 4-10
         ids, labels = ids_N[keep_N], label_N[keep_N]
         fused = fused_ND[keep_N] if s.client_representations else fused_ND[keep_N, :0]
 
@@ -140,7 +141,9 @@ class FedMMKT(Rounds):
 
     # -- LabVote (eqs 4-5) and MultiRepFusion (eqs 6-10) -----------------------------------------------------------
 
-    def agree(self, replies: list[Reply], drawn_N: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+    def agree(
+        self, guard: Guard, replies: list[Reply], drawn_N: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
         """Consensus labels [N], keep [N], fused representations [N, D] (width 0 without fusion), metrics."""
         s, modalities = self.settings, [x.client.modality for x in replies]
         fused_ND = torch.zeros(len(drawn_N), 0)
@@ -153,12 +156,12 @@ class FedMMKT(Rounds):
             vote_KN = torch.stack([x.body.labels for x in replies])
             sure_KN = consensus.bounded(torch.stack([x.body.confidence for x in replies]), s.confidence)
             sure_KN = consensus.balanced(sure_KN) if s.balance else sure_KN
-            sure_KN = self.guard.votes(sure_KN, replies)  # conf/defence
+            sure_KN = guard.votes(sure_KN, replies)  # conf/defence
             label_N, keep_N, _ = consensus.labvote(
                 vote_KN, sure_KN, len(self.classes), s.vote_threshold, drawn_N, s.prompt_weight
             )  # eqs 4-5
             weight_KN = None
-        label_N, keep_N = self.guard.released(vote_KN, label_N, keep_N, drawn_N, s.prompt_weight)  # conf/privacy
+        label_N, keep_N = guard.released(vote_KN, label_N, keep_N, drawn_N, s.prompt_weight)  # conf/privacy
         if not s.labvote:
             label_N, keep_N = drawn_N, torch.ones_like(keep_N)
         if s.variant != "logit" and s.fusion and keep_N.any():

@@ -8,7 +8,7 @@ exchange is dropped, or stands in for a missing one and counts less. Clients may
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
@@ -49,7 +49,8 @@ class Federation:
     """Clients of one arm of a run. `fatal` are Flower error codes that end the run at once (a dead Ray worker).
 
     `late`: drop late replies, or let them count `decay` for every round they are late, where a method takes them.
-    A client that never answered is asked again after `give_up` seconds.
+    A client that never answered is asked again after `give_up` seconds. `resources` are the run's: their settings say
+    how replies are guarded; without them nothing is.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Federation:
         late: str = "drop",
         decay: float = 0.5,
         give_up: float | None = None,
+        resources: Any = None,
     ) -> None:
         self.grid, self.arm, self.seed = grid, arm, seed
         self.timeout, self.quorum, self.fraction, self.expected = timeout, quorum, fraction, expected
@@ -77,7 +79,7 @@ class Federation:
         self.overdue = Overdue(give_up or PATIENCE * timeout)
         self.late, self.decay = late, decay
         self.round, self.step = 0, 0
-        self.guard = Guard()  # a strategy's own, once it starts
+        self.guard = Guard.of(resources)  # defences, and the privacy of votes
 
     def meet(self) -> None:
         """Wait for the expected clients and learn who they are. FederationError when they do not come."""
@@ -335,6 +337,18 @@ class Federation:
                 f", {alone}" if alone and len(here) == 1 else "",
             )
         return {"clients/modalities": float(len(here))} if here or gone else {}
+
+    def metrics(self, r: int, alone: str = "") -> dict[str, float]:
+        """Round `r` in figures: traffic, attendance (`alone` as there), defences and what privacy was spent."""
+        return self.traffic(r) | self.attendance(r, alone) | self.guard.metrics()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know of its clients, JSON-able; hand it to `restore`."""
+        return {"guard": self.guard.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.guard.restore(state["guard"])
 
     def take_ledger(self) -> list[dict[str, Any]]:
         """The entries since the last call, for the run's record."""

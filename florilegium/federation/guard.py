@@ -178,7 +178,7 @@ class Guard:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave; nothing of a checkpoint from before there were guards."""
+        """Put back what `state` gave."""
         self.reputation = {int(k): float(v) for k, v in state.get("reputation", {}).items()}
         self.spent_by = {int(k): dict(v) for k, v in state.get("spent", {}).items()}
         self.counted, self.releases = Accountant(state.get("counted", ())), int(state.get("releases", 0))

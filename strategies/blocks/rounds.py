@@ -18,7 +18,6 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from florilegium.federation.federation import Client, Federation
-from florilegium.federation.guard import Guard
 from florilegium.learning.averaging import model_part, weighted_mean
 from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
@@ -30,8 +29,8 @@ from strategies.blocks.weights import figures, trained
 class Journal:
     """What surrounds an arm's rounds: evaluation, records, checkpoints. This one only evaluates the clients."""
 
-    def resume(self, strategy: Rounds) -> int | None:
-        """Restore the strategy; the last finished round, or None to start from scratch."""
+    def resume(self, strategy: Rounds, federation: Federation) -> int | None:
+        """Restore the strategy and the federation; the last finished round, or None to start from scratch."""
         return None
 
     def evaluate(self, strategy: Rounds, r: int, last: bool, federation: Federation) -> dict[str, float]:
@@ -72,7 +71,6 @@ class Rounds(Strategy):
         given = getattr(settings, "guidance", None)
         self.guided = Guided(given, resources) if given is not None and given.name != "none" else None
         self.weights: dict[str, Tensor] = {}
-        self.guard = Guard.of(resources)
 
     # -- what a method says -------------------------------------------------------------------------------------
 
@@ -123,13 +121,12 @@ class Rounds(Strategy):
         Works in anybody's ServerApp as `Strategy(settings, resources).start(grid=grid, num_rounds=10)`; our driver
         passes the federation (quorum, deadlines, ledger) and the journal (records, checkpoints).
         """
-        federation = federation or Federation(grid, timeout=timeout)
-        federation.guard = self.guard
+        federation = federation or Federation(grid, timeout=timeout, resources=self.resources)
         journal = journal or Journal()
         self.num_rounds = num_rounds
         if initial_arrays is not None:
             self.weights = dict(initial_arrays.to_torch_state_dict())
-        done = journal.resume(self)
+        done = journal.resume(self, federation)
         result = Result()
         if done is not None and done >= num_rounds:
             return result
@@ -141,7 +138,7 @@ class Rounds(Strategy):
             federation.begin(r)
             shared = self.guided.share(federation) if self.guided else {}
             metrics = shared | (self.begin(federation) if r == 0 else self.round(r, federation))
-            metrics |= federation.traffic(r) | federation.attendance(r, self.alone) | self.guard.metrics()
+            metrics |= federation.metrics(r, self.alone)
             if self.guided:
                 self.guided.forget(federation)
             seconds = time.monotonic() - started

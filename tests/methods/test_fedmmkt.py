@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from florilegium.federation.federation import Client, Reply
+from florilegium.federation.guard import Guard
 from florilegium.learning.metrics import confusion
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report
 from strategies.blocks.synthesis import Reservoir, draw_classes
@@ -22,6 +23,7 @@ class FakeFederation:
 
     def __init__(self, reps=None, logits=None):
         self.sent, self.reps, self.logits = [], reps, logits
+        self.guard = Guard()
 
     def ask(self, phase, payload, *expect, **how):
         if phase != "represent":
