@@ -57,7 +57,6 @@ class CreamFLClient:
     """Learns its task, then where public pairs lie in the server's space, and says where it sees them itself."""
 
     Settings = CreamFLClientSettings
-    dpsgd = True
 
     def __init__(self, settings: CreamFLClientSettings) -> None:
         self.settings = settings

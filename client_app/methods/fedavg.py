@@ -15,7 +15,6 @@ class FedAvgClient:
     """E epochs of the task on private data, from the server's weights."""
 
     Settings = LocalSettings
-    dpsgd = True
     represent = phases.represent
 
     def __init__(self, settings: LocalSettings) -> None:

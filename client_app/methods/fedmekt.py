@@ -54,7 +54,6 @@ class FedMEKTClient:
     """Learns its task while its embeddings of public samples follow the server's."""
 
     Settings = FedMEKTClientSettings
-    dpsgd = True
 
     def __init__(self, settings: FedMEKTClientSettings) -> None:
         self.settings = settings

@@ -57,7 +57,6 @@ class FedMMKTClient:
     """Learns alone, says what it sees in the server's samples, learns what all clients together saw."""
 
     Settings = FedMMKTClientSettings
-    dpsgd = True
 
     def __init__(self, settings: FedMMKTClientSettings) -> None:
         self.settings = settings

@@ -16,7 +16,6 @@ class FedNovaClient:
     """FedAvg's local epochs; a client with more rows takes more steps, and says so."""
 
     Settings = LocalSettings
-    dpsgd = True
     represent = phases.represent
 
     def __init__(self, settings: LocalSettings) -> None:

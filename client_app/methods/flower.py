@@ -17,7 +17,6 @@ class FlowerClient:
     """Local epochs; where the server names a clipping norm, the update is clipped before it leaves."""
 
     Settings = LocalSettings
-    dpsgd = True
     represent = phases.represent
 
     def __init__(self, settings: LocalSettings) -> None:

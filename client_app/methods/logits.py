@@ -73,7 +73,6 @@ class LogitsClient:
     """Private training, scores of public samples, private training again where the method revisits."""
 
     Settings = LogitsClientSettings
-    dpsgd = True
 
     def __init__(self, settings: LogitsClientSettings) -> None:
         self.settings = settings

@@ -37,7 +37,6 @@ class StandaloneClient:
     """Trains on its own rows and nothing else (Table I of arXiv 2510.12254)."""
 
     Settings = StandaloneClientSettings
-    dpsgd = True
 
     def __init__(self, settings: StandaloneClientSettings) -> None:
         self.settings = settings

@@ -17,7 +17,8 @@ class Representations:
     )
     release: list[str] = setting(
         help="what may leave a client without noise: figures (losses, accuracies), labels (of answers, with their "
-        "confidences). Without figures here they stay at the client; without labels a method that sends them is refused",
+        "confidences). Figures that are not listed stay at the client; a method that sends labels is refused unless "
+        "they are listed",
         choices=("figures", "labels"),
         factory=lambda: ["figures"],
     )
