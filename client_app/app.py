@@ -26,6 +26,7 @@ from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Weights
 
+RAISE = "raise-errors"  # set by runtime=inprocess with FLORILEGIUM_DEBUG: an exception reaches the debugger
 RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 app = ClientApp()
 
@@ -93,6 +94,8 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         up = perform(phase, conf, client, header, message.content)
         return Message(codec.pack(up, header, client.protection.figures()), reply_to=message)
     except Exception as error:
+        if RAISE in context.node_config:
+            raise
         logging.getLogger("flwr").debug("%s failed", phase, exc_info=True)
         line = (str(error).strip().splitlines() or [""])[0]
         if (outside := getattr(error, "outside", None)) is not None:  # what a site may read but the server may not

@@ -26,6 +26,7 @@ ONLY_IN = {
     "flwr": {
         "florilegium/protocol/codec.py",
         "florilegium/federation/federation.py",
+        "florilegium/runtime/inprocess.py",
         "florilegium/runtime/launch.py",
         "florilegium/runtime/superlink.py",
         "strategies/blocks/rounds.py",
@@ -72,6 +73,8 @@ BY_NAME = {
     "florilegium/catalogue.py",  # the two sides of a method
     "florilegium/diffusion/load.py",  # the backend of a text-to-image model: each needs libraries of its own
     "florilegium/cli/main.py",  # the sub-command that is called
+    "florilegium/__init__.py",  # run, load and compare: importing florilegium stays light
+    "florilegium/runtime/inprocess.py",  # the two apps that pyproject.toml names
     "florilegium/runs/sinks/opening.py",  # the sinks that are on: each needs a library of an optional extra
 }
 MOST_NAMES = 20  # at one level of a package

@@ -8,7 +8,7 @@ from florilegium.config.fields import section, setting
 
 MANY = 1_000_000
 MONTH = 30 * 24 * 3600  # seconds
-RUNTIMES = ("simulation", "deployment", "local")
+RUNTIMES = ("simulation", "inprocess", "deployment", "local")
 ATTACKS = ("none", "label_flip", "confident_votes", "scaled_representations", "nan_representations", "collude")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -72,7 +72,8 @@ class Runtime:
 
     name: str = setting(
         "simulation",
-        "simulation (Ray actors here), local (SuperNodes on this machine) or deployment (other machines)",
+        "simulation (Ray actors here), inprocess (this process, one client after another), "
+        "local (SuperNodes on this machine) or deployment (other machines)",
         choices=RUNTIMES,
     )
     client_cpus: int = setting(1, "CPU cores that one simulated client takes", low=1, high=MANY)

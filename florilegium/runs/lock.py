@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 try:
     import fcntl
 except ImportError:  # Windows: two servers on one directory are then the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
-_held: dict[Path, object] = {}  # the open files: closing one would give its lock up
+_held: dict[Path, IO[str]] = {}  # the open files: closing one would give its lock up
 
 
 def hold(path: Path) -> bool:
@@ -25,3 +26,10 @@ def hold(path: Path) -> bool:
         return False
     _held[path] = file
     return True
+
+
+def release(path: Path) -> None:
+    """Give up the lock on `path`, if this process holds it: its run has ended, but the process goes on."""
+    file = _held.pop(path.resolve(), None)
+    if file is not None:
+        file.close()

@@ -46,14 +46,19 @@ class Tail:
 
 
 class Screen:
-    """`with Screen(out, arms, rounds):` reports until the block ends; `arms` in the order they run."""
+    """`with Screen(out, arms, rounds):` reports until the block ends; `arms` in the order they run.
 
-    def __init__(self, out: Path, arms: list[str], rounds: int, stream: TextIO | None = None) -> None:
+    Without `bars` a terminal gets lines too: bars would be drawn over the prompt of a debugger.
+    """
+
+    def __init__(
+        self, out: Path, arms: list[str], rounds: int, stream: TextIO | None = None, bars: bool = True
+    ) -> None:
         self.arms, self.rounds, self.stream = arms, rounds, stream or sys.stdout
         self.states, self.records = Tail(out / "progress.jsonl"), Tail(out / "rounds.jsonl")
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.bars = self._bars() if self.stream.isatty() else None
+        self.bars = self._bars() if bars and self.stream.isatty() else None
 
     def _bars(self) -> Any:
         from rich.console import Console
@@ -70,7 +75,7 @@ class Screen:
             speed_estimate_period=3600,
             transient=True,
         )
-        self.all = bars.add_task("starting Flower", total=len(self.arms) * (self.rounds + 1), count="")
+        self.all = bars.add_task("starting", total=len(self.arms) * (self.rounds + 1), count="")
         self.phase = bars.add_task("", total=None, count="")
         return bars
 

@@ -34,18 +34,17 @@ from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
 from florilegium.config.run import Attack
 from florilegium.config.search_path import look_in_other_packages, problem_of
+from florilegium.federation.federation import FederationError
 from florilegium.report import comparison
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
-from florilegium.runtime import local
+from florilegium.runtime import inprocess, local
 from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
-PACKAGE = Path(__file__).resolve().parents[1]  # florilegium/
 INTERRUPTED = 130
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_NAME = 100  # of a job's directory; a longer one is cut and told apart by a hash
 SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their messages are written for the user
 
 
@@ -200,7 +199,7 @@ def open_directory(conf: DictConfig) -> Path:
 
 
 def run_job(conf: DictConfig) -> None:
-    """Start one run through Flower and see it to its end. LaunchError with the reason when it fails."""
+    """Start one run and see it to its end. LaunchError with the reason when it fails."""
     out, arms = Path(conf.out), list(composition.arms(conf))
     print(
         f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
@@ -209,6 +208,23 @@ def run_job(conf: DictConfig) -> None:
     )
     if bad := composition.typed(Attack, conf.get("attack"), "attack").attackers(len(conf.clients.mix), conf.seed):
         print(f"simulated attack: {conf.attack.kind} by client {', '.join(map(str, bad))}", flush=True)
+    if conf.runtime.name == "inprocess":
+        run_here(conf, out, arms)
+    else:
+        run_flower(conf, out, arms)
+
+
+def run_here(conf: DictConfig, out: Path, arms: list[str]) -> None:
+    """The run in this process. A bug of ours is raised as it is; a run that cannot go on is a LaunchError."""
+    try:
+        with Screen(out, arms, conf.rounds, bars=not inprocess.debugging()):
+            inprocess.federate(conf)
+    except FederationError as error:
+        raise LaunchError(f"{composition.first_line(error)} (log: {shown(out / 'run.log')})") from error
+
+
+def run_flower(conf: DictConfig, out: Path, arms: list[str]) -> None:
+    """The run in Flower's own processes."""
     with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
         run_config = Path(scratch, "run.toml")
         run_config.write_text(f"settings = {json.dumps(json.dumps(composition.plain(conf)))}\n")
@@ -254,14 +270,12 @@ def federation(conf: DictConfig) -> str | None:
 
 def bundle(target: Path) -> Path:
     """Copy what belongs in Flower's bundle to `target`: a checkout may have any name and hold a virtual environment."""
-    checkout = (PACKAGE.parent / "pyproject.toml").exists()
-    project = PACKAGE.parent / "pyproject.toml" if checkout else PACKAGE / "pyproject.toml"
-    patterns = tomllib.loads(project.read_text())["tool"]["flwr"]["app"]["fab-include"]
+    patterns = tomllib.loads(inprocess.PROJECT.read_text())["tool"]["flwr"]["app"]["fab-include"]
     target.mkdir()
-    shutil.copy(project, target / "pyproject.toml")
+    shutil.copy(inprocess.PROJECT, target / "pyproject.toml")
     for pattern in patterns:
         top = pattern.split("/")[0]
-        source = composition.CONF if top == "conf" else PACKAGE.parent / top
+        source = composition.CONF if top == "conf" else inprocess.PACKAGE.parent / top
         if source.is_dir():
             wanted = ignoring(f"*{Path(pattern).suffix}")
             shutil.copytree(source, target / top, ignore=wanted, dirs_exist_ok=True)
@@ -295,7 +309,7 @@ def follow(flower: Flower, run_id: str, log: Path) -> Status:
                 with flower.follow(run_id) as stream:
                     assert stream.stdout is not None
                     for line in stream.stdout:
-                        file.write(ANSI.sub("", line))
+                        file.write(inprocess.ANSI.sub("", line))
                         file.flush()
                 if (status := flower.status(run_id)).finished:
                     return status

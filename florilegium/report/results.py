@@ -1,0 +1,249 @@
+"""A run's records in Python: pandas tables, pictures, curves. `florilegium.load` and `florilegium.run` give them.
+
+Nothing here imports torch. All tables are read from the run directory; docs/run-directory.md explains the names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from florilegium.report import comparison, page
+from florilegium.report.comparison import COLUMNS, Comparison
+from florilegium.runs.reader import MAIN, Recorded, RunError, read_json, recorded
+
+TIDY = ["arm", "round", "metric", "value"]
+LEDGER = ["arm", "round", "step", "phase", "client", "modality", "down", "up", "seconds", "fault"]
+PANEL = (4.2, 3.0)  # width and height of one panel of the curves, in inches
+
+
+class RunResults:
+    """One run, finished or not. What it shows is what its directory held when it was opened."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory).expanduser().resolve()
+        self.recorded: Recorded = recorded(self.directory)
+
+    @cached_property
+    def settings(self) -> DictConfig:
+        """Every setting of the run, resolved: `run.settings.method.server`."""
+        return OmegaConf.create(self.recorded.settings)
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms of the run: "method", then the references."""
+        return self.recorded.arms
+
+    @property
+    def finished(self) -> bool:
+        """Whether the main arm has all its rounds."""
+        return not self.recorded.unfinished
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """Every figure of every round, one a line: arm, round, metric, value. Seconds are a metric too."""
+        lines = [
+            (record["arm"], record["round"], name, value)
+            for record in self.recorded.rounds
+            for name, value in {"seconds": record.get("seconds"), **record["metrics"]}.items()
+        ]
+        return tidy(lines)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """The same with a column for each metric, indexed by arm and round; NaN where a round has no such figure."""
+        wide = self.rounds.pivot(index=["arm", "round"], columns="metric", values="value")
+        return wide.reindex([(record["arm"], record["round"]) for record in self._ordered()])
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """The figures of three rounds of each arm: arm, at, round, metric, value; `at` is first, best_on_validation
+        or last."""
+        held = read_json(self.directory / "summary.json")
+        arms = {MAIN: held.get("method"), **(held.get("references") or {})}
+        lines = [
+            (arm, at, chosen["round"], name, value)
+            for arm, figures in arms.items()
+            for at in ("first", "best_on_validation", "last")
+            if (chosen := (figures or {}).get(at))
+            for name, value in chosen["metrics"].items()
+        ]
+        return pd.DataFrame(lines, columns=["arm", "at", "round", "metric", "value"])
+
+    @cached_property
+    def ledger(self) -> pd.DataFrame:
+        """One line for each message to a client: bytes down and up, seconds, and the fault if there was one."""
+        found = pd.DataFrame(self.recorded.ledger)
+        return found.reindex(columns=[*LEDGER, *(name for name in found.columns if name not in LEDGER)])
+
+    @cached_property
+    def votes(self) -> pd.DataFrame:
+        """How often a sample that was drawn as one class got the label of another: arm, round, drawn, label, count.
+
+        Empty for a method whose clients do not vote.
+        """
+        lines = [
+            (arm, int(r), drawn, label, count)
+            for arm, held in self.recorded.votes.items()
+            for r, matrix in held["rounds"].items()
+            for drawn, counts in zip(held["classes"], matrix, strict=True)
+            for label, count in zip(held["classes"], counts, strict=True)
+        ]
+        return pd.DataFrame(lines, columns=["arm", "round", "drawn", "label", "count"])
+
+    @cached_property
+    def headline(self) -> pd.DataFrame:
+        """The last evaluated figures of each arm, in the units of a report: one line an arm."""
+        return figures(comparison.compare([self.directory], force=True))
+
+    def _ordered(self) -> list[dict]:
+        return [record for arm in self.arms for record in self.recorded.of(arm)]
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def pictures(self) -> dict[tuple[str, int], Image.Image]:
+        """The grids of generated images, by (arm, round). Prompts and noise are the same in every round."""
+        found = {}
+        for path in sorted((self.directory / "samples").glob("*-round-*.png")):
+            arm, _, number = path.stem.rpartition("-round-")
+            with Image.open(path) as image:
+                found[arm, int(number)] = image.copy()
+        return found
+
+    def curves(self, *metrics: str) -> Any:
+        """A matplotlib Figure: one panel for each of `metrics` over the rounds, one line for each arm.
+
+        Without metrics, the headline figures that the run has. RunError for a metric that it does not have.
+        """
+        from matplotlib.figure import Figure
+
+        if unknown := [name for name in metrics if name not in self.metrics]:
+            raise RunError(f"{self.directory}: no metric '{unknown[0]}'; there are {', '.join(self.metrics)}")
+        chosen = list(metrics) or [key for _, key, *_ in COLUMNS if key in self.metrics and "/" in key]
+        chosen = chosen if metrics else [key for key in chosen if not key.startswith("bytes/")]
+        across = min(max(len(chosen), 1), 3)
+        down = -(-max(len(chosen), 1) // across)
+        figure = Figure(figsize=(across * PANEL[0], down * PANEL[1]), layout="constrained")
+        for n, name in enumerate(chosen):
+            axes = figure.add_subplot(down, across, n + 1)
+            for arm in self.arms:
+                values = self.metrics.loc[arm][name].dropna()
+                if len(values):
+                    axes.plot(values.index, values, marker="o", label=self.recorded.title(arm))
+            axes.set(title=name, xlabel="round")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.legend(fontsize="small")
+        return figure
+
+    @property
+    def report(self) -> Path:
+        """report.html of the run; it is written if it is not there."""
+        path = self.directory / "report.html"
+        return path if path.exists() else page.write(self.directory)
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """Label, data, rounds done and planned, and seed, in one line."""
+        done = max((record["round"] for record in self.recorded.of(MAIN)), default=0)
+        return (
+            f"{self.recorded.label} on {self.recorded.get('data.name')}, {done} of {self.recorded.get('rounds')} "
+            f"rounds, seed {self.recorded.get('seed')}"
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n{self.headline.to_string(float_format='{:.3f}'.format, na_rep='–')}\n{self.directory}"
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<p><b>{escape(self.title)}</b></p>{html(self.headline)}<p><code>{escape(str(self.directory))}</code></p>"
+        )
+
+
+@dataclass(frozen=True)
+class ComparedRuns:
+    """A comparison of runs: `table` has one line for each method and reference arm, with mean and std over seeds."""
+
+    comparison: Comparison
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Indexed by name; `seeds`, and for each figure a column (figure, mean) and (figure, std)."""
+        shown = self.comparison.shown
+        names = [(COLUMNS[n][0], part) for n in shown for part in ("mean", "std")]
+        lines = [
+            [len(line.seeds), *(value for n in shown for value in scaled(line, n))] for line in self.comparison.lines
+        ]
+        columns = pd.MultiIndex.from_tuples([("Seeds", ""), *names])
+        return pd.DataFrame(lines, index=[line.name for line in self.comparison.lines], columns=columns)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the figures are trusted, such as runs that stopped early."""
+        return self.comparison.warnings
+
+    def __repr__(self) -> str:
+        return str(self.comparison)
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{escape(line)}</li>" for line in self.warnings)
+        return f"<p>{escape(self.comparison.protocol)}</p>{html(figures(self.comparison))}<ul>{said}</ul>"
+
+
+def tidy(lines: list[tuple]) -> pd.DataFrame:
+    """Lines of (arm, round, metric, value) as a table; a value that is not a number is NaN."""
+    found = pd.DataFrame(lines, columns=TIDY)
+    return found.assign(value=pd.to_numeric(found["value"], errors="coerce").astype(float))
+
+
+def scaled(line: comparison.Line, n: int) -> tuple[float, float]:
+    """Mean and std of a line's figure `n`, in the column's unit; NaN where there is none."""
+    figure, scale = line.figures[n], COLUMNS[n][2]
+    if figure is None:
+        return float("nan"), float("nan")
+    return scale * figure.mean, float("nan") if figure.std is None else scale * figure.std
+
+
+def figures(found: Comparison) -> pd.DataFrame:
+    """The means of a comparison, one line an arm; columns without a figure are left out."""
+    shown = found.shown
+    table = pd.DataFrame(
+        [[scaled(line, n)[0] for n in shown] for line in found.lines],
+        index=[line.name for line in found.lines],
+        columns=[COLUMNS[n][0] for n in shown],
+    )
+    return table.dropna(axis="columns", how="all")
+
+
+def html(table: pd.DataFrame) -> str:
+    return table.to_html(float_format="{:.3f}".format, na_rep="–", border=0)
+
+
+def load(directory: str | os.PathLike[str] | RunResults) -> RunResults:
+    """The results of a run directory, finished or not. RunError if it is none."""
+    return directory if isinstance(directory, RunResults) else RunResults(directory)
+
+
+def compare(
+    runs: Iterable[str | os.PathLike[str] | RunResults], *, at: str = "last", force: bool = False
+) -> ComparedRuns:
+    """Mean and std over seeds of each method and reference arm in `runs` (directories, folders of them, or results).
+
+    `at` chooses the round: last, best_on_validation or second_half. RunError for runs that differ in data, clients or
+    evaluation; `force` compares them all the same.
+    """
+    given = [run.directory if isinstance(run, RunResults) else Path(run) for run in runs]
+    return ComparedRuns(comparison.compare(given, at=at, force=force))
