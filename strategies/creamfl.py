@@ -59,7 +59,6 @@ class CreamFL(Rounds):
     """Clients of different modalities meet in the server's feature space, and shape it."""
 
     Settings = CreamFLSettings
-    counts_votes = True
 
     def __init__(self, settings: CreamFLSettings, resources: Any) -> None:
         super().__init__(settings, resources)

@@ -74,7 +74,6 @@ class FedMEKT(Rounds):
     """Clients and a server autoencoder teach each other by embeddings of public samples."""
 
     Settings = FedMEKTSettings
-    counts_votes = True
 
     def __init__(self, settings: FedMEKTSettings, resources: Any) -> None:
         super().__init__(settings, resources)

@@ -76,7 +76,6 @@ class FedMMKT(Rounds):
     """Mutual knowledge transfer between a server's T2I model and heterogeneous clients."""
 
     Settings = FedMMKTSettings
-    counts_votes = True
     alone = "fused in the one-modality form (eq 33): each client is compared with the mean of all"
 
     def __init__(self, settings: FedMMKTSettings, resources: Any) -> None:

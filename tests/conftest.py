@@ -24,17 +24,9 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_overrides() -> list[str]:
     """Overrides that put millisecond models, built once a session, in the place of the embedded ones."""
-    from florilegium.data.datasets import open_dataset
-    from tests.tiny_models import tiny_models
+    from florilegium.contract.tiny_models import toy_overrides
 
-    conf = composition.compose(["data=toy", "diffusion=mini"])
-    classes = tuple(str(name) for name in open_dataset(conf.data).classes)
-    made = tiny_models(classes)
-    return [
-        "diffusion=toy",
-        f"+data.judge={made['judge']}",
-        *(f"diffusion.{name}={made[name]}" for name in ("model", "captioner", "clip")),
-    ]
+    return toy_overrides()
 
 
 @pytest.fixture

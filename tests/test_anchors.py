@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from florilegium import seeds
+from florilegium.contract.tiny_models import WIDTH
 from florilegium.methods.guidance.anchors import (
     Anchors,
     AnchorSettings,
@@ -18,7 +19,6 @@ from florilegium.methods.guidance.anchors import (
     separation,
 )
 from tests.test_features import extractor, pictures
-from tests.tiny_models import WIDTH
 
 PROMPTS = ("a photo of a cat", "a photo of a dog", "a photo of a bird")
 LABELS = torch.arange(30) % 3

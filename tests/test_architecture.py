@@ -32,6 +32,7 @@ ONLY_IN = {
         "strategies/blocks/rounds.py",
         "strategies/flower.py",
         "server_app/app.py",
+        "florilegium/contract/checks.py",
         "client_app/app.py",
     },
     "hydra": {
@@ -41,6 +42,7 @@ ONLY_IN = {
         "florilegium/runtime/launch.py",
     },
     "diffusers": {
+        "florilegium/contract/tiny_models.py",
         "florilegium/diffusion/stable.py",
         "florilegium/diffusion/tuned.py",
         "florilegium/diffusion/glide/text_encoder.py",
@@ -60,13 +62,13 @@ LAYERS = (
     {"federation", "methods"},
     {"preflight", "report"},
     {"runtime"},
-    {"cli"},
+    {"cli", "contract"},
 )
 # how a run is started and how its pages are made: no business of a method
 NOT_FOR = {
-    "strategies": {"cli", "runtime", "preflight", "report", "assets"},
-    "client_app": {"cli", "runtime", "preflight", "report", "resources", "federation", "assets"},
-    "server_app": {"cli", "runtime", "preflight"},
+    "strategies": {"cli", "contract", "runtime", "preflight", "report", "assets"},
+    "client_app": {"cli", "contract", "runtime", "preflight", "report", "resources", "federation", "assets"},
+    "server_app": {"cli", "contract", "runtime", "preflight"},
 }
 # our own modules are loaded by name here and nowhere else
 BY_NAME = {

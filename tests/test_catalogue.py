@@ -40,6 +40,11 @@ def test_facts_in_words() -> None:
         catalogue.entry("fedx")
 
 
+def test_the_table_of_readme_is_the_catalogue() -> None:
+    readme = (Path(catalogue.__file__).parents[1] / "README.md").read_text()
+    assert catalogue.methods_markdown() in readme
+
+
 # -- other packages ----------------------------------------------------------------------------------------------------
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from florilegium.config.diffusion import CaptionSettings, DiffusionSettings, TuneSettings
+from florilegium.contract.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.load import load
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts, drawn_order, learning_rate, predict
-from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 
 D = 24
 PROMPTS = ["a red cat.", "a blue dog.", "a tree.", "a house.", "a cat."]

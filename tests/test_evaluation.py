@@ -12,11 +12,11 @@ from omegaconf import open_dict
 
 from florilegium.assets import AssetError
 from florilegium.config.composition import SettingsError
+from florilegium.contract.tiny_models import tiny_models, write_judge
 from florilegium.federation.federation import Client, Reply
 from florilegium.protocol.payloads import Report
 from florilegium.resources import Resources, located
 from server_app.evaluation import IN_GRID, Evaluation, client_figures
-from tests.tiny_models import tiny_models, write_judge
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from florilegium import assets
 from florilegium.config.diffusion import DiffusionSettings, FeatureSettings
+from florilegium.contract.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.projection import Projection, pooled, principal_axes
-from tests.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 
 PROMPTS = ["", "a photo of a cat", "a photo of a dog"]
 

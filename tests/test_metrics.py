@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from florilegium.contract.tiny_models import SIDE, tiny_models, write_judge
 from florilegium.learning.metrics import (
     ClipScore,
     Judge,
@@ -14,7 +15,6 @@ from florilegium.learning.metrics import (
     mean_cosine,
     pairwise_distance,
 )
-from tests.tiny_models import SIDE, tiny_models, write_judge
 
 
 def images(n=6, side=SIDE):

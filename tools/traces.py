@@ -30,7 +30,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,9 @@ from safetensors import safe_open
 from client_app.app import app as client_app
 from florilegium.catalogue import CATALOGUE
 from florilegium.config import composition
-from florilegium.data.datasets import open_dataset
+from florilegium.contract.tiny_models import toy_overrides
 from server_app.app import app as server_app
 from tests.local_grid import run_apps
-from tests.tiny_models import tiny_models
 
 ROOT = Path(__file__).resolve().parents[1]
 RENAMED = {"row": "arm"}  # keys of records, old name to new name: both sides of a comparison are read with the new one
@@ -246,20 +244,6 @@ class Killed(BaseException):
     """The server process dies."""
 
 
-@cache
-def toy_overrides() -> list[str]:
-    """Overrides for toy data, clients and models."""
-    names = tuple(str(name) for name in open_dataset(composition.compose(["data=toy", "diffusion=mini"]).data).classes)
-    made = tiny_models(names)
-    return [
-        "data=toy",
-        "clients=toy",
-        "diffusion=toy",
-        f"+data.judge={made['judge']}",
-        *(f"diffusion.{name}={made[name]}" for name in ("model", "captioner", "clip")),
-    ]
-
-
 def federate(conf: Any, tamper: Callable | None = None) -> int:
     """Run the settings `conf` in this process; the number of messages sent."""
     run_config = {"settings": json.dumps(composition.plain(conf)), "overrides": ""}
@@ -284,7 +268,7 @@ def run(case: Case, folder: Path) -> Path:
     """Run `case` with everything it writes below `folder`; the run directory."""
     given = ["references=none", "rounds=2"]
     if case.what == "toy":
-        given += toy_overrides()
+        given += ["data=toy", "clients=toy", *toy_overrides()]
         method = composition.compose([*given, *case.overrides]).method.name
         given += [IMAGES] if case.alike and CATALOGUE[method].one_architecture else []
         given += ["evaluation.images_per_class=2", *SMALL.get(method, [])] if case.few else []

@@ -55,14 +55,12 @@ class Rounds(Strategy):
     asks_clients : whether the method talks to clients at all.
     generator : the T2I model the method tunes, judged after each round; None when it has none.
     server_model : the DualEncoder the method trains for the server's own retrieval, judged likewise; None without one.
-    counts_votes : whether labels come from a count of the clients' votes, which `privacy.votes` can release.
     alone : how the method goes on in a round that only one modality answered, for the log.
     """
 
     asks_clients = True
     generator: Any = None
     server_model: Any = None
-    counts_votes = False
     alone = ""
 
     def __init__(self, settings: Any, resources: Any = None) -> None:

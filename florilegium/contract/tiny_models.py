@@ -1,6 +1,7 @@
 """Random-weight models of 16 x 16 images in the real directory formats: built in half a second, never downloaded.
 
-`build(folder)` writes sd/, captioner/, clip/ and judge/; `tiny_models()` keeps one such build for the whole session.
+For tests: ours, and those of packages that bring a method of their own. `build(folder)` writes sd/, captioner/, clip/
+and judge/; `tiny_models()` keeps one such build for the whole process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+
+from florilegium.config import composition
+from florilegium.data.datasets import open_dataset
 
 SIDE, WIDTH, TOKENS = 16, 16, 16
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,'-"
@@ -192,3 +196,16 @@ def _built(classes: tuple[str, ...] | int) -> tuple[tempfile.TemporaryDirectory,
 def tiny_models(classes: int | tuple[str, ...] = 3) -> dict[str, Path]:
     """`build` in a directory of this process, once; removed when the process ends. Do not write into it."""
     return _built(classes)[1]
+
+
+def toy_overrides() -> list[str]:
+    """Hydra overrides that put models of milliseconds, made once in this process, in the place of those of data=toy."""
+    classes = tuple(
+        str(name) for name in open_dataset(composition.compose(["data=toy", "diffusion=mini"]).data).classes
+    )
+    made = tiny_models(classes)
+    return [
+        "diffusion=toy",
+        f"+data.judge={made['judge']}",
+        *(f"diffusion.{name}={made[name]}" for name in ("model", "captioner", "clip")),
+    ]
