@@ -5,29 +5,25 @@ It breaks the federation's promise on purpose and only where the data are public
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.config.bounds import between
 from florilegium.config.diffusion import TuneSettings
+from florilegium.config.fields import section, setting
 from florilegium.diffusion.tuning import TuneTexts
 from florilegium.federation.federation import Federation
 from strategies.blocks.rounds import Rounds
 
 
-@dataclass
+@section
 class CentralisedSettings:
-    """As FedMMKT's: as many samples a round and the same tuning."""
+    """Settings of Centralised: as many samples a round as FedMMKT has, and the same tuning."""
 
-    samples: int = 240
-    t2i: TuneSettings = field(default_factory=TuneSettings)
-
-    def __post_init__(self) -> None:
-        between("samples", self.samples, 1, 1_000_000)
+    samples: int = setting(240, "private images that the T2I model is tuned on each round", low=1, high=1_000_000)
+    t2i: TuneSettings = setting(help="how the T2I model is tuned, eqs. 11 and 12", factory=TuneSettings)
 
 
 class Centralised(Rounds):

@@ -6,7 +6,6 @@ client's own features of them. Axes: K clients, N pairs, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Client, Federation, means_of
 from florilegium.learning.averaging import part
 from florilegium.learning.similarity import match_scores, similarity_weights, weighted
 from florilegium.protocol.payloads import Features, Nothing, Report
-from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings
+from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings, whole_set
 from strategies.blocks.representations import (
     ask_representations,
     formula_bytes,
@@ -35,22 +34,29 @@ from strategies.blocks.rounds import Rounds
 OTHER = {"image": "text", "text": "image"}
 
 
-@dataclass
+@section
 class CreamFLSettings:
-    """Server settings; `ours` where the released code, as our notes have it, is silent."""
+    """Server settings of CreamFL. "Our choice" marks what our notes on the released code do not say."""
 
-    anchors: str = "encoder"  # G: encoder (trained on the pairs) | clip (frozen) | mean (of the clients; ours)
-    aggregation: str = "contrastive"  # global-local contrastive weights | uniform
-    score_temperature: float = 1.0  # of the log-softmax; none in the code
-    kd_weight: float = 0.3  # of the distillation into the server's encoders
-    encoder: RetrieverSettings = field(default_factory=RetrieverSettings)
-    public: PublicSetSettings = field(default_factory=PublicSetSettings)
+    anchors: str = setting(
+        "encoder",
+        "G, the global features that weights compare with: encoder (trained on the public pairs) | clip (frozen) "
+        "| mean (of the clients' features, with public_set=synthetic only; our choice)",
+        choices=("encoder", "clip", "mean"),
+    )
+    aggregation: str = setting(
+        "contrastive",
+        "contrastive: weights from the global-local contrast | uniform: all clients equal, the control",
+        choices=("contrastive", "uniform"),
+    )
+    score_temperature: float = setting(
+        1.0, "temperature of the log-softmax of the contrast; the released code has none", low=1e-4, high=100
+    )
+    kd_weight: float = setting(0.3, "weight of the distillation into the server's encoders", low=0, high=1e4)
+    encoder: RetrieverSettings = setting(help="the server's encoders", factory=RetrieverSettings)
+    public: PublicSetSettings = setting(help="the public pairs; the whole set in every round", factory=whole_set)
 
     def __post_init__(self) -> None:
-        one_of("anchors", self.anchors, ("encoder", "clip", "mean"))
-        one_of("aggregation", self.aggregation, ("contrastive", "uniform"))
-        between("score_temperature", self.score_temperature, 1e-4, 100)
-        between("kd_weight", self.kd_weight, 0, 1e4)
         if self.anchors == "mean" and self.public.source == "proxy":
             raise ValueError("anchors: mean needs the clients' answers first, which a proxy set gives last (synthetic)")
 

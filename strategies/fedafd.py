@@ -7,7 +7,6 @@ Axes: K clients, N public pairs, B batch, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.data.public import open_public
 from florilegium.federation.federation import Client, Federation, Reply
 from florilegium.learning.averaging import named, part
@@ -29,30 +28,47 @@ from strategies.blocks.retriever import Retriever, RetrieverSettings
 from strategies.blocks.rounds import Rounds
 
 
-@dataclass
+@section
 class FedAFDSettings:
-    """Server settings; the paper's symbol in the comment, `ours` where the paper is silent."""
+    """Server settings of FedAFD. "Our choice" in a help text marks what the paper leaves open."""
 
-    fusion: str = "gff"  # what clients do with the global encoders: gff | global | none
-    alignment: bool = True  # BAA; off: no global features go down
-    sed: bool = True  # off: no distillation, stage 1 alone
-    distillation: float = 0.4  # gamma
-    aggregator: str = "similarity"  # similarity (SED) | uniform
-    compare: str = "same"  # anchors of the same modality | cross: CreamFL's
-    temperature: float = 1.0  # of the similarity; 1 in the paper
-    pretrain_epochs: int = 10  # of the server on the public pairs before round 1; ours
-    tuned: str = "projection"  # what of the encoders moves after that: projection | all (the paper); ours
-    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
-    divergences: Divergences = field(default_factory=Divergences)
-
-    def __post_init__(self) -> None:
-        one_of("fusion", self.fusion, ("gff", "global", "none"))
-        one_of("aggregator", self.aggregator, ("similarity", "uniform"))
-        one_of("compare", self.compare, ("same", "cross"))
-        one_of("tuned", self.tuned, ("projection", "all"))
-        between("distillation", self.distillation, 0, 1e4)
-        between("temperature", self.temperature, 1e-3, 1e3)
-        between("pretrain_epochs", self.pretrain_epochs, 0, 1_000_000)
+    fusion: str = setting(
+        "gff",
+        "what clients do with the global encoders: gff (GFF, fuse their features) | global (the frozen global encoder "
+        "and a linear head, a control) | none",
+        choices=("gff", "global", "none"),
+    )
+    alignment: bool = setting(True, "BAA: clients align with global features; false: no global features are sent")
+    sed: bool = setting(True, "SED: distil the clients' features; false: the server trains on the public pairs alone")
+    distillation: float = setting(0.4, "gamma: weight of the distillation", low=0, high=1e4)
+    aggregator: str = setting(
+        "similarity",
+        "weights of the clients' features: similarity (SED) | uniform (the plain mean, a control)",
+        choices=("similarity", "uniform"),
+    )
+    compare: str = setting(
+        "same",
+        "the features that the similarity compares with: same (of the client's modality) | cross (of the other "
+        "modality, as CreamFL does)",
+        choices=("same", "cross"),
+    )
+    temperature: float = setting(1.0, "temperature of the similarity; 1 in the paper", low=1e-3, high=1e3)
+    pretrain_epochs: int = setting(
+        0,
+        "passes of the server over the public pairs before round 1; about 20 if its bodies were not trained "
+        "before (our choice)",
+        low=0,
+        high=1_000_000,
+    )
+    tuned: str = setting(
+        "projection",
+        "what of the encoders learns after that: projection (the last layer; our choice) | all (the paper)",
+        choices=("projection", "all"),
+    )
+    retriever: RetrieverSettings = setting(help="the server's encoders", factory=RetrieverSettings)
+    divergences: Divergences = setting(
+        help="where the released code differs from the paper (conf/fidelity)", factory=Divergences
+    )
 
 
 class FedAFD(Rounds):

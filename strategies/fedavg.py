@@ -8,16 +8,16 @@ architecture average among themselves (a control of the methods whose clients di
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Client, Federation
 from florilegium.learning.averaging import model_part, named, part, weighted_mean
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol.payloads import Weights
 from strategies.blocks.rounds import Rounds
 from strategies.blocks.weights import (
-    check_groups,
-    check_weighting,
+    GROUPINGS,
+    WEIGHTINGS,
     figures,
     group_of,
     group_starts,
@@ -28,17 +28,22 @@ from strategies.blocks.weights import (
 )
 
 
-@dataclass
+@section
 class FedAvgSettings:
-    """The cohort's size is `cohort.fraction`."""
+    """Server settings of FedAvg. `cohort.fraction` says how many clients are asked in a round."""
 
-    weighting: str = "examples"  # p_k: examples (n_k / n) | uniform
-    groups: str = "none"  # none: one model for all | architecture: one for the clients of each
-    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
-
-    def __post_init__(self) -> None:
-        check_weighting(self.weighting)
-        check_groups(self.groups)
+    weighting: str = setting(
+        "examples", "p_k, the weight of a client: examples (n_k / n) | uniform (all equal)", choices=WEIGHTINGS
+    )
+    groups: str = setting(
+        "none",
+        "none: one model for all clients | architecture: one model for the clients of each architecture",
+        choices=GROUPINGS,
+    )
+    guidance: GuidanceSettings = setting(
+        help="guidance by a frozen diffusion model, the same as the clients have (conf/guidance)",
+        factory=GuidanceSettings,
+    )
 
 
 class FedAvg(Rounds):

@@ -1,17 +1,16 @@
 """Fed-ET, server half (arXiv 2204.12703, in the adapted form of docs/methods/logits.md).
 
-Client half: client_app/methods/logits.py. Down: public samples, then consensus labels and the scores of those who
+Client half: client_app/methods/fedet.py. Down: public samples, then consensus labels and the scores of those who
 disagree. Up: class scores. Axes: K clients, N samples, C classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from florilegium.config.bounds import one_of
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation, means_of
 from florilegium.protocol.payloads import Nothing, Report, SoftTargets
 from strategies.blocks.public_set import PublicSet, PublicSetSettings, ask_scores, recorded
@@ -20,16 +19,19 @@ from strategies.blocks.rounds import Rounds
 SCORES = ("log_softmax", "softmax")
 
 
-@dataclass
+@section
 class FedETSettings:
-    """Server settings; lambda = 0.05 weighs the diversity term in the clients' loss (client.logit_weight)."""
+    """Server settings of Fed-ET. The paper's lambda, the weight of diversity, is `client.logit_weight`."""
 
-    scores: str = "log_softmax"  # l, whose variance over classes is a client's confidence: log_softmax | softmax
-    diversity: bool = True  # off: clients learn the consensus label alone
-    public: PublicSetSettings = field(default_factory=PublicSetSettings)
-
-    def __post_init__(self) -> None:
-        one_of("scores", self.scores, SCORES)
+    scores: str = setting(
+        "log_softmax",
+        "l: the scores whose variance over the classes is a client's confidence: log_softmax | softmax",
+        choices=SCORES,
+    )
+    diversity: bool = setting(
+        True, "send the scores of the clients that disagree; false: clients learn the consensus label alone"
+    )
+    public: PublicSetSettings = setting(help="the public set that clients answer", factory=PublicSetSettings)
 
 
 class FedET(Rounds):

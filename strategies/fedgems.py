@@ -1,18 +1,17 @@
 """FedGEMS, server half (arXiv 2110.11027, in the adapted form of docs/methods/logits.md).
 
-Client half: client_app/methods/logits.py. Down: public samples, then their labels and the scores of whoever is right.
+Client half: client_app/methods/fedgems.py. Down: public samples, then their labels and the scores of whoever is right.
 Up: class scores. Axes: K clients, N samples, C classes, M samples in the pool.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation, means_of
 from florilegium.learning.averaging import part
 from florilegium.learning.losses import entropy
@@ -23,20 +22,23 @@ from strategies.blocks.rounds import Rounds
 SERVERS = ("ensemble", "clip")
 
 
-@dataclass
+@section
 class FedGEMSSettings:
-    """Server settings; e = 0.75 is client.label_weight, 1 - e is client.logit_weight."""
+    """Server settings of FedGEMS. The paper's e is `client.label_weight`, its 1 - e is `client.logit_weight`."""
 
-    server_model: str = "ensemble"  # stands for the server's classifier: ensemble (oracle-free) | clip (zero-shot)
-    clip_scale: float | None = None  # of CLIP's cosines; None: the one it was trained with
-    pool: bool = True  # L*: the scores the server once was right with
-    sharpest: float = 1e-3  # H is at least this, nats: 1/H of a sure client stays finite; ours
-    public: PublicSetSettings = field(default_factory=PublicSetSettings)
-
-    def __post_init__(self) -> None:
-        one_of("server_model", self.server_model, SERVERS)
-        between("sharpest", self.sharpest, 1e-9, 1)
-        between("clip_scale", self.clip_scale or 1, 1e-3, 1e3)
+    server_model: str = setting(
+        "ensemble",
+        "what stands for the server's classifier: ensemble (the mean scores of all clients) | clip (zero-shot)",
+        choices=SERVERS,
+    )
+    clip_scale: float | None = setting(
+        None, "factor of CLIP's cosines; null takes the one that CLIP was trained with", low=1e-3, high=1e3
+    )
+    pool: bool = setting(True, "L*: remember the scores with which the server was right, and send them again later")
+    sharpest: float = setting(
+        1e-3, "smallest entropy H in nats, so that 1 / H of a sure client stays finite (our choice)", low=1e-9, high=1
+    )
+    public: PublicSetSettings = setting(help="the public set that clients answer", factory=PublicSetSettings)
 
 
 class FedGEMS(Rounds):

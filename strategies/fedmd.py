@@ -1,28 +1,32 @@
 """FedMD, server half (arXiv 1910.03581, Algorithm 1, in the adapted form of docs/methods/logits.md).
 
-Client half: client_app/methods/logits.py. Down: public samples, then the mean class scores. Up: class scores.
+Client half: client_app/methods/fedmd.py. Down: public samples, then the mean class scores. Up: class scores.
 Axes: K clients, N samples, C classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation, means_of
 from florilegium.protocol.payloads import Logits, Nothing, Report
 from strategies.blocks.public_set import PublicSet, PublicSetSettings, ask_scores, recorded, warm_up
 from strategies.blocks.rounds import Rounds
 
 
-@dataclass
+@section
 class FedMDSettings:
-    """Server settings: the public set, and whether its labels may be used."""
+    """Server settings of FedMD."""
 
-    warm_up: bool = False  # transfer learning on the labelled public set before the private training
-    public: PublicSetSettings = field(default_factory=PublicSetSettings)
+    warm_up: bool = setting(
+        False,
+        "transfer learning: clients learn the labels of the public set before their private data; Table I's proxy set "
+        "has no labels",
+    )
+    public: PublicSetSettings = setting(help="the public set that clients answer", factory=PublicSetSettings)
 
 
 class FedMD(Rounds):

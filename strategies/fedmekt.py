@@ -7,7 +7,6 @@ modality. Up: the client's own. Axes: K clients, N samples, B batch, D width, H 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.functional import mse_loss, normalize
 from torch.nn.utils import clip_grad_norm_
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Client, Federation, means_of
 from florilegium.learning.averaging import part
 from florilegium.learning.losses import feature_kl, normalised
@@ -24,7 +23,7 @@ from florilegium.models import bodies, build
 from florilegium.models.tokens import Vocabulary
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Features, Nothing, Report
-from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings
+from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings, whole_set
 from strategies.blocks.representations import (
     SIDES,
     ask_representations,
@@ -39,35 +38,40 @@ from strategies.blocks.rounds import Rounds
 Embeddings = dict[str, list[Tensor]]  # side -> its layers' unit embeddings: [N, D], and [N, D] of the body where sent
 
 
-@dataclass
+@section
 class FedMEKTSettings:
-    """Server settings; the released code's values as our notes have them, `ours` where these are silent."""
+    """Server settings of FedMEKT, as in its released code; "our choice" marks what our notes on it do not say."""
 
-    image: str = "resnet"  # architectures of the server's encoders, sizes of clients.architectures; ours
-    text: str = "bert"
-    hidden: int = 256  # width of the decoders' layer; ours
-    reconstruct: str = "own"  # own: a code gives back its own modality | both: the pair's other one as well
-    transfer: float = 0.1  # eta, of KL_T with the clients' mean embeddings
-    second_layer: float = 0.04  # gamma, of KL_T with the mean of their bodies' outputs; 0: these are not sent
-    temperature: float = 3.0  # T
-    epochs: int = 2  # passes of the autoencoder over the public samples a round
-    learning_rate: float = 2.0e-3  # Adam
-    batch: int = 64  # ours
-    clip: float = 5.0  # gradient norm; ours
-    public: PublicSetSettings = field(default_factory=PublicSetSettings)
-
-    def __post_init__(self) -> None:
-        one_of("image", self.image, build.ARCHITECTURES["image"])
-        one_of("text", self.text, build.ARCHITECTURES["text"])
-        one_of("reconstruct", self.reconstruct, ("own", "both"))
-        between("hidden", self.hidden, 1, 1_000_000)
-        between("transfer", self.transfer, 0, 1e4)
-        between("second_layer", self.second_layer, 0, 1e4)
-        between("temperature", self.temperature, 1e-3, 1e3)
-        between("epochs", self.epochs, 0, 100_000)
-        between("learning_rate", self.learning_rate, 0, 10)
-        between("batch", self.batch, 2, 100_000)
-        between("clip", self.clip, 1e-6, 1e6)
+    image: str = setting(
+        "resnet",
+        "architecture of the server's image encoder, with its size in clients.architectures (our choice)",
+        choices=tuple(build.ARCHITECTURES["image"]),
+    )
+    text: str = setting(
+        "bert",
+        "architecture of the server's text encoder, with its size in clients.architectures (our choice)",
+        choices=tuple(build.ARCHITECTURES["text"]),
+    )
+    hidden: int = setting(256, "width of the hidden layer of the decoders (our choice)", low=1, high=1_000_000)
+    reconstruct: str = setting(
+        "own",
+        "what a code is decoded to: own (its modality's features) | both (the other modality's of the pair as well)",
+        choices=("own", "both"),
+    )
+    transfer: float = setting(0.1, "eta: weight of KL_T with the clients' mean embeddings", low=0, high=1e4)
+    second_layer: float = setting(
+        0.04,
+        "gamma: weight of KL_T with the mean of what the clients' bodies give; 0: clients send one layer only, as in "
+        "FedMMKT's byte counts",
+        low=0,
+        high=1e4,
+    )
+    temperature: float = setting(3.0, "T: temperature of KL_T", low=1e-3, high=1e3)
+    epochs: int = setting(2, "passes of the autoencoder over the public samples in a round", low=0, high=100_000)
+    learning_rate: float = setting(2.0e-3, "learning rate of Adam", low=0, high=10)
+    batch: int = setting(64, "public samples in a batch (our choice)", low=2, high=100_000)
+    clip: float = setting(5.0, "norm that gradients are clipped to (our choice)", low=1e-6, high=1e6)
+    public: PublicSetSettings = setting(help="the public pairs; the whole set in every round", factory=whole_set)
 
 
 class FedMEKT(Rounds):

@@ -6,15 +6,14 @@ Axes: K clients, N samples, C classes, D width. Equation numbers and every free 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
 from florilegium.config.diffusion import TuneSettings
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation, Reply, means_of
 from florilegium.federation.guard import Guard
 from florilegium.learning.averaging import named, part
@@ -27,49 +26,101 @@ from strategies.blocks.rounds import Rounds
 from strategies.blocks.synthesis import Reservoir, draw_classes, filled, joint_state, mean_bytes, restore_joint
 
 
-@dataclass
+@section
 class FedMMKTSettings:
-    """Server settings; the paper's symbol in the comment, `ours` where the paper is silent."""
+    """Server settings of FedMMKT. "Our choice" in a help text marks what the paper leaves open."""
 
-    variant: str = "representation"  # representation (FedMMKT) | logit (l-) | unimodal (u-)
-    exchanges: str = "separate"  # separate: train, represent, distill | joined: one message a round
-    samples: int = 240  # N, synthetic samples a round
-    class_sampling: str = "stratified"  # stratified | uniform; ours
-    sample_guidance: float | None = None  # None: diffusion.guidance, by which the model is judged; ours
-    image_format: str = "png"  # png | webp | jpeg on the wire
-    labvote: bool = True  # off: prompt labels, all samples kept (Table VI, -LabVote)
-    confidence: str = "exp_neg"  # eq 3: exp_neg | inverse | normalized; ours
-    vote_threshold: float = 0.5  # rho, eq 5; ours
-    balance: bool = True  # every client's weights sum to the same over a round; ours
-    prompt_weight: float = 1.0  # a vote for the drawn class, as of one client; 0 in the paper
-    fusion: bool = True  # off: no representation path (Table VI, -MultiRepFusion)
-    cross_attention: str = "batch"  # eqs 6-7: batch | channel | single | none; ours
-    attention_temperature: float | None = None  # None: 1 / sqrt(D)
-    residual: float = 0.5  # g, share of the attended part; ours
-    temperature: float = 0.1  # tau, eq 8; 1 is the literal reading
-    include_self: bool = True  # j = i in eq 8's denominator
-    normalise: str = "joint"  # eq 9: joint | per_modality
-    client_representations: bool = True  # off: clients learn labels only (Table VI, -Client_Rep)
-    t2i_representations: bool = True  # off: T2I sees text only (Table VI, -T2I_Rep)
-    tune_t2i: bool = True
-    replay: int = 0  # earlier kept samples the T2I model is tuned on again; 0: current only
-    fill: float = 0.0  # share of each class's samples the T2I model is tuned on at least; ours
-    t2i: TuneSettings = field(default_factory=TuneSettings)  # eqs 11-12
-
-    def __post_init__(self) -> None:
-        one_of("variant", self.variant, ("representation", "logit", "unimodal"))
-        one_of("exchanges", self.exchanges, EXCHANGES)
-        one_of("class_sampling", self.class_sampling, ("stratified", "uniform"))
-        one_of("image_format", self.image_format, tuple(pixels.FORMATS))
-        one_of("confidence", self.confidence, consensus.CONFIDENCES)
-        one_of("cross_attention", self.cross_attention, consensus.ATTENTIONS)
-        one_of("normalise", self.normalise, ("joint", "per_modality"))
-        between("vote_threshold", self.vote_threshold, 0, 1)
-        between("residual", self.residual, 0, 1)
-        between("fill", self.fill, 0, 1)
-        between("temperature", self.temperature, 1e-4, 100)
-        between("samples", self.samples, 1, 1_000_000)
-        between("sample_guidance", self.sample_guidance or 1, 0, 100)
+    variant: str = setting(
+        "representation",
+        "what clients send: representation (FedMMKT) | logit (l-FedMMKT) | unimodal (u-FedMMKT)",
+        choices=("representation", "logit", "unimodal"),
+    )
+    exchanges: str = setting(
+        "separate",
+        "separate: the three messages train, represent and distill each round | joined: one message carries all three",
+        choices=EXCHANGES,
+    )
+    samples: int = setting(240, "N: synthetic samples of a round", low=1, high=1_000_000)
+    class_sampling: str = setting(
+        "stratified",
+        "how the classes of the samples are drawn: stratified (equally many of each) | uniform (our choice)",
+        choices=("stratified", "uniform"),
+    )
+    sample_guidance: float | None = setting(
+        2.0,
+        "classifier-free guidance of the synthetic samples; null takes diffusion.guidance, which the evaluation uses "
+        "(our choice)",
+        low=0,
+        high=100,
+    )
+    image_format: str = setting("png", "how images travel: png (lossless) | webp | jpeg", choices=tuple(pixels.FORMATS))
+    labvote: bool = setting(
+        True,
+        "LabVote: clients vote on each sample's label; false keeps every sample with the label of its prompt "
+        "(Table VI, -LabVote)",
+    )
+    confidence: str = setting(
+        "exp_neg",
+        "eq. 3: how the entropy of an answer becomes a confidence: exp_neg | inverse | normalized (our choice)",
+        choices=consensus.CONFIDENCES,
+    )
+    vote_threshold: float = setting(
+        0.25,
+        "rho of eq. 5: a label needs at least rho x K votes if K clients answered; 0.25: one of four must agree "
+        "(our choice)",
+        low=0,
+        high=1,
+    )
+    balance: bool = setting(
+        True, "give every client weights with mean one over a round; false is the paper's literal reading (our choice)"
+    )
+    prompt_weight: float = setting(
+        4.0,
+        "weight of the vote for the class that was drawn, counted in clients; 0 is the paper's literal reading",
+        low=0,
+        high=1e6,
+    )
+    fusion: bool = setting(
+        True, "MultiRepFusion: use representations; false sends and uses labels only (Table VI, -MultiRepFusion)"
+    )
+    cross_attention: str = setting(
+        "batch",
+        "eqs. 6 and 7: what attention compares: batch (samples) | channel | single | none (our choice)",
+        choices=consensus.ATTENTIONS,
+    )
+    attention_temperature: float | None = setting(
+        None, "temperature of the attention; null takes 1 / sqrt(D)", low=1e-6, high=1e6
+    )
+    residual: float = setting(
+        0.5, "g: share of the attended part in a representation; the rest is the original (our choice)", low=0, high=1
+    )
+    temperature: float = setting(
+        0.1, "tau of eq. 8: temperature of the similarity; 1 is the paper's literal reading", low=1e-4, high=100
+    )
+    include_self: bool = setting(True, "keep the pair j = i in the denominator of eq. 8")
+    normalise: str = setting(
+        "joint",
+        "eq. 9: weights sum to one over all clients (joint) | over the clients of each modality (per_modality)",
+        choices=("joint", "per_modality"),
+    )
+    client_representations: bool = setting(
+        True, "send the fused representations to the clients; false sends labels only (Table VI, -Client_Rep)"
+    )
+    t2i_representations: bool = setting(
+        True, "tune the T2I model with the fused representations; false uses text only (Table VI, -T2I_Rep)"
+    )
+    tune_t2i: bool = setting(True, "tune the T2I model; false leaves it as it is")
+    replay: int = setting(
+        0, "earlier kept samples that the T2I model is tuned on again; 0 uses this round's only", low=0, high=1_000_000
+    )
+    fill: float = setting(
+        0.2,
+        "smallest share of each class's samples that the T2I model is tuned on, whether the clients agreed or "
+        "not; 0 is the paper's literal reading (our choice)",
+        low=0,
+        high=1,
+    )
+    t2i: TuneSettings = setting(help="how the T2I model is tuned, eqs. 11 and 12", factory=TuneSettings)
 
 
 class FedMMKT(Rounds):

@@ -6,7 +6,6 @@ Axes: K clients, C classes, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,29 +13,34 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from florilegium import seeds
-from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation
 from florilegium.learning.averaging import model_part, prototype_head, weighted_mean, without
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol.payloads import Weights
 from florilegium.protocol.validation import WireError
 from strategies.blocks.rounds import Rounds
-from strategies.blocks.weights import check_weighting, figures, shared_start, shares, trained
+from strategies.blocks.weights import WEIGHTINGS, figures, shared_start, shares, trained
 
 PROTOTYPES, SCALE, SUMS, COUNTS = "fednh.prototypes", "fednh.scale", "fednh.sums", "fednh.counts"
 
 
-@dataclass
+@section
 class FedNHSettings:
-    """Server settings, the paper's symbol in the comment."""
+    """Server settings of FedNH."""
 
-    smoothing: float = 0.9  # rho
-    weighting: str = "uniform"  # of the encoders: uniform (the released code) | examples
-    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
-
-    def __post_init__(self) -> None:
-        between("smoothing", self.smoothing, 0, 1)
-        check_weighting(self.weighting)
+    smoothing: float = setting(
+        0.9, "rho: share of the old prototype that stays when it moves to the clients' class means", low=0, high=1
+    )
+    weighting: str = setting(
+        "uniform",
+        "weight of a client's encoder: uniform (all equal, as in the released code) | examples (n_k / n)",
+        choices=WEIGHTINGS,
+    )
+    guidance: GuidanceSettings = setting(
+        help="guidance by a frozen diffusion model, the same as the clients have (conf/guidance)",
+        factory=GuidanceSettings,
+    )
 
 
 class FedNH(Rounds):

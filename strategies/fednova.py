@@ -5,28 +5,29 @@ Down: weights. Up: weights and the number of effective local steps a_k. Axes: K 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from torch import Tensor
 
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation
 from florilegium.learning.averaging import learned, weighted_mean
 from florilegium.methods.guidance.settings import GuidanceSettings
 from strategies.blocks.rounds import Rounds
-from strategies.blocks.weights import check_weighting, figures, shared_start, shares, trained
+from strategies.blocks.weights import WEIGHTINGS, figures, shared_start, shares, trained
 
 STEPS = (1.0, 1e9)  # a_k: at least one step
 
 
-@dataclass
+@section
 class FedNovaSettings:
-    """No setting of its own beside p_k."""
+    """Server settings of FedNova. It has none of its own but the clients' weights p_k."""
 
-    weighting: str = "examples"  # p_k: examples (n_k / n) | uniform
-    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
-
-    def __post_init__(self) -> None:
-        check_weighting(self.weighting)
+    weighting: str = setting(
+        "examples", "p_k, the weight of a client: examples (n_k / n) | uniform (all equal)", choices=WEIGHTINGS
+    )
+    guidance: GuidanceSettings = setting(
+        help="guidance by a frozen diffusion model, the same as the clients have (conf/guidance)",
+        factory=GuidanceSettings,
+    )
 
 
 class FedNova(Rounds):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.bounds import one_of
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation, FederationError, Reply
 from florilegium.learning.averaging import learned, weighted_mean
 from florilegium.methods.guidance.settings import GuidanceSettings
@@ -46,24 +46,47 @@ OURS = (
 LEAST_VARIANCE = 1e-5
 
 
-@dataclass
+@section
 class FlowerSettings:
-    """Which strategy, with its own keywords as options; `wrapper` puts a DP wrapper around it."""
+    """Which built-in strategy of Flower runs, and with which keywords."""
 
-    strategy: str = "FedAdam"
-    options: dict[str, Any] = field(default_factory=dict)
-    wrapper: str | None = None
-    wrapper_options: dict[str, Any] = field(default_factory=dict)
-    statistics: str | None = None  # batch norm's figures: mean | strategy; null: mean where the strategy takes steps
-    secret_noise: bool = False  # DP noise from the system's entropy: private, but no run repeats another
-    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
+    strategy: str = setting(
+        "FedAdam",
+        f"class of flwr.serverapp.strategy that aggregates: {' | '.join(STRATEGIES)}; FedProx is method=fedprox",
+    )
+    options: dict[str, Any] = setting(
+        help="keywords of the strategy, e.g. {num_malicious_nodes: 1}; the cohort, the keys of records and the metrics "
+        "are set by Florilegium",
+        factory=dict,
+    )
+    wrapper: str | None = setting(
+        None, "Flower's differential-privacy wrapper around the strategy; null: none", choices=(None, *WRAPPERS)
+    )
+    wrapper_options: dict[str, Any] = setting(
+        help="keywords of the wrapper, e.g. {noise_multiplier: 0.1, clipping_norm: 5.0}; num_sampled_clients is the "
+        "size of the cohort",
+        factory=dict,
+    )
+    statistics: str | None = setting(
+        None,
+        "who averages the statistics of batch norm: mean (the weighted mean) | strategy | null: the mean if the "
+        "strategy takes steps like an optimizer, else the strategy",
+        choices=(None, "mean", "strategy"),
+    )
+    secret_noise: bool = setting(
+        False,
+        "true: the noise of the privacy wrapper comes from the operating system, so it is private but no run repeats "
+        "another | false: it comes from the seed",
+    )
+    guidance: GuidanceSettings = setting(
+        help="guidance by a frozen diffusion model, the same as the clients have (conf/guidance)",
+        factory=GuidanceSettings,
+    )
 
     def __post_init__(self) -> None:
-        if self.strategy == "FedProx":
+        if self.strategy == "FedProx":  # before the choices, which would not say where it is
             raise ValueError("strategy FedProx leaves its term to the clients: take method=fedprox")
         one_of("strategy", self.strategy, STRATEGIES)
-        one_of("wrapper", self.wrapper, (None, *WRAPPERS))
-        one_of("statistics", self.statistics, (None, "mean", "strategy"))
         if self.wrapper_options and not self.wrapper:
             raise ValueError("wrapper_options need a wrapper")
         build(self, 10_000)  # what it takes is known before the first round

@@ -5,29 +5,30 @@ Down: weights x and control variate c. Up: weights y_k and the change of c_k. Cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from torch import Tensor
 
-from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation
 from florilegium.learning.averaging import learned, named, part, weighted_mean, without
 from florilegium.methods.guidance.settings import GuidanceSettings
 from strategies.blocks.rounds import Rounds
-from strategies.blocks.weights import check_weighting, figures, shared_start, shares, trained
+from strategies.blocks.weights import WEIGHTINGS, figures, shared_start, shares, trained
 
 
-@dataclass
+@section
 class ScaffoldSettings:
-    """Server settings, the paper's symbol in the comment."""
+    """Server settings of SCAFFOLD."""
 
-    rate: float = 1.0  # eta_g
-    weighting: str = "uniform"  # of y_k - x: uniform (the paper) | examples
-    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance, as the clients have it
-
-    def __post_init__(self) -> None:
-        between("rate", self.rate, 1e-6, 100)
-        check_weighting(self.weighting)
+    rate: float = setting(1.0, "eta_g: global step size", low=1e-6, high=100)
+    weighting: str = setting(
+        "uniform",
+        "weight of a client's change y_k - x: uniform (all equal, as in the paper) | examples (n_k / n)",
+        choices=WEIGHTINGS,
+    )
+    guidance: GuidanceSettings = setting(
+        help="guidance by a frozen diffusion model, the same as the clients have (conf/guidance)",
+        factory=GuidanceSettings,
+    )
 
 
 class Scaffold(Rounds):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
 from florilegium.config.diffusion import TuneSettings
+from florilegium.config.fields import section, setting
 from florilegium.diffusion.tuning import TuneTexts
 from florilegium.federation.federation import Federation
 from strategies.blocks.rounds import Rounds
@@ -19,20 +19,29 @@ from strategies.blocks.synthesis import draw_classes
 TEXT = {"label": "label", "caption": "caption", "representation": "caption"}  # what each source is tuned to say
 
 
-@dataclass
+@section
 class SelfTunedSettings:
-    """As FedMMKT's: the same samples a round and the same tuning."""
+    """Settings of SelfTuned: the same samples a round as FedMMKT has, and the same tuning."""
 
-    source: str = "label"  # label (x, prompt) | caption (x, caption) | representation (x, caption, r)
-    samples: int = 240
-    class_sampling: str = "stratified"
-    sample_guidance: float | None = None
-    t2i: TuneSettings = field(default_factory=TuneSettings)
-
-    def __post_init__(self) -> None:
-        one_of("source", self.source, ("label", "caption", "representation"))
-        between("samples", self.samples, 1, 1_000_000)
-        between("sample_guidance", self.sample_guidance or 1, 0, 100)
+    source: str = setting(
+        "label",
+        "what the T2I model is tuned on: label (image, prompt) | caption (image, caption) | representation (image, "
+        "caption, representation of the image)",
+        choices=("label", "caption", "representation"),
+    )
+    samples: int = setting(240, "N: synthetic samples of a round", low=1, high=1_000_000)
+    class_sampling: str = setting(
+        "stratified",
+        "how the classes of the samples are drawn: stratified (equally many of each) | uniform",
+        choices=("stratified", "uniform"),
+    )
+    sample_guidance: float | None = setting(
+        2.0,
+        "classifier-free guidance of the synthetic samples; null takes diffusion.guidance, which the evaluation uses",
+        low=0,
+        high=100,
+    )
+    t2i: TuneSettings = setting(help="how the T2I model is tuned, eqs. 11 and 12", factory=TuneSettings)
 
 
 class SelfTuned(Rounds):

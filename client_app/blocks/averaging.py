@@ -7,7 +7,6 @@ guidance (client_app/guidance/phases.py) adds its own terms to any of them. Axes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,7 +16,7 @@ from client_app.blocks.training import task_terms
 from client_app.client import Client
 from client_app.guidance import guides
 from client_app.privacy.dpsgd import fit_dpsgd
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.learning.fit import OPTIMIZERS, LearningRate, fit, optimizer_of
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol.payloads import Weights
@@ -25,27 +24,20 @@ from florilegium.protocol.payloads import Weights
 Terms = Callable[[Tensor, Batch], dict[str, Tensor]]  # (z [B, D], batch) -> named scalar terms of the objective
 
 
-@dataclass
+@section
 class LocalSettings:
-    """E, B, eta and SGD of the papers' common protocol."""
+    """Client settings of all methods that average weights: the common protocol of their papers."""
 
-    local_epochs: int = 2  # E; 10 in the papers
-    batch: int = 64  # B
-    optimizer: str = "sgd"  # sgd | adamw
-    learning_rate: LearningRate = field(default_factory=lambda: LearningRate(0.01, 0.01))  # eta
-    momentum: float = 0.9  # rho, sgd only
-    weight_decay: float = 1e-5
-    clip: float | None = 10.0  # norm the gradient is clipped to; null: not at all
-    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)  # conf/guidance
-
-    def __post_init__(self) -> None:
-        between("local_epochs", self.local_epochs, 1, 1_000_000)
-        between("batch", self.batch, 2, 100_000)
-        one_of("optimizer", self.optimizer, OPTIMIZERS)
-        between("momentum", self.momentum, 0, 0.999)
-        between("weight_decay", self.weight_decay, 0, 10)
-        if self.clip is not None:
-            between("clip", self.clip, 1e-6, 1e6)
+    local_epochs: int = setting(2, "E: private epochs of a round; 10 in the papers", low=1, high=1_000_000)
+    batch: int = setting(64, "B: rows in a batch", low=2, high=100_000)
+    optimizer: str = setting("sgd", "sgd | adamw", choices=OPTIMIZERS)
+    learning_rate: LearningRate = setting(help="eta: learning rate", factory=lambda: LearningRate(0.01, 0.01))
+    momentum: float = setting(0.9, "momentum of SGD", low=0, high=0.999)
+    weight_decay: float = setting(1e-5, "weight decay", low=0, high=10)
+    clip: float | None = setting(10.0, "norm that gradients are clipped to; null: no clipping", low=1e-6, high=1e6)
+    guidance: GuidanceSettings = setting(
+        help="guidance by a frozen diffusion model (conf/guidance)", factory=GuidanceSettings
+    )
 
 
 def local(

@@ -6,15 +6,13 @@ Axes: N pairs, B batch, D width. Sources and every free choice: docs/methods/rep
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from torch import Tensor
 
 from client_app.batches import ClientError
 from client_app.blocks.representing import Codes, answer, crossing, learn, recalled, seen
 from client_app.blocks.training import fit_private
 from client_app.client import Client
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate
 from florilegium.learning.losses import info_nce, model_contrast
 from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
@@ -24,33 +22,38 @@ BEFORE = "before"  # the part of the memory that holds the model as the last rou
 OTHER = {"image": "text", "text": "image"}
 
 
-@dataclass
+@section
 class CreamFLClientSettings:
-    """Client settings; `ours` where the released code, as our notes have it, is silent."""
+    """Client settings of CreamFL. "Our choice" marks what our notes on the released code do not say."""
 
-    inter: bool = True  # contrast with the server's features of the other modality
-    intra: bool = True  # MOON's contrast with the server's of the same and the client's own last ones
-    contrast: float = 0.5  # weight of both
-    temperature: float = 0.5
-    public_set: str = "proxy"  # as the server has it: proxy (the client's own copy) | synthetic (samples come down)
-    pretrain_epochs: int = 12  # private epochs at a client's first training; ours
-    local_epochs: int = 1  # private epochs a round; 5 in the code
-    contrast_epochs: int = 1  # passes over the public pairs
-    mix_private: bool = True  # a private batch beside each public one, as FedMMKT's clients have; ours
-    learning_rate: LearningRate = field(default_factory=LearningRate)
-    weight_decay: float = 0.01
-    batch: int = 32
-    public_batch: int = 64  # 128 in the code
-
-    def __post_init__(self) -> None:
-        one_of("public_set", self.public_set, ("proxy", "synthetic"))
-        between("contrast", self.contrast, 0, 1e4)
-        between("temperature", self.temperature, 1e-3, 1e3)
-        for key in ("pretrain_epochs", "local_epochs", "contrast_epochs"):
-            between(key, getattr(self, key), 0, 1_000_000)
-        between("weight_decay", self.weight_decay, 0, 10)
-        for key in ("batch", "public_batch"):
-            between(key, getattr(self, key), 2, 100_000)
+    inter: bool = setting(True, "inter-modal contrast: with the server's features of the other modality")
+    intra: bool = setting(
+        True,
+        "intra-modal contrast, as MOON's: towards the server's features of the same modality, away from the "
+        "client's last",
+    )
+    contrast: float = setting(0.5, "weight of each of the two contrasts", low=0, high=1e4)
+    temperature: float = setting(0.5, "temperature of both contrasts", low=1e-3, high=1e3)
+    public_set: str = setting(
+        "proxy",
+        "as the server has it: proxy (the client has its own copy) | synthetic (samples come down); set it by "
+        "method.public_set",
+        choices=("proxy", "synthetic"),
+    )
+    pretrain_epochs: int = setting(
+        12, "private epochs at a client's first training (our choice)", low=0, high=1_000_000
+    )
+    local_epochs: int = setting(1, "private epochs of a round; 5 in the released code", low=0, high=1_000_000)
+    contrast_epochs: int = setting(1, "passes over the public pairs in a round", low=0, high=1_000_000)
+    mix_private: bool = setting(
+        True,
+        "learn a private batch beside each public batch, as FedMMKT's clients do (our choice); false is the "
+        "literal reading",
+    )
+    learning_rate: LearningRate = setting(help="learning rate of AdamW", factory=LearningRate)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
+    batch: int = setting(32, "private rows in a batch", low=2, high=100_000)
+    public_batch: int = setting(64, "public pairs in a batch; 128 in the released code", low=2, high=100_000)
 
 
 class CreamFLClient:

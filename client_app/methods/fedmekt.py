@@ -6,48 +6,57 @@ Axes: N samples, B batch, D width. Sources and every free choice: docs/methods/r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from torch import Tensor
 
 from client_app.batches import ClientError
 from client_app.blocks.representing import Codes, answer, crossing, learn, recalled
 from client_app.blocks.training import fit_private
 from client_app.client import Client
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate
 from florilegium.learning.losses import feature_kl
 from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
 from florilegium.protocol.phases import crosses
 
 
-@dataclass
+@section
 class FedMEKTClientSettings:
-    """Client settings; the released code's values as our notes have them, `ours` where these are silent."""
+    """Client settings of FedMEKT, as in its released code; "our choice" marks what our notes on it do not say."""
 
-    transfer: float = 0.1  # of KL_T with the server's embeddings
-    second_layer: float = 0.04  # of KL_T with its body's outputs, where widths agree; 0: these are not sent
-    temperature: float = 3.0  # T
-    public_set: str = "proxy"  # as the server has it: proxy (the client's own copy) | synthetic (samples come down)
-    pretrain_epochs: int = 12  # private epochs at a client's first training; ours
-    local_epochs: int = 1  # private epochs before a round's embeddings; ours
-    transfer_epochs: int = 2  # passes over the public samples, a private batch beside each; 2 local epochs
-    mix_private: bool = True  # the task is part of the objective; adapted: cross-entropy for reconstruction
-    learning_rate: LearningRate = field(default_factory=LearningRate)
-    weight_decay: float = 0.01
-    batch: int = 32
-    public_batch: int = 64
-
-    def __post_init__(self) -> None:
-        one_of("public_set", self.public_set, ("proxy", "synthetic"))
-        between("transfer", self.transfer, 0, 1e4)
-        between("second_layer", self.second_layer, 0, 1e4)
-        between("temperature", self.temperature, 1e-3, 1e3)
-        for key in ("pretrain_epochs", "local_epochs", "transfer_epochs"):
-            between(key, getattr(self, key), 0, 1_000_000)
-        between("weight_decay", self.weight_decay, 0, 10)
-        for key in ("batch", "public_batch"):
-            between(key, getattr(self, key), 2, 100_000)
+    transfer: float = setting(0.1, "eta: weight of KL_T with the server's embeddings", low=0, high=1e4)
+    second_layer: float = setting(
+        0.04,
+        "gamma: weight of KL_T with what the server's bodies give, where widths agree; 0: clients send one layer only",
+        low=0,
+        high=1e4,
+    )
+    temperature: float = setting(3.0, "T: temperature of KL_T", low=1e-3, high=1e3)
+    public_set: str = setting(
+        "proxy",
+        "as the server has it: proxy (the client has its own copy) | synthetic (samples come down); set it by "
+        "method.public_set",
+        choices=("proxy", "synthetic"),
+    )
+    pretrain_epochs: int = setting(
+        12, "private epochs at a client's first training (our choice)", low=0, high=1_000_000
+    )
+    local_epochs: int = setting(
+        1, "private epochs before a client sends its embeddings in a round (our choice)", low=0, high=1_000_000
+    )
+    transfer_epochs: int = setting(
+        2, "passes over the public samples in a round; 2 local epochs in the released code", low=0, high=1_000_000
+    )
+    mix_private: bool = setting(
+        True,
+        "learn a private batch beside each public batch, as the task is part of the objective; here the task is "
+        "cross-entropy, in the paper reconstruction",
+    )
+    learning_rate: LearningRate = setting(
+        help="learning rate of AdamW; 4e-3 in the released code", factory=LearningRate
+    )
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
+    batch: int = setting(32, "private rows in a batch", low=2, high=100_000)
+    public_batch: int = setting(64, "public samples in a batch", low=2, high=100_000)
 
 
 class FedMEKTClient:

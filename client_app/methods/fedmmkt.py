@@ -7,7 +7,6 @@ Axes: N samples, B batch, C classes, D width. Equation numbers and every free ch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -16,7 +15,7 @@ from client_app.batches import Batch
 from client_app.blocks.training import fit_private, private_without_end
 from client_app.client import Client
 from client_app.distillation_set import joined
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate, fit
 from florilegium.learning.losses import feature_kl, normalised
 from florilegium.methods.fedmmkt.consensus import CONFIDENCES, confidence
@@ -24,33 +23,50 @@ from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samp
 from florilegium.protocol.phases import crosses
 
 
-@dataclass
+@section
 class FedMMKTClientSettings:
-    """Client settings; the paper's symbol in the comment, `ours` where the paper is silent."""
+    """Client settings of FedMMKT. "Our choice" in a help text marks what the paper leaves open."""
 
-    variant: str = "representation"  # representation (FedMMKT) | logit (l-) | unimodal (u-)
-    confidence: str = "exp_neg"  # eq 3: exp_neg | inverse | normalized; ours
-    alignment: float = 1.0  # lambda, eq 13; ours
-    feature_temperature: float = 1.0  # tau_r, eq 13; ours
-    renorm_target: bool = True  # LayerNorm on the fused target, whose norm shrinks when clients disagree; ours
-    mix_private: bool = True  # a private batch beside each batch of the lesson, against forgetting; ours
-    pretrain_epochs: int = 10  # E0, at a client's first training; ours
-    local_epochs: int = 1  # private epochs before each round's answers; ours
-    distill_epochs: int = 2  # passes over the lesson; ours
-    learning_rate: LearningRate = field(default_factory=LearningRate)
-    weight_decay: float = 0.01
-    batch: int = 32
-    replay: int = 1600  # earlier samples in the lesson; 0 is the literal reading
-
-    def __post_init__(self) -> None:
-        one_of("variant", self.variant, ("representation", "logit", "unimodal"))
-        one_of("confidence", self.confidence, CONFIDENCES)
-        between("alignment", self.alignment, 0, 1e4)
-        between("feature_temperature", self.feature_temperature, 1e-3, 1e3)
-        for key in ("pretrain_epochs", "local_epochs", "distill_epochs", "replay"):
-            between(key, getattr(self, key), 0, 1_000_000)
-        between("weight_decay", self.weight_decay, 0, 10)
-        between("batch", self.batch, 2, 100_000)
+    variant: str = setting(
+        "representation",
+        "what clients send: representation (FedMMKT) | logit (l-FedMMKT) | unimodal (u-FedMMKT)",
+        choices=("representation", "logit", "unimodal"),
+    )
+    confidence: str = setting(
+        "exp_neg",
+        "eq. 3: how the entropy of an answer becomes a confidence: exp_neg | inverse | normalized (our choice)",
+        choices=CONFIDENCES,
+    )
+    alignment: float = setting(
+        0.3, "lambda of eq. 13: weight of the alignment with the fused representations (our choice)", low=0, high=1e4
+    )
+    feature_temperature: float = setting(
+        1.0, "tau_r of eq. 13: temperature of the alignment (our choice)", low=1e-3, high=1e3
+    )
+    renorm_target: bool = setting(
+        True,
+        "apply LayerNorm to the fused representation, whose norm becomes small when clients disagree (our choice)",
+    )
+    mix_private: bool = setting(
+        True,
+        "learn a private batch beside each batch of the distillation set, so that clients do not forget (our choice)",
+    )
+    pretrain_epochs: int = setting(
+        12, "E0: private epochs at a client's first training (our choice)", low=0, high=1_000_000
+    )
+    local_epochs: int = setting(
+        1, "private epochs before a client answers in a round (our choice)", low=0, high=1_000_000
+    )
+    distill_epochs: int = setting(4, "passes over the distillation set in a round (our choice)", low=0, high=1_000_000)
+    learning_rate: LearningRate = setting(help="learning rate of AdamW", factory=LearningRate)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
+    batch: int = setting(32, "rows in a batch", low=2, high=100_000)
+    replay: int = setting(
+        480,
+        "earlier samples that stay in the distillation set; 0 is the paper's literal reading (our choice)",
+        low=0,
+        high=1_000_000,
+    )
 
 
 class FedMMKTClient:

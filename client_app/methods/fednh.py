@@ -6,8 +6,6 @@ Axes: N samples, B batch, C classes, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -16,7 +14,7 @@ from client_app.batches import ClientError
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
 from client_app.guidance import phases
-from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import prototype_head, without
 from florilegium.protocol.payloads import Weights
 
@@ -24,15 +22,11 @@ SCALE, PROTOTYPES, SUMS, COUNTS = "fednh.scale", "fednh.prototypes", "fednh.sums
 MEASURED = 256  # rows encoded at once
 
 
-@dataclass
+@section
 class FedNHClientSettings(LocalSettings):
-    """FedAvg's, and the head that is not trained."""
+    """FedAvg's client settings, and the scale of the head, whose prototypes are not trained."""
 
-    scale: float = 20.0  # s at the start; learnt
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        between("scale", self.scale, 1e-3, 1e4)
+    scale: float = setting(20.0, "s: factor of the cosines at the start; clients learn it", low=1e-3, high=1e4)
 
 
 class FedNHClient:

@@ -5,8 +5,6 @@ Down and up: weights. Axes: B batch, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -14,19 +12,17 @@ from client_app.batches import Batch
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
 from client_app.guidance import phases
-from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
 from florilegium.protocol.payloads import Weights
 
 
-@dataclass
+@section
 class FedProxClientSettings(LocalSettings):
-    """FedAvg's, and the pull towards the server's weights."""
+    """FedAvg's client settings, and the pull towards the server's weights."""
 
-    proximal: float = 0.01  # mu
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        between("proximal", self.proximal, 0, 1e4)
+    proximal: float = setting(
+        0.01, "mu: weight of the pull towards the server's weights; 0.001 to 1 in the paper", low=0, high=1e4
+    )
 
 
 class FedProxClient:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
 from client_app.guidance import phases
 from florilegium import seeds
-from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import model_part, named, part
 from florilegium.learning.losses import model_contrast
 from florilegium.protocol.payloads import Weights
@@ -25,19 +24,15 @@ from florilegium.protocol.payloads import Weights
 MOON = "moon"  # the part of the memory, and the first name on the wire
 
 
-@dataclass
+@section
 class MoonClientSettings(LocalSettings):
-    """FedAvg's, and the contrast between models."""
+    """FedAvg's client settings, and the contrast between models."""
 
-    contrast: float = 5.0  # mu; 1 on data sets of many classes
-    temperature: float = 0.5  # tau
-    projection: int = 256  # width of the projection head's output; 0: contrast on z itself
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        between("contrast", self.contrast, 0, 1e4)
-        between("temperature", self.temperature, 1e-3, 1e3)
-        between("projection", self.projection, 0, 1_000_000)
+    contrast: float = setting(5.0, "mu: weight of the contrast; 1 for data with many classes", low=0, high=1e4)
+    temperature: float = setting(0.5, "tau: temperature of the contrast", low=1e-3, high=1e3)
+    projection: int = setting(
+        256, "output width of the projection head; 0: the contrast compares z itself", low=0, high=1_000_000
+    )
 
 
 class MoonClient:

@@ -5,28 +5,28 @@ Down: weights and the server's control variate c. Up: weights and the change of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
 from client_app.guidance import phases
+from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import effective_steps, named, part, without
 from florilegium.protocol.payloads import Weights
 
 CONTROL = "control"  # the part of the memory, and the first name on the wire
 
 
-@dataclass
+@section
 class ScaffoldClientSettings(LocalSettings):
-    """FedAvg's, with plain SGD: c_k is the mean gradient exactly."""
+    """FedAvg's client settings with plain SGD: c_k is the mean gradient exactly."""
 
-    momentum: float = 0.0
+    momentum: float = setting(
+        0.0, "momentum of SGD; with momentum, c_k is divided as FedNova divides the steps", low=0, high=0.999
+    )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.optimizer != "sgd":
             raise ValueError(f"optimizer must be sgd, control variates are gradients of SGD, got {self.optimizer!r}")
 

@@ -5,32 +5,35 @@ Down and up: nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from client_app.blocks.training import fit_private
 from client_app.client import Client
-from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate
 from florilegium.protocol.payloads import Nothing
 
 
-@dataclass
+@section
 class StandaloneClientSettings:
-    """As FedMMKT's; `extra_epochs` and `extra_batches` stand for the private batches its re-training mixes in."""
+    """Client settings of Standalone: as many private batches as the clients of FedMMKT have, re-training included."""
 
-    pretrain_epochs: int = 10
-    local_epochs: int = 1
-    extra_epochs: int = 2  # more private epochs a round
-    extra_batches: int = 0  # or at least so many more private batches a round (whole epochs of them)
-    learning_rate: LearningRate = field(default_factory=LearningRate)
-    weight_decay: float = 0.01
-    batch: int = 32
-
-    def __post_init__(self) -> None:
-        for key in ("pretrain_epochs", "local_epochs", "extra_epochs", "extra_batches"):
-            between(key, getattr(self, key), 0, 1_000_000)
-        between("weight_decay", self.weight_decay, 0, 10)
-        between("batch", self.batch, 2, 100_000)
+    pretrain_epochs: int = setting(12, "E0: private epochs at a client's first training", low=0, high=1_000_000)
+    local_epochs: int = setting(1, "private epochs of a round", low=0, high=1_000_000)
+    extra_epochs: int = setting(
+        4,
+        "more private epochs of a round, in the place of FedMMKT's four passes over the distillation set",
+        low=0,
+        high=1_000_000,
+    )
+    extra_batches: int = setting(
+        92,
+        "the smallest number of private batches in these epochs; whole epochs are added until it is reached. FedMMKT's "
+        "re-training mixes in at most 4 x ceil((240 + 480) / 32) = 92",
+        low=0,
+        high=1_000_000,
+    )
+    learning_rate: LearningRate = setting(help="learning rate of AdamW", factory=LearningRate)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
+    batch: int = setting(32, "rows in a batch", low=2, high=100_000)
 
 
 class StandaloneClient:

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from florilegium.config.bounds import between
+from florilegium.config.fields import section, setting
 
 OPTIMIZERS = ("adamw", "sgd")
 
 
-@dataclass
+@section
 class LearningRate:
-    """Learning rate of each modality's clients."""
+    """Learning rate of the clients of each modality."""
 
-    image: float = 1e-3
-    text: float = 1e-3
-    pair: float = 1e-3
-
-    def __post_init__(self) -> None:
-        between("learning_rate.image", self.image, 0, 10)
-        between("learning_rate.text", self.text, 0, 10)
-        between("learning_rate.pair", self.pair, 0, 10)
+    image: float = setting(1e-3, "learning rate of image clients", low=0, high=10)
+    text: float = setting(1e-3, "learning rate of text clients", low=0, high=10)
+    pair: float = setting(1e-3, "learning rate of pair clients, which have image-text pairs", low=0, high=10)
 
     def of(self, modality: str) -> float:
         return getattr(self, modality)

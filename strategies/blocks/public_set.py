@@ -7,7 +7,7 @@ labels they agree on. Axes: N samples, D width, S image side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
 from florilegium.config.diffusion import TuneSettings
+from florilegium.config.fields import section, setting
 from florilegium.data.public import open_public
 from florilegium.federation.federation import Client, Federation, FederationError, Reply
 from florilegium.learning.metrics import confusion
@@ -29,27 +29,46 @@ CLASSIFIERS = ("image", "text")  # modalities that read one side of a pair and h
 SOURCES = ("proxy", "synthetic")
 
 
-@dataclass
+@section
 class PublicSetSettings:
-    """`server.public` of a method. The papers' alignment sets are proxies; `ours` where they are silent."""
+    """The public set of a method, `method.server.public`. The papers' alignment sets are proxy sets."""
 
-    source: str = "proxy"  # method.public_set: proxy (conf.data.public) | synthetic (the T2I model's)
-    samples: int = 240  # N of a round; a proxy set with fewer pairs is taken whole
-    fresh: bool = True  # proxy: another N each round | the same N in every round
-    class_sampling: str = "stratified"  # synthetic: stratified | uniform; ours
-    sample_guidance: float | None = None  # synthetic; None: diffusion.guidance; ours
-    image_format: str = "png"  # png | webp | jpeg on the wire
-    tune_t2i: bool = True  # synthetic: tune the T2I model on the agreed labels (Table III)
-    replay: int = 0  # synthetic: earlier samples the T2I model is tuned on again
-    t2i: TuneSettings = field(default_factory=TuneSettings)
+    source: str = setting(
+        "proxy",
+        "proxy: public pairs (data.public) | synthetic: samples of the server's T2I model; set it by method.public_set",
+        choices=SOURCES,
+    )
+    samples: int = setting(
+        240, "N: samples of a round; a proxy set with fewer pairs is taken whole", low=2, high=1_000_000
+    )
+    fresh: bool = setting(
+        True,
+        "with a proxy set: true draws other samples each round | false takes the same ones every round",
+    )
+    class_sampling: str = setting(
+        "stratified",
+        "with synthetic samples: stratified (equally many of each class) | uniform (our choice)",
+        choices=("stratified", "uniform"),
+    )
+    sample_guidance: float | None = setting(
+        None,
+        "classifier-free guidance of synthetic samples; null takes diffusion.guidance (our choice)",
+        low=0,
+        high=100,
+    )
+    image_format: str = setting("png", "how images travel: png (lossless) | webp | jpeg", choices=tuple(pixels.FORMATS))
+    tune_t2i: bool = setting(
+        True, "with synthetic samples: tune the T2I model on the labels that the clients agreed on (Table III)"
+    )
+    replay: int = setting(
+        0, "with synthetic samples: earlier ones that the T2I model is tuned on again", low=0, high=1_000_000
+    )
+    t2i: TuneSettings = setting(help="how the T2I model is tuned (conf/tuning)", factory=TuneSettings)
 
-    def __post_init__(self) -> None:
-        one_of("public_set", self.source, SOURCES)
-        one_of("class_sampling", self.class_sampling, ("stratified", "uniform"))
-        one_of("image_format", self.image_format, tuple(pixels.FORMATS))
-        between("samples", self.samples, 2, 1_000_000)
-        between("sample_guidance", self.sample_guidance or 1, 0, 100)
-        between("replay", self.replay, 0, 1_000_000)
+
+def whole_set() -> PublicSetSettings:
+    """For methods that show all public pairs in every round: 1,200 is the whole embedded set."""
+    return PublicSetSettings(samples=1200, fresh=False)
 
 
 @dataclass(frozen=True)

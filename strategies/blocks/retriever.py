@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,35 +15,36 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.models.build import build_pair
 from florilegium.models.embeddings import image_features, text_features
 from florilegium.models.pair import DualEncoder
 from florilegium.protocol import pixels
 
 
-@dataclass
+@section
 class RetrieverSettings:
-    """How the server's encoders look and learn; `ours` for embedded scale."""
+    """How the server's encoders look and learn. "Our choice" marks values for the embedded data's small scale."""
 
-    architecture: str = "resnet+bert"  # image+text, sizes of clients.architectures; paper: ResNet-101 and BERT
-    epochs: int = 1  # supervised passes over the public pairs a round; paper 1
-    kd_epochs: int = 1  # distillation passes a round; paper 1
-    learning_rate: float = 1.0e-3  # paper: 2e-4 with AdamP
-    weight_decay: float = 0.01
-    batch: int = 64  # paper 128
-    clip: float = 2.0  # gradient norm; paper
-    keep_pretrained: bool = True  # a body that came trained (clip) stands still, its projection learns
-    schedule: str = "cosine"  # of the learning rate over the run's rounds; paper | constant
-
-    def __post_init__(self) -> None:
-        for key in ("epochs", "kd_epochs"):
-            between(key, getattr(self, key), 0, 100_000)
-        between("learning_rate", self.learning_rate, 0, 10)
-        between("weight_decay", self.weight_decay, 0, 10)
-        between("batch", self.batch, 2, 100_000)
-        between("clip", self.clip, 1e-6, 1e6)
-        one_of("schedule", self.schedule, ("cosine", "constant"))
+    architecture: str = setting(
+        "clip+clip",
+        "image+text, the bodies of the two encoders, with their sizes in clients.architectures; the paper has "
+        "ResNet-101 and BERT",
+    )
+    epochs: int = setting(1, "supervised passes over the public pairs in a round; 1 in the paper", low=0, high=100_000)
+    kd_epochs: int = setting(1, "distillation passes in a round; 1 in the paper", low=0, high=100_000)
+    learning_rate: float = setting(1.0e-3, "learning rate; the paper has 2e-4 with AdamP", low=0, high=10)
+    weight_decay: float = setting(0.01, "weight decay", low=0, high=10)
+    batch: int = setting(64, "public pairs in a batch; 128 in the paper", low=2, high=100_000)
+    clip: float = setting(2.0, "norm that gradients are clipped to, as in the paper", low=1e-6, high=1e6)
+    keep_pretrained: bool = setting(
+        True, "true: a body that was trained before (clip) stays as it is, and its projection learns (our choice)"
+    )
+    schedule: str = setting(
+        "cosine",
+        "learning rate over the rounds of a run: cosine (the paper) | constant",
+        choices=("cosine", "constant"),
+    )
 
 
 class Retriever:

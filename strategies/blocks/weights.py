@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from florilegium.config.bounds import one_of
 from florilegium.federation.federation import Check, Client, Federation, FederationError, Reply
 from florilegium.protocol.payloads import Weights
 from florilegium.protocol.validation import WireError
@@ -122,11 +121,3 @@ def figures(replies: Sequence[Reply]) -> dict[str, float]:
 
 def _names(replies: Iterable[Reply]) -> list[str]:
     return list(dict.fromkeys(name for x in replies for name in x.body.metrics))
-
-
-def check_weighting(value: str) -> None:
-    one_of("weighting", value, WEIGHTINGS)
-
-
-def check_groups(value: str) -> None:
-    one_of("groups", value, GROUPINGS)

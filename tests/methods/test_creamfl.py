@@ -251,11 +251,14 @@ def test_features_of_another_width_are_refused(toy_conf):
 
 def test_the_headline_of_the_server_is_its_own_encoder(toy_conf):
     conf = toy_conf("method=creamfl", *MIX)
-    strategy = CreamFL(CreamFLSettings(public=PublicSetSettings(samples=6)), Resources(conf))
+    settings = CreamFLSettings(
+        encoder=RetrieverSettings(architecture="resnet+bert"), public=PublicSetSettings(samples=6)
+    )
+    strategy = CreamFL(settings, Resources(conf))
     assert strategy.server_model is strategy.encoder.model
     tensors, meta = strategy.state()
     other = CreamFL(
-        CreamFLSettings(public=PublicSetSettings(samples=6)),
+        settings,
         SimpleNamespace(**{**vars(Resources(conf)), "seed": 9, "classes": Resources(conf).classes}),
     )
     other.restore(tensors, meta)

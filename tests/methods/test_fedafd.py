@@ -365,7 +365,7 @@ def test_each_preset_runs(preset, toy_conf, federated):
         ("method.client.adversarial=-1", "adversarial must lie between 0"),
         ("method.client.fusion_start=closed", "fusion_start must be one of even, random"),
         ("method.client.public_batches=0", "public_batches must lie between 1"),
-        ("method.client.hidden=[0]", "hidden must be widths above 0"),
+        ("method.client.hidden=[0]", "hidden must lie between 1 and 1000000, got 0"),
     ],
 )
 def test_bad_settings_name_the_key(override, line, toy_conf):

@@ -11,8 +11,8 @@ from flwr.app import Error, Message
 from torch.nn.functional import cross_entropy
 
 from client_app.batches import ClientError
+from client_app.blocks.logits import LogitsClient, LogitsClientSettings, recalled
 from client_app.distillation_set import LessonError
-from client_app.methods.logits import LogitsClient, LogitsClientSettings, recalled
 from client_app.opening import open_client
 from florilegium.config import composition
 from florilegium.data.public import PublicPairs
@@ -69,7 +69,7 @@ def pairs(monkeypatch):
     """Four public pairs with ids 10, 11, 12, 13; their order is the rows' own."""
     images = torch.arange(4, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
     four = PublicPairs(torch.arange(10, 14), images, ("a", "b", "c", "d"), TRUTH, torch.arange(4), "hash")
-    monkeypatch.setattr("florilegium.data.public.open_public", lambda conf: four)
+    monkeypatch.setattr("strategies.blocks.public_set.open_public", lambda conf: four)
     return four
 
 
@@ -495,7 +495,7 @@ def test_soft_targets_are_checked_on_the_wire():
 @pytest.mark.parametrize(
     "make, line",
     [
-        (lambda: PublicSetSettings(source="mine"), "public_set must be one of proxy, synthetic, got 'mine'"),
+        (lambda: PublicSetSettings(source="mine"), "source must be one of proxy, synthetic, got 'mine'"),
         (lambda: PublicSetSettings(samples=1), "samples must lie between 2"),
         (lambda: FedGEMSSettings(server_model="gpt"), "server_model must be one of ensemble, clip"),
         (lambda: FedETSettings(scores="raw"), "scores must be one of log_softmax, softmax"),

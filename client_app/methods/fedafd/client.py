@@ -8,7 +8,6 @@ Axes: N public pairs, B batch, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
@@ -22,7 +21,7 @@ from client_app.client import Client
 from client_app.methods.fedafd.adversary import Adversary
 from client_app.methods.fedafd.fused import Fused, keep_encoders, own
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate, fit
 from florilegium.methods.fedafd.fidelity import Divergences, other_view
 from florilegium.protocol.payloads import Features, Modules, Nothing, PublicSet, Report
@@ -30,48 +29,62 @@ from florilegium.protocol.payloads import Features, Modules, Nothing, PublicSet,
 Item = tuple[Tensor | None, Any | None]  # rows of the public set, a private batch: either or both
 
 
-@dataclass
+@section
 class FedAFDClientSettings:
-    """Client settings; the paper's symbol in the comment, `ours` where the paper is silent."""
+    """Client settings of FedAFD. "Our choice" in a help text marks what the paper leaves open."""
 
-    fusion: str = "gff"  # GFF | global: the frozen encoder and a linear head (control) | none
-    alignment: bool = True  # BAA
-    adversarial: float = 0.5  # beta
-    hidden: list[int] = field(default_factory=lambda: [128, 64])  # of the discriminators
-    slope: float = 0.2  # of their LeakyReLU
-    discriminator_rate: float = 1e-4  # Adam
-    public_batch: int = 128
-    public_batches: int | None = None  # of an epoch's pass over the public set (alternate); None: all; ours
-    reduction: int = 4  # r, of GFF's bottlenecks
-    fusion_start: str = "even"  # of the gates: all 1/2 | random; ours
-    fusion_rate: LearningRate = field(default_factory=lambda: LearningRate(5e-3, 5e-3, 1e-4))  # Adam
-    fusion_weight_decay: float = 0.01
-    fusion_weight_decay_pair: float = 0.1
-    architecture: str = "resnet+bert"  # the server's
-    pretrain_epochs: int = 10  # E0, at a client's first training, as FedMMKT's; ours
-    local_epochs: int = 2  # E; 5 in the paper
-    learning_rate: LearningRate = field(default_factory=LearningRate)
-    weight_decay: float = 0.01
-    batch: int = 32
-    divergences: Divergences = field(default_factory=Divergences)
-
-    def __post_init__(self) -> None:
-        one_of("fusion", self.fusion, ("gff", "global", "none"))
-        one_of("fusion_start", self.fusion_start, ("even", "random"))
-        if self.public_batches is not None:
-            between("public_batches", self.public_batches, 1, 1_000_000)
-        between("adversarial", self.adversarial, 0, 1e4)
-        between("slope", self.slope, 0, 1)
-        between("discriminator_rate", self.discriminator_rate, 0, 10)
-        for key in ("fusion_weight_decay", "fusion_weight_decay_pair", "weight_decay"):
-            between(key, getattr(self, key), 0, 10)
-        for key in ("public_batch", "batch"):
-            between(key, getattr(self, key), 2, 100_000)
-        between("reduction", self.reduction, 1, 100_000)
-        for key in ("pretrain_epochs", "local_epochs"):
-            between(key, getattr(self, key), 0, 1_000_000)
-        if not all(width > 0 for width in self.hidden):
-            raise ValueError(f"hidden must be widths above 0, got {self.hidden}")
+    fusion: str = setting(
+        "gff",
+        "what a client does with the global encoders: gff (GFF, fuse their features with its own) | global (the frozen "
+        "global encoder and a linear head, a control) | none",
+        choices=("gff", "global", "none"),
+    )
+    alignment: bool = setting(True, "BAA: align with the global features by two discriminators")
+    adversarial: float = setting(0.5, "beta: weight of the alignment", low=0, high=1e4)
+    hidden: list[int] = setting(
+        help="widths of the hidden layers of the discriminators", low=1, high=1_000_000, factory=lambda: [128, 64]
+    )
+    slope: float = setting(0.2, "slope of the discriminators' LeakyReLU", low=0, high=1)
+    discriminator_rate: float = setting(
+        1e-3,
+        "learning rate of the discriminators (Adam); 1e-4 in the paper, which takes far more steps",
+        low=0,
+        high=10,
+    )
+    public_batch: int = setting(
+        32, "public pairs in a batch; 128 in the paper, 32 here beside private batches of 32", low=2, high=100_000
+    )
+    public_batches: int | None = setting(
+        None,
+        "with divergences.schedule=alternate: public batches of an epoch; null takes the whole public set (our choice)",
+        low=1,
+        high=1_000_000,
+    )
+    reduction: int = setting(4, "r: how much narrower the bottlenecks of GFF are", low=1, high=100_000)
+    fusion_start: str = setting(
+        "even", "start of GFF's gates: even (all 1/2) | random (our choice)", choices=("even", "random")
+    )
+    fusion_rate: LearningRate = setting(
+        help="learning rate of the fusion (Adam)", factory=lambda: LearningRate(5e-3, 5e-3, 1e-4)
+    )
+    fusion_weight_decay: float = setting(0.01, "weight decay of the fusion of image and text clients", low=0, high=10)
+    fusion_weight_decay_pair: float = setting(0.1, "weight decay of the fusion of pair clients", low=0, high=10)
+    architecture: str = setting(
+        "clip+clip", "image+text, the bodies of the server's encoders; set it by method.architecture"
+    )
+    pretrain_epochs: int = setting(
+        12,
+        "E0: private epochs at a client's first training, as many as FedMMKT has (our choice)",
+        low=0,
+        high=1_000_000,
+    )
+    local_epochs: int = setting(2, "E: epochs of a round; 5 in the paper", low=0, high=1_000_000)
+    learning_rate: LearningRate = setting(help="learning rate of AdamW", factory=LearningRate)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
+    batch: int = setting(32, "private rows in a batch", low=2, high=100_000)
+    divergences: Divergences = setting(
+        help="where the released code differs from the paper (conf/fidelity)", factory=Divergences
+    )
 
 
 class FedAFDClient:

@@ -6,35 +6,55 @@ validation) and D11 (one `device` setting) hold for every method here and have n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from florilegium.config.bounds import one_of
+from florilegium.config.fields import section, setting
 
 GENERATOR_LOSSES = ("nonsat", "minimax", "grl")
 ERASED, DROPPED = 0.2, 0.1  # the released loader's: share of images with a hole, of words left out
 
 
-@dataclass
+@section
 class Divergences:
-    """What is done; the comment says what the released code does where the default is another."""
+    """What is done. The default is the paper's form or ours; the help text says what the released code does instead."""
 
-    double_sigmoid: bool = False  # D1: true
-    generator_loss: str = "nonsat"  # D2: nonsat, the paper minimax | grl
-    schedule: str = "joint"  # D3: alternate; the paper joint
-    share_pool_branch: bool = False  # D4: true
-    reset_each_round: bool = False  # D5: true; the fusion and its Adam are made anew
-    kd: str = "mse"  # D6: mse, the paper l2
-    eval_mode: bool = True  # D7: false; features are taken in training mode (of pair clients: in evaluation)
-    same_view: bool = True  # D8: false; holes and missing words differ between targets and inputs
-    pair_encoder_step: bool = True  # D9: false; alignment does not move the encoders of pair clients
-
-    def __post_init__(self) -> None:
-        one_of("generator_loss", self.generator_loss, GENERATOR_LOSSES)
-        one_of("schedule", self.schedule, ("alternate", "joint"))
-        one_of("kd", self.kd, ("mse", "l2"))
+    double_sigmoid: bool = setting(
+        False, "D1: put a second sigmoid on the discriminator's output; true in the released code"
+    )
+    generator_loss: str = setting(
+        "nonsat",
+        "D2: loss of the encoder against the discriminator: nonsat (the released code) | minimax (the paper) | grl "
+        "(gradient reversal)",
+        choices=GENERATOR_LOSSES,
+    )
+    schedule: str = setting(
+        "joint",
+        "D3: joint (alignment and task in one step, the paper) | alternate (one after the other, the released code)",
+        choices=("alternate", "joint"),
+    )
+    share_pool_branch: bool = setting(
+        False, "D4: the local and the global branch of the fusion share one pooling layer; true in the released code"
+    )
+    reset_each_round: bool = setting(
+        False, "D5: make the fusion and its optimizer anew each round; true in the released code"
+    )
+    kd: str = setting(
+        "mse", "D6: distance of the distillation: mse (the released code) | l2 (the paper)", choices=("mse", "l2")
+    )
+    eval_mode: bool = setting(
+        True,
+        "D7: take features in evaluation mode; false in the released code, which takes them in training mode (but "
+        "of pair clients in evaluation mode)",
+    )
+    same_view: bool = setting(
+        True,
+        "D8: targets and inputs show the same images and texts; false in the released code, where holes and "
+        "missing words differ",
+    )
+    pair_encoder_step: bool = setting(
+        True, "D9: alignment moves the encoders of pair clients; false in the released code"
+    )
 
 
 def other_view(images_N3SS: Tensor, texts: tuple[str, ...], random: torch.Generator) -> tuple[Tensor, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from florilegium import seeds
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.generator import Progress
 from florilegium.diffusion.projection import Projection, fingerprint
@@ -23,24 +23,26 @@ from florilegium.diffusion.projection import Projection, fingerprint
 CLUSTER_ROUNDS = 50
 
 
-@dataclass
+@section
 class AnchorSettings:
-    """How anchors are made. The paper names AMDA and t; the rest is ours."""
+    """How anchors are made. The paper names AMDA and t; the rest is our choice."""
 
-    timestep: int = 150  # t
-    width: int = 128  # D = clients.width
-    weights: str = "fixed"  # a: fixed (equal) | entropy (between/within variance) | learned (a probe's)
-    per_class: int = 1  # A, k-means centres of a class's images; 1: their mean
-    probe_steps: int = 200  # of the linear probe that learns a
-    probe_lr: float = 0.05
-
-    def __post_init__(self) -> None:
-        one_of("weights", self.weights, ("fixed", "entropy", "learned"))
-        between("timestep", self.timestep, 0, 999)
-        between("width", self.width, 1, 1_000_000)
-        between("per_class", self.per_class, 1, 1000)
-        between("probe_steps", self.probe_steps, 1, 1_000_000)
-        between("probe_lr", self.probe_lr, 1e-9, 1e3)
+    timestep: int = setting(150, "t: diffusion step at which the features are taken", low=0, high=999)
+    width: int = setting(128, "D: width of an anchor, the same as clients.width", low=1, high=1_000_000)
+    weights: str = setting(
+        "fixed",
+        "a, the weights of the levels: fixed (equal) | entropy (from the variance between and within classes) | "
+        "learned (by a linear probe)",
+        choices=("fixed", "entropy", "learned"),
+    )
+    per_class: int = setting(
+        1,
+        "A: anchors of a class, k-means centres of its images; a sample takes the nearest; 1: their mean",
+        low=1,
+        high=1000,
+    )
+    probe_steps: int = setting(200, "weights=learned: steps of the linear probe", low=1, high=1_000_000)
+    probe_lr: float = setting(0.05, "weights=learned: learning rate of the linear probe", low=1e-9, high=1e3)
 
 
 @dataclass(frozen=True)

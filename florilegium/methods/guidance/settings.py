@@ -7,9 +7,7 @@ Axes: N samples, C classes, K negatives, Q = 2 + K prompts of an image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.learning.losses import NDCR_FORMS, TDCL_FORMS
 from florilegium.methods.guidance.anchors import AnchorSettings
 
@@ -84,42 +82,57 @@ OTHER_NAMES = (
 )
 
 
-@dataclass
+@section
 class FedDifRCSettings:
-    """FedDifRC's terms; `ours` where paper and code are silent (docs/methods/feddifrc.md)."""
+    """FedDifRC's terms. "Our choice" marks what paper and code do not say (docs/methods/feddifrc.md)."""
 
-    tdcl: float = 1.0  # weight of the contrast; 0: off
-    ndcr: float = 1.0  # weight of the consistency; 0: off
-    temperature: float = 0.04  # tau
-    negatives: int = 10  # K, at most the wrong classes
-    tdcl_form: str = "per_sample"  # per_sample (paper) | released_tiled (one scalar, wrong pairs)
-    u_norm: str = "none"  # none (code) | mean_dist: cosine / U, our guess at the paper's U
-    ndcr_form: str = "l2_unit"  # l2_unit (ours) | l2_raw (paper) | kl (code) | kl_t | cos
-    ndcr_temperature: float = 0.05  # of kl_t
-    noise_prompt: str = ""  # under which H is taken
-    condition: str = "none"  # none (code) | add_all_tokens: the client's own z is added to the prompt
-    condition_scale: float = 0.1  # its mean norm, as a share of the tokens'
-    refresh: int = 10  # rounds after which conditioned features are taken again
-    supervised: bool = True  # False: no labels but in the linear probe that judges z
-    similar_prompt: str = "a photo of a similar object"  # the positive without labels
-    visual_prompt: str = "a photo of a visual object"  # for H without labels
-    other_prompt: str = "a photo of a {name}"  # the negatives without labels
-    other_names: list[str] | None = None  # of them; None: some of Tiny-ImageNet's
-    location: str = "client"  # where the diffusion model runs: client | server (images leave the client)
+    tdcl: float = setting(1.0, "weight of the contrast (TDCL); 0 turns it off", low=0, high=1e4)
+    ndcr: float = setting(1.0, "weight of the consistency (NDCR); 0 turns it off", low=0, high=1e4)
+    temperature: float = setting(0.04, "tau: temperature of the contrast", low=1e-4, high=100)
+    negatives: int = setting(10, "K: negatives of a sample; there are never more than wrong classes", low=1, high=1000)
+    tdcl_form: str = setting(
+        "per_sample",
+        "form of the contrast: per_sample (the paper) | released_tiled (the released code: one number a batch, "
+        "wrong pairs)",
+        choices=TDCL_FORMS,
+    )
+    u_norm: str = setting(
+        "none",
+        "U, the norm in the contrast: none (the released code) | mean_dist (cosine divided by U; what the paper "
+        "may mean)",
+        choices=("none", "mean_dist"),
+    )
+    ndcr_form: str = setting(
+        "l2_unit",
+        "form of the consistency: l2_unit (unit vectors; our choice) | l2_raw (the paper) | kl (the released "
+        "code) | kl_t (KL at ndcr_temperature) | cos",
+        choices=NDCR_FORMS,
+    )
+    ndcr_temperature: float = setting(0.05, "temperature of ndcr_form=kl_t", low=1e-4, high=100)
+    noise_prompt: str = setting("", "prompt under which H, the feature of the consistency, is taken")
+    condition: str = setting(
+        "none",
+        "none (the released code) | add_all_tokens: c_i, made of the client's own z, is added to every token of "
+        "the prompt",
+        choices=("none", "add_all_tokens"),
+    )
+    condition_scale: float = setting(0.1, "mean norm of c_i, as a share of the norm of the tokens", low=0, high=100)
+    refresh: int = setting(10, "rounds after which features with condition are taken again", low=1, high=1_000_000)
+    supervised: bool = setting(True, "false: the encoder learns without labels, and a linear probe on z is judged")
+    similar_prompt: str = setting("a photo of a similar object", "without labels: prompt of the positive")
+    visual_prompt: str = setting("a photo of a visual object", "without labels: prompt under which H is taken")
+    other_prompt: str = setting("a photo of a {name}", "without labels: prompt of the negatives")
+    other_names: list[str] | None = setting(
+        None, "without labels: names of the negatives; null takes some names of Tiny-ImageNet's classes"
+    )
+    location: str = setting(
+        "client",
+        "where the diffusion model runs: client | server (the private images leave the client, so it needs "
+        "allow_upload)",
+        choices=("client", "server"),
+    )
 
     def __post_init__(self) -> None:
-        one_of("tdcl_form", self.tdcl_form, TDCL_FORMS)
-        one_of("u_norm", self.u_norm, ("none", "mean_dist"))
-        one_of("ndcr_form", self.ndcr_form, NDCR_FORMS)
-        one_of("condition", self.condition, ("none", "add_all_tokens"))
-        one_of("location", self.location, ("client", "server"))
-        for key in ("tdcl", "ndcr"):
-            between(key, getattr(self, key), 0, 1e4)
-        for key in ("temperature", "ndcr_temperature"):
-            between(key, getattr(self, key), 1e-4, 100)
-        between("condition_scale", self.condition_scale, 0, 100)
-        between("negatives", self.negatives, 1, 1000)
-        between("refresh", self.refresh, 1, 1_000_000)
         if not self.supervised and len(self.others) < self.negatives:
             raise ValueError(f"other_names has {len(self.others)} names for {self.negatives} negatives")
         if self.location == "server" and self.condition != "none":
@@ -131,56 +144,89 @@ class FedDifRCSettings:
         return list(dict.fromkeys(OTHER_NAMES if self.other_names is None else self.other_names))
 
 
-@dataclass
+@section
 class SemanticFLSettings:
-    """SemanticFL's terms; `ours` where the notes are silent (docs/methods/semanticfl.md)."""
+    """SemanticFL's terms. "Our choice" marks what our notes on the paper do not say (docs/methods/semanticfl.md)."""
 
-    consistency: float = 1.0  # lambda_kd; 0: off
-    contrast: float = 0.01  # lambda_con; 0: off
-    temperature: float = 0.05  # tau
-    consistency_form: str = "unit"  # unit (ours) | literal: raw vectors at temperature 1
-    consistency_temperature: float = 0.05  # of `unit`; ours
-    consistency_scaled: bool = False  # times temperature squared
-    source: str = "auto"  # auto | public | generated | private_local | upload
-    images_per_class: int = 64  # that anchors are made of
-    text_encoder: str = "pipeline"  # pipeline | clip
-    text_head: str = "auto"  # auto: learned where widths differ | learned | fixed | none
-    anchors: AnchorSettings = field(default_factory=AnchorSettings)
+    consistency: float = setting(
+        1.0, "lambda_kd: weight of the consistency with the anchors; 0 turns it off", low=0, high=1e4
+    )
+    contrast: float = setting(
+        0.01, "lambda_con: weight of the contrast with the texts of the classes; 0 turns it off", low=0, high=1e4
+    )
+    temperature: float = setting(0.05, "tau: temperature of the contrast", low=1e-4, high=100)
+    consistency_form: str = setting(
+        "unit",
+        "unit (unit vectors at consistency_temperature; our choice) | literal (raw vectors at temperature 1)",
+        choices=("unit", "literal"),
+    )
+    consistency_temperature: float = setting(
+        0.05, "temperature of consistency_form=unit (our choice)", low=1e-4, high=100
+    )
+    consistency_scaled: bool = setting(False, "multiply the consistency by the square of its temperature")
+    source: str = setting(
+        "auto",
+        "images that the anchors are made of: public | generated | auto (public if there are any, else generated) | "
+        "private_local (each client's own) | upload (private images leave the client, so it needs allow_upload)",
+        choices=(*SOURCES, "private_local", "upload"),
+    )
+    images_per_class: int = setting(64, "images of a class that the anchors are made of", low=1, high=100_000)
+    text_encoder: str = setting(
+        "pipeline",
+        "encoder of the texts: pipeline (the diffusion model's own) | clip",
+        choices=("pipeline", "clip"),
+    )
+    text_head: str = setting(
+        "auto",
+        "how z and texts of another width are compared: auto (learned if the widths differ) | learned | fixed (a "
+        "random projection) | none",
+        choices=("auto", "learned", "fixed", "none"),
+    )
+    anchors: AnchorSettings = setting(help="how the anchors are made", factory=AnchorSettings)
 
-    def __post_init__(self) -> None:
-        one_of("consistency_form", self.consistency_form, ("unit", "literal"))
-        one_of("source", self.source, (*SOURCES, "private_local", "upload"))
-        one_of("text_encoder", self.text_encoder, ("pipeline", "clip"))
-        one_of("text_head", self.text_head, ("auto", "learned", "fixed", "none"))
-        for key in ("consistency", "contrast"):
-            between(key, getattr(self, key), 0, 1e4)
-        for key in ("temperature", "consistency_temperature"):
-            between(key, getattr(self, key), 1e-4, 100)
-        between("images_per_class", self.images_per_class, 1, 100_000)
 
-
-@dataclass
+@section
 class GuidanceSettings:
-    """conf/guidance, mounted at method.client.guidance of every method that averages weights."""
+    """What a frozen diffusion model adds to the clients' loss, for any method that averages weights (conf/guidance)."""
 
-    name: str = "none"  # none | feddifrc | semanticfl | both
-    prompt: str | None = None  # e.g. "a photo of a {name}"; None: the data's own
-    prompts: dict[str, str] = field(default_factory=dict)  # prompt of each class, instead of the template
-    calibration: str = "auto"  # images the shared PCA is fitted on: auto | public | generated
-    calibration_images: int = 512  # so many at most
-    standardise: str = "scale"  # none | centre | scale: by the mean (and deviation) over the calibration images
-    noise_seed: int = 0  # of features; one for all runs, so that they share the cache
-    allow_upload: bool = False  # private images may leave the client (location: server, source: upload)
-    cache: str | None = None  # folder of features; None: .cache/features, or the node's own
-    feddifrc: FedDifRCSettings = field(default_factory=FedDifRCSettings)
-    semanticfl: SemanticFLSettings = field(default_factory=SemanticFLSettings)
+    name: str = setting("none", "terms that are added: none | feddifrc | semanticfl | both", choices=NAMES)
+    prompt: str | None = setting(
+        None, 'prompt of a class, e.g. "a photo of a {name}"; null takes the prompt of the data'
+    )
+    prompts: dict[str, str] = setting(
+        help="prompt of each class, as {class: prompt}, in the place of `prompt`", factory=dict
+    )
+    calibration: str = setting(
+        "auto",
+        "images that the shared PCA is fitted on: public | generated | auto (public if there are any, else generated)",
+        choices=SOURCES,
+    )
+    calibration_images: int = setting(512, "how many of these images at most", low=1, high=1_000_000)
+    standardise: str = setting(
+        "scale",
+        "features minus the mean of the calibration images (centre), also divided by the deviation (scale), or as they "
+        "are (none)",
+        choices=("none", "centre", "scale"),
+    )
+    noise_seed: int = setting(
+        0,
+        "seed of the noise of features, of negatives and of anchors; the same in all runs, so that they share the "
+        "cache",
+        low=0,
+        high=2**31 - 1,
+    )
+    allow_upload: bool = setting(
+        False,
+        "true permits that labelled private images leave the clients (feddifrc.location=server, "
+        "semanticfl.source=upload)",
+    )
+    cache: str | None = setting(
+        None, "folder of the features; null takes .cache/features where the run starts, or the node's own state folder"
+    )
+    feddifrc: FedDifRCSettings = setting(help="FedDifRC's terms", factory=FedDifRCSettings)
+    semanticfl: SemanticFLSettings = setting(help="SemanticFL's terms", factory=SemanticFLSettings)
 
     def __post_init__(self) -> None:
-        one_of("name", self.name, NAMES)
-        one_of("calibration", self.calibration, SOURCES)
-        one_of("standardise", self.standardise, ("none", "centre", "scale"))
-        between("calibration_images", self.calibration_images, 1, 1_000_000)
-        between("noise_seed", self.noise_seed, 0, 2**31 - 1)
         if self.uploads and not self.allow_upload:
             raise ValueError(
                 f"{self.uploads} sends the clients' labelled private images to the server; allow_upload=true permits it"

@@ -1,7 +1,7 @@
-"""FedMD, FedGEMS and Fed-ET, client half: answer public samples with class scores, then learn from others' scores.
+"""What clients share that answer public samples with class scores and then learn from others' scores.
 
-Server halves: strategies/fedmd.py, fedgems.py, fedet.py. Down: public samples of the client's modality, then labels and
-class scores. Up: class scores. What differs between the three is a setting, in conf/method/<name>.yaml.
+Down: public samples of the client's modality, then labels and class scores. Up: class scores. Each method
+that uses this gives its own settings in its own file (docs/methods/logits.md).
 Axes: N samples, B batch, C classes. Sources and every free choice: docs/methods/logits.md.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,54 +18,56 @@ from client_app.batches import Batch
 from client_app.blocks.training import fit_private, private_without_end
 from client_app.client import Client
 from client_app.distillation_set import Lesson, joined
-from florilegium.config.bounds import between, one_of
+from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate, fit
 from florilegium.learning.losses import logit_kl, logit_l1
 from florilegium.protocol.payloads import Logits, Nothing, Report, Samples, SoftTargets, Targets
 
 
-@dataclass
+@section
 class LogitsClientSettings:
-    """Client settings: FedMD | FedGEMS | Fed-ET; `ours` where their sources are silent."""
+    """Settings of a client that exchanges class scores. Each method's own file gives its values."""
 
-    distance: str = "kl"  # to the others' scores: l1 (FedMD's MAE) | kl (FedGEMS, Fed-ET)
-    label_weight: float = 1.0  # of cross-entropy with the label: 0 | e = 0.75 | 1
-    logit_weight: float = 1.0  # of the distance: 1 | 1 - e = 0.25 | lambda = 0.05
-    temperature: float = 1.0  # of the KL; papers: 1
-    pretrain_epochs: int = 12  # private epochs at a client's first training
-    local_epochs: int = 1  # private epochs before each round's answers: none | 10 | some
-    distill_epochs: int = 1  # passes over the lesson: FedMD's digest 1 | 10 | 128 iterations at the server
-    revisit_epochs: int = 0  # private epochs after the lesson: FedMD's revisit 4 | none | none
-    alone_batches: int = 46  # private batches a round, in whole epochs, in the place of a lesson for a client
-    # that gets none; as Standalone's extra_batches; ours
-    warmup_epochs: int = 10  # passes over labelled public samples before the first private training (FedMD)
-    mix_private: bool = True  # a private batch beside each batch of the lesson, as FedMMKT's clients have; ours
-    learning_rate: LearningRate = field(default_factory=LearningRate)
-    weight_decay: float = 0.01
-    batch: int = 32  # of private rows; FedMD 5
-    lesson_batch: int = 32  # of public samples; FedMD 256
-    replay: int = 0  # earlier public samples in the lesson, with the scores of their day; ours
+    distance: str = setting(
+        "kl",
+        "distance to the scores of the others: l1 (mean absolute error) | kl (KL divergence)",
+        choices=("l1", "kl"),
+    )
+    label_weight: float = setting(1.0, "weight of the cross-entropy with the labels that come down", low=0, high=1e4)
+    logit_weight: float = setting(1.0, "weight of the distance to the scores that come down", low=0, high=1e4)
+    temperature: float = setting(1.0, "temperature of the KL divergence; 1 in the papers", low=1e-3, high=1e3)
+    pretrain_epochs: int = setting(12, "private epochs at a client's first training", low=0, high=1_000_000)
+    local_epochs: int = setting(1, "private epochs before a client answers in a round", low=0, high=1_000_000)
+    distill_epochs: int = setting(1, "passes over the distillation set in a round", low=0, high=1_000_000)
+    revisit_epochs: int = setting(0, "private epochs after the distillation set", low=0, high=1_000_000)
+    alone_batches: int = setting(
+        46,
+        "private batches of a round, in whole epochs, for clients that get no distillation set (image-text "
+        "retrieval); as many as the reference of clients that learn alone has (our choice)",
+        low=0,
+        high=1_000_000,
+    )
+    warmup_epochs: int = setting(
+        10,
+        "with server.warm_up: passes over the labelled public samples before the first private training",
+        low=0,
+        high=1_000_000,
+    )
+    mix_private: bool = setting(True, "learn a private batch beside each batch of the distillation set (our choice)")
+    learning_rate: LearningRate = setting(help="learning rate of AdamW", factory=LearningRate)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
+    batch: int = setting(32, "private rows in a batch", low=2, high=100_000)
+    lesson_batch: int = setting(32, "public samples in a batch", low=2, high=100_000)
+    replay: int = setting(
+        0,
+        "earlier public samples that stay in the distillation set, with the scores they came with (our choice)",
+        low=0,
+        high=1_000_000,
+    )
 
     def __post_init__(self) -> None:
-        one_of("distance", self.distance, ("l1", "kl"))
-        between("label_weight", self.label_weight, 0, 1e4)
-        between("logit_weight", self.logit_weight, 0, 1e4)
         if not self.label_weight + self.logit_weight:
             raise ValueError("label_weight and logit_weight are both 0: nothing would be learnt from the lesson")
-        between("temperature", self.temperature, 1e-3, 1e3)
-        for key in (
-            "pretrain_epochs",
-            "local_epochs",
-            "distill_epochs",
-            "revisit_epochs",
-            "alone_batches",
-            "warmup_epochs",
-            "replay",
-        ):
-            between(key, getattr(self, key), 0, 1_000_000)
-        between("weight_decay", self.weight_decay, 0, 10)
-        for key in ("batch", "lesson_batch"):
-            between(key, getattr(self, key), 2, 100_000)
 
 
 class LogitsClient:
@@ -94,13 +95,13 @@ class LogitsClient:
 
     def distill(self, client: Client, down: Logits | SoftTargets | Targets) -> Report:
         s = self.settings
-        if isinstance(down, Targets):  # FedMD's warm-up: labels
+        if isinstance(down, Targets):  # a warm-up: labels
             return self.lesson(client, client.recall(down), s.warmup_epochs, warmup=True)
         lesson = joined(recalled(client, down), client.replayed())
         client.store(lesson, s.replay)
-        report = self.lesson(client, lesson, s.distill_epochs)  # FedMD's digest
+        report = self.lesson(client, lesson, s.distill_epochs)  # digest
         if s.revisit_epochs:
-            means = fit_private(client, s, s.revisit_epochs, "revisit")  # FedMD's revisit
+            means = fit_private(client, s, s.revisit_epochs, "revisit")  # revisit
             report.metrics.update({"revisit": means["task"]} if "task" in means else {})
         return report
 
@@ -145,7 +146,7 @@ class LogitsClient:
 def recalled(client: Client, down: Logits | SoftTargets) -> Lesson:
     """The kept samples with labels, and in `fused` [N, C + 1] their scores and, last, how much these count.
 
-    Scores that come without labels (FedMD) count fully, their arg-max is the label.
+    Scores that come without labels count fully, their arg-max is the label.
     """
     soft = isinstance(down, SoftTargets)
     weight_N = down.weight if soft else torch.ones(len(down.ids))
