@@ -118,7 +118,7 @@ def run(attack: str, defence: str, seed: int, bad: list[int]) -> dict[str, float
         )
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         grid = LocalGrid(app, len(MIX), {"settings": json.dumps(composition.plain(conf)), "overrides": ""})
-        method = FedMMKT(composition.typed(FedMMKT.Settings, conf.method.server, "method.server"), Drawing(conf))
+        method = FedMMKT(conf.method.server, Drawing(conf))
         federation = Federation(grid, seed=seed, expected=len(MIX), quorum=2)
         result = method.start(grid, num_rounds=ROUNDS, federation=federation, journal=Honest(bad))
         told = {**result.train_metrics_clientapp[ROUNDS], **result.evaluate_metrics_serverapp[ROUNDS]}

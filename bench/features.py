@@ -31,7 +31,6 @@ from torch import Tensor
 
 from florilegium import assets
 from florilegium.config import composition
-from florilegium.config.diffusion import DiffusionSettings
 from florilegium.data.datasets import held_out
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
@@ -75,7 +74,7 @@ def measure(count: int) -> dict[str, float]:
     """The ratios, medians of REPEATS interleaved measurements."""
     torch.set_num_threads(1)
     conf = composition.compose(["data=fashion", "diffusion=mini"])
-    given = composition.typed(DiffusionSettings, conf.diffusion, "diffusion")
+    given = conf.diffusion
     place, batch = str(assets.path("models", given.model)), given.features.batch
     rows = held_out(conf.data, "test", "image")
     images, ids = rows.images[:count], rows.ids[:count]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from omegaconf import DictConfig
 
 from client_app import evaluation
 from client_app.client import Client
@@ -22,6 +21,7 @@ from client_app.opening import open_client
 from client_app.privacy.attacks import attacked, poisoned
 from florilegium import catalogue, seeds
 from florilegium.config import composition
+from florilegium.config.settings import Settings
 from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Weights
@@ -32,12 +32,12 @@ app = ClientApp()
 
 
 @lru_cache(maxsize=8)
-def read_settings(text: str, overrides: str) -> DictConfig:
+def read_settings(text: str, overrides: str) -> Settings:
     """The run's settings, parsed once in a process."""
     return composition.load({"settings": text, "overrides": overrides})
 
 
-def client_half(conf: DictConfig, arm: str) -> Any:
+def client_half(conf: Settings, arm: str) -> Any:
     """The client half of an arm, with its settings. ValueError when the arm or its half is not there."""
     arms = composition.arms(conf)
     if arm not in arms:
@@ -45,10 +45,10 @@ def client_half(conf: DictConfig, arm: str) -> Any:
     Half = catalogue.side(arms[arm].name, "client")
     if Half is None:
         raise ValueError(f"{arms[arm].name} asks nothing of clients")
-    return Half(composition.typed(Half.Settings, arms[arm].get("client"), f"{arm}.client"))
+    return Half(arms[arm].client)
 
 
-def perform(phase: str, conf: DictConfig, client: Client, header: Header, content: Any) -> Any:
+def perform(phase: str, conf: Settings, client: Client, header: Header, content: Any) -> Any:
     """The payload that answers `phase`."""
     if phase == "profile":
         return client.protection.upload(client.profile())
@@ -88,7 +88,7 @@ def answer(phase: str, message: Message, context: Context) -> Message:
     try:
         run_config = context.run_config
         conf = read_settings(str(run_config.get("settings", "")), str(run_config.get("overrides", "")))
-        torch.set_num_threads(int(conf.clients.get("threads", 1)))
+        torch.set_num_threads(conf.clients.threads)
         header = codec.header(message.content)
         client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
         up = perform(phase, conf, client, header, message.content)

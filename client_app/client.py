@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from client_app import distillation_set, views
@@ -19,6 +18,7 @@ from client_app.distillation_set import Lesson
 from client_app.memory import Memory
 from client_app.privacy.protection import Protection
 from florilegium import seeds
+from florilegium.config.settings import Settings
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData
 from florilegium.data.public import PublicPairs, open_public, same_order
@@ -35,12 +35,12 @@ class Client:
 
     public_path: str | None = None  # where this machine keeps the public set, if not where the settings say
 
-    def __init__(self, conf: DictConfig, id_: int, data: PrivateData, memory: Memory, round_: int) -> None:
+    def __init__(self, conf: Settings, id_: int, data: PrivateData, memory: Memory, round_: int) -> None:
         member = conf.clients.mix[id_]
         self.conf, self.id, self.data, self.memory, self.round = conf, id_, data, memory, round_
         self.modality, self.architecture = str(member.modality), str(member.model)
         build.check(self.modality, self.architecture, f"clients.mix[{id_}]")
-        self.classes, self.examples, self.width = len(data.classes), len(data.train), int(conf.clients.width)
+        self.classes, self.examples, self.width = len(data.classes), len(data.train), conf.clients.width
         self.device = torch.device(conf.clients.device)
         if not self.examples:
             raise ClientError(f"client {id_} has no {self.modality} row to train on")
@@ -112,22 +112,22 @@ class Client:
 
     def rows_as_inputs(self, rows: Rows, chosen: Tensor, random: torch.Generator | None = None) -> Tensor:
         """Rows of data as model inputs; with `random`, augmented."""
-        augment = self.conf.clients.get("augment") or {}
+        augment = self.conf.clients.augment
         if self.modality == "image":
             images = pixels.scaled(rows.images[chosen])
             if random is not None:
-                images = views.shifted(images, random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
+                images = views.shifted(images, random, augment.crop, augment.flip)
             return images.to(self.device)
-        vary = random if augment.get("tags", False) else None
+        vary = random if augment.tags else None
         return self.vocabulary([views.told(rows.texts[i], rows.tags[i], vary) for i in chosen.tolist()]).to(self.device)
 
     def pair_batch(self, rows: Rows, chosen: Tensor, random: torch.Generator | None = None) -> PairBatch:
         """Rows of pairs as a batch; with `random`, augmented as image and text clients augment theirs."""
-        augment = self.conf.clients.get("augment") or {}
+        augment = self.conf.clients.augment
         images = pixels.scaled(rows.images[chosen])
-        vary = random if augment.get("tags", False) else None
+        vary = random if augment.tags else None
         if random is not None:
-            images = views.shifted(images, random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
+            images = views.shifted(images, random, augment.crop, augment.flip)
         texts = self.vocabulary([views.told(rows.texts[n], rows.tags[n], vary) for n in chosen.tolist()])
         return PairBatch(
             *(x.to(self.device) for x in (images, texts, rows.labels[chosen])),
@@ -146,7 +146,7 @@ class Client:
                 f" {len(samples.texts)} texts for {len(samples.ids)} ids"
             )
         if self.modality == "image":
-            images = resized(pixels.decode(filled), int(self.conf.data.image_size))
+            images = resized(pixels.decode(filled), self.conf.data.image_size)
             if augment_seed is not None:
                 images = views.second_images(images, samples.ids, augment_seed)
             return pixels.scaled(images).to(self.device)
@@ -213,11 +213,11 @@ class Client:
     def lesson_batches(self, lesson: Lesson, inputs: Tensor, size: int, epoch: int) -> Iterator[Batch]:
         """One shuffled pass over a lesson whose model inputs are `inputs`; images are shifted as private ones are."""
         random = torch.Generator().manual_seed(self.seed("lesson", epoch))
-        augment = self.conf.clients.get("augment") or {}
+        augment = self.conf.clients.augment
         for chosen in shuffled(len(lesson), size, random):
             x = inputs[chosen]
             if self.modality == "image":
-                x = views.shifted(x.cpu(), random, int(augment.get("crop", 0)), bool(augment.get("flip", False)))
+                x = views.shifted(x.cpu(), random, augment.crop, augment.flip)
             yield Batch(
                 x.to(self.device),
                 lesson.labels[chosen].to(self.device),

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from client_app.batches import ClientError
 from client_app.client import Client
 from client_app.memory import Memory
+from florilegium.config.instances import to_plain
+from florilegium.config.settings import Settings
 from florilegium.data import datasets
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData, open_private
@@ -21,7 +22,7 @@ from florilegium.protocol.codec import Header
 from florilegium.runs import files
 
 
-def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header) -> Client:
+def open_client(conf: Settings, node_config: Mapping[str, Any], header: Header) -> Client:
     """The client of this node as the message with this header finds it. Its id is the node's `partition-id`."""
     try:
         id_ = int(node_config["client-id"] if "client-id" in node_config else node_config["partition-id"])
@@ -29,8 +30,8 @@ def open_client(conf: DictConfig, node_config: Mapping[str, Any], header: Header
         raise ClientError("the node configuration has no partition-id (or client-id)") from error
     if not 0 <= id_ < len(conf.clients.mix):
         raise ClientError(f"this node is client {id_}, but clients.mix has {len(conf.clients.mix)} clients")
-    out = conf.get("out")
-    place = node_config.get("state-dir") or conf.clients.get("state_dir") or (out and Path(out, "state"))
+    out = conf.out
+    place = node_config.get("state-dir") or conf.clients.state_dir or (out and Path(out, "state"))
     if not place:
         raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
     federation = Path(out or "federation").name
@@ -46,7 +47,7 @@ SPLITS = ("train", "validation", "test")
 OWN = ("data-path", "validation-path", "test-path")
 
 
-def open_rows(conf: DictConfig, client: int, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
+def open_rows(conf: Settings, client: int, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
     """`open_private`, from the node's `state-dir` where it has one and the rows were opened before. DataError."""
     place = str(node_config.get("state-dir", ""))
     if not place or any(key in node_config for key in OWN):
@@ -63,11 +64,11 @@ def open_rows(conf: DictConfig, client: int, modality: str, node_config: Mapping
     return data
 
 
-def fingerprint(conf: DictConfig) -> str:
+def fingerprint(conf: Settings) -> str:
     """What the rows depend on: settings, seed, the files of the data set, and the code that deals and decodes."""
     parts = {"data": conf.data, "mix": conf.clients.mix, "partition": conf.clients.partition}
-    told = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items()}
-    text = json.dumps([told, int(conf.seed), datasets.files(conf.data)], sort_keys=True)
+    told = {name: to_plain(part) for name, part in parts.items()}
+    text = json.dumps([told, conf.seed, datasets.files(conf.data)], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     for module in sorted(Path(datasets.__file__).parent.rglob("*.py")):
         digest.update(module.read_bytes())

@@ -10,15 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from florilegium import assets, catalogue
-from florilegium.config.clients import PairSettings
-from florilegium.config.composition import SettingsError, arms, first_line, plain, typed
-from florilegium.config.data import MODALITIES, PartitionSettings
-from florilegium.config.diffusion import DiffusionSettings
-from florilegium.config.privacy import DefenceSettings, PrivacySettings
-from florilegium.config.run import Attack, Cohort, EvaluationSettings, Plan, Runtime, Timeouts
+from florilegium.config.composition import Arm, Settings, SettingsError, arms, first_line
+from florilegium.config.data import MODALITIES
+from florilegium.config.instances import to_plain
+from florilegium.config.privacy import PrivacySettings
 from florilegium.data.datasets import open_dataset
 from florilegium.data.partition import partition
 from florilegium.methods.guidance.prompts import class_prompts
@@ -26,13 +22,11 @@ from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.models import bodies, build
 from florilegium.privacy import accountants, coverage
 from florilegium.protocol import phases
-from florilegium.runs.sinks import opening
 
 
 def check_guard(conf: Any) -> None:
     """Settings of defence and privacy, and whether they cover what every arm sends. SettingsError."""
-    defence = typed(DefenceSettings, conf.get("defence"), "defence")
-    given = typed(PrivacySettings, conf.get("privacy"), "privacy")
+    defence, given = conf.defence, conf.privacy
     if not (given.representations or given.votes or given.training or defence.active):
         return
     try:
@@ -47,11 +41,11 @@ def check_guard(conf: Any) -> None:
             f" {', '.join(name for name, e in catalogue.entries().items() if e.counts_votes)}"
         )
     for arm, node in arms(conf).items():
-        if refused := refused_crossing(arm, node, given, defence.active):
+        if refused := refused_crossing(node, given, defence.active):
             raise SettingsError(f"{refused} ({node.name}, {arm})")
 
 
-def refused_crossing(arm: str, node: Any, given: PrivacySettings, defended: bool) -> str | None:
+def refused_crossing(node: Arm, given: PrivacySettings, defended: bool) -> str | None:
     """Why the messages that an arm declares may not cross under these settings; None where they may."""
     entry, Half = catalogue.entry(node.name), catalogue.side(node.name, "client")
     if Half is None:
@@ -59,11 +53,10 @@ def refused_crossing(arm: str, node: Any, given: PrivacySettings, defended: bool
     if given.training and not entry.dpsgd:
         those = ", ".join(name for name, e in catalogue.entries().items() if e.dpsgd)
         return f"privacy.training: {node.name} reads private rows in ways of its own; DP-SGD covers {those}"
-    settings = typed(Half.Settings, node.get("client"), f"{arm}.client")
     spoken = phases.phases_of(Half, phases.exchanges_of(node))
-    kinds = [phases.declared(Half, phase, settings) for phase in spoken]
+    kinds = [phases.declared(Half, phase, node.client) for phase in spoken]
     Server: Any = catalogue.side(node.name, "server")
-    left_empty = Server.left_empty(typed(Server.Settings, node.get("server"), f"{arm}.server"))
+    left_empty = Server.left_empty(node.server)
     return next(filter(None, _refusals(kinds, given, defended, left_empty)), None)
 
 
@@ -95,20 +88,8 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
         raise ValueError(f"{where}: {error}") from error
 
 
-def validate(conf: DictConfig) -> None:
+def validate(conf: Settings) -> None:
     """Check everything that can be wrong before anything starts: both halves of every arm, the clients, the data."""
-    top = {key: value for key, value in plain(conf).items() if not isinstance(value, (dict, list))}
-    typed(Plan, top, "")
-    named = {
-        "cohort": Cohort,
-        "timeouts": Timeouts,
-        "runtime": Runtime,
-        "evaluation": EvaluationSettings,
-        "attack": Attack,
-    }
-    for key, section in named.items():
-        typed(section, conf.get(key), key)
-    typed(opening.SinkSettings, conf.get("sinks"), "sinks")
     for arm, node in arms(conf).items():
         try:
             catalogue.entry(node.name)
@@ -121,25 +102,19 @@ def validate(conf: DictConfig) -> None:
     if conf.runtime.name != "deployment":  # there the clients' data are their own
         partition(conf)
     for arm, node in arms(conf).items():
-        try:
-            sides: dict[str, Any] = {side: catalogue.side(node.name, side) for side in ("server", "client")}
-        except catalogue.CatalogueError as error:
-            raise SettingsError(f"{arm}: {error}") from error
-        for side in sides:
-            if (Side := sides[side]) is not None:
-                given: Any = typed(Side.Settings, node.get(side), f"{arm}.{side}")
-                _validate_guidance(conf, getattr(given, "guidance", None), f"{arm}.client.guidance")
+        for given in (node.server, node.client):
+            _validate_guidance(conf, getattr(given, "guidance", None), f"{arm}.client.guidance")
 
 
-def _validate_clients(conf: DictConfig) -> None:
-    typed(PartitionSettings, conf.clients.partition, "clients.partition")
-    mix = conf.clients.get("mix") or []
+def _validate_clients(conf: Settings) -> None:
+    mix = conf.clients.mix
     if not mix:
         raise SettingsError("clients.mix is empty: list at least one {modality, model}")
     for k, member in enumerate(mix):
-        if member.get("modality") not in MODALITIES or not member.get("model"):
+        if member.modality not in MODALITIES or not member.model:
             raise SettingsError(
-                f"clients.mix[{k}]: a client has a modality ({', '.join(MODALITIES)}) and a model, got {dict(member)}"
+                f"clients.mix[{k}]: a client has a modality ({', '.join(MODALITIES)}) "
+                f"and a model, got {to_plain(member)}"
             )
         try:
             build.check(member.modality, member.model, f"clients.mix[{k}]")
@@ -151,7 +126,7 @@ def _validate_clients(conf: DictConfig) -> None:
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})
     for arm, node in arms(conf).items():
         entry = catalogue.entry(node.name)
-        apart = (node.get("server") or {}).get("groups", "none") != "none"
+        apart = getattr(node.server, "groups", "none") != "none"
         if entry.one_architecture and len(architectures) > 1 and not apart:
             raise SettingsError(
                 f"{arm}: {node.name} averages weights and needs one architecture; "
@@ -159,13 +134,12 @@ def _validate_clients(conf: DictConfig) -> None:
             )
 
 
-def _validate_pairs(conf: DictConfig) -> None:
+def _validate_pairs(conf: Settings) -> None:
     """Clients that retrieve, and methods that have something for them to do. SettingsError."""
-    typed(PairSettings, conf.clients.get("pair"), "clients.pair")
     those = [k for k, member in enumerate(conf.clients.mix) if member.modality == "pair"]
     for arm, node in arms(conf).items():
         entry = catalogue.entry(node.name)
-        apart = (node.get("server") or {}).get("groups") == "architecture"
+        apart = getattr(node.server, "groups", "none") == "architecture"
         served = entry.modalities_in_groups if apart else entry.modalities
         if those and entry.client and "pair" not in served:
             ways = ", ".join(catalogue.with_modality("pair"))
@@ -174,9 +148,9 @@ def _validate_pairs(conf: DictConfig) -> None:
             )
 
 
-def _validate_data(conf: DictConfig) -> None:
+def _validate_data(conf: Settings) -> None:
     """The data directory is there and its files look like what they claim to be. AssetError, SettingsError."""
-    given = conf.data.get("path")
+    given = conf.data.path
     place = Path(given) if given else assets.path("data", conf.data.name)
     if not given and not (place / "classes.json").exists():
         raise assets.AssetError(f"{place / 'classes.json'} is missing (`make assets` rebuilds the data)")
@@ -188,16 +162,15 @@ def _validate_data(conf: DictConfig) -> None:
                 raise assets.AssetError(f"{file} is not a whole Parquet file (`make assets` rebuilds it)")
 
 
-def _validate_diffusion(conf: DictConfig) -> None:
+def _validate_diffusion(conf: Settings) -> None:
     """The settings of the generator, and that each of its embedded models is there. SettingsError, AssetError."""
-
-    given = typed(DiffusionSettings, conf.diffusion, "diffusion")
+    given = conf.diffusion
     for model in (given.model, given.captioner, given.clip):
         if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
             assets.path("models", model)
 
 
-def _validate_guidance(conf: DictConfig, given: Any, where: str) -> None:
+def _validate_guidance(conf: Settings, given: Any, where: str) -> None:
     """That the clients, data and features suit a side's guidance, where it has one. SettingsError."""
     if given is None:
         return

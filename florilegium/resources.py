@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from omegaconf import DictConfig
 from torch import Tensor
 
 from florilegium import assets
 from florilegium.assets import AssetError, located
-from florilegium.config.composition import SettingsError, first_line, typed
-from florilegium.config.diffusion import DiffusionSettings
+from florilegium.config.composition import SettingsError, first_line
+from florilegium.config.settings import Settings
 from florilegium.data.datasets import Classes, Splits, held_out, modality_rows, open_dataset, read_rows
 from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.generator import Generator, Progress, device_of
@@ -44,10 +43,10 @@ def loading(what: str, place: str) -> Iterator[None]:
 class Resources:
     """Built once per run and handed to every arm. `progress(phase=, done=, total=)` hears of long work."""
 
-    def __init__(self, conf: DictConfig, progress: Callable[..., None] | None = None) -> None:
+    def __init__(self, conf: Settings, progress: Callable[..., None] | None = None) -> None:
         self.conf, self.progress = conf, progress or (lambda **news: None)
-        self.seed, self.width = int(conf.seed), int(conf.clients.width)
-        self.diffusion = typed(DiffusionSettings, conf.diffusion, "diffusion")
+        self.seed, self.width = conf.seed, conf.clients.width
+        self.diffusion = conf.diffusion
         self._judge: Judge | None = None
         self._clip: ClipScore | None = None
         self._captioner: Captioner | None = None
@@ -76,7 +75,7 @@ class Resources:
     @cached_property
     def _pooled(self) -> tuple[Tensor, Tensor, list[str]]:
         private = modality_rows(self.splits.private("train"), "image")
-        rows = read_rows(private, "image", int(self.conf.data.image_size), f"{self.splits.place}/train")
+        rows = read_rows(private, "image", self.conf.data.image_size, f"{self.splits.place}/train")
         return rows.images, rows.labels, list(private["text"][:])
 
     # -- models ------------------------------------------------------------------------------------------------------
@@ -99,7 +98,7 @@ class Resources:
     def judge(self) -> Judge:
         """The classifier of the T2I accuracy: conf.data.judge, else that of the clients' domain of these data."""
         if self._judge is None:
-            place = located(self.conf.data.get("judge") or self._default_judge())
+            place = located(self.conf.data.judge or self._default_judge())
             with loading("the judge", place):
                 judge = Judge(place, device_of(self.diffusion.device))
             known = [str(name) for name in self.classes]

@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from florilegium import catalogue
 from florilegium.config import composition
+from florilegium.config.settings import Settings
 from florilegium.data.partition import partition
 from florilegium.federation.federation import Federation
 from florilegium.report import page
@@ -93,7 +92,7 @@ class Narrator:
         self.run.progress(arm=self.arm, round=r, rounds=self.rounds, phase=phase, done=done, total=total)
 
 
-def drive(conf: DictConfig, grid: Any) -> None:
+def drive(conf: Settings, grid: Any) -> None:
     """Run the method and its reference arms, each resumed where it stopped, then write summary and report."""
     run = Run.open(conf.out, conf, resume=conf.resume)
     watched(run, conf)
@@ -106,14 +105,13 @@ def drive(conf: DictConfig, grid: Any) -> None:
         run.silence()
 
 
-def watched(run: Run, conf: DictConfig) -> None:
+def watched(run: Run, conf: Settings) -> None:
     """Let the sinks of the settings and the run's own log hear of it."""
-    given = composition.typed(opening.SinkSettings, conf.get("sinks"), "sinks")
-    log = LoggedRounds(JsonLog(run.out, conf.get("log_level", "info")))
-    run.observe(*opening.open_sinks(given, run.out, run.settings), at_once=log)
+    log = LoggedRounds(JsonLog(run.out, conf.log_level))
+    run.observe(*opening.open_sinks(conf.sinks, run.out, run.settings), at_once=log)
 
 
-def run_arms(run: Run, conf: DictConfig, grid: Any) -> None:
+def run_arms(run: Run, conf: Settings, grid: Any) -> None:
     """Every arm in turn."""
     narrator = Narrator(run, conf.rounds)
     resources = Resources(conf, progress=narrator)
@@ -121,7 +119,7 @@ def run_arms(run: Run, conf: DictConfig, grid: Any) -> None:
     evaluation = Evaluation(conf, resources)
     for arm, node in composition.arms(conf).items():
         Half = catalogue.side(node.name, "server")
-        strategy = Half(composition.typed(Half.Settings, node.get("server"), f"{arm}.server"), resources)
+        strategy = Half(node.server, resources)
         narrator.arm, narrator.federation = (
             arm,
             Federation(

@@ -12,12 +12,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.config.composition import typed
-from florilegium.config.run import EvaluationSettings
+from florilegium.config.settings import Settings
 from florilegium.data.partition import partition
 from florilegium.data.public import held_out_pairs
 from florilegium.federation.federation import Federation, Reply
@@ -49,8 +47,8 @@ class Judged:
 class Evaluation:
     """Prompts and seeds are fixed once: two rounds, and two methods, differ in the weights alone."""
 
-    def __init__(self, conf: DictConfig, resources: Any) -> None:
-        self.settings = typed(EvaluationSettings, conf.evaluation, "evaluation")
+    def __init__(self, conf: Settings, resources: Any) -> None:
+        self.settings = conf.evaluation
         self.resources = resources
         self.class_names = [str(name) for name in resources.classes]
         each = self.settings.images_per_class

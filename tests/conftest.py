@@ -13,9 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # embedded assets only
 import pytest
 import torch
 from flwr.app import Message
-from omegaconf import DictConfig
 
 from florilegium.config import composition
+from florilegium.config.settings import Settings
 from florilegium.runs.reader import read_lines
 
 torch.set_num_threads(1)
@@ -30,15 +30,16 @@ def tiny_overrides() -> list[str]:
 
 
 @pytest.fixture
-def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., DictConfig]:
+def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., Settings]:
     """`toy_conf("rounds=2", ...)`: complete settings on toy data, clients and models, in a directory of the test's."""
 
-    def composed(*overrides: str) -> DictConfig:
+    def composed(*overrides: str) -> Settings:
         given = ["data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
         conf = composition.complete(composition.compose([*given, *overrides]))
-        for side in (conf.method.get("server") or {}, conf.method.get("client") or {}):
-            if side.get("guidance") and side.guidance.cache == str(Path.cwd() / ".cache" / "features"):
-                side.guidance.cache = str(tmp_path / "features")  # what an earlier version computed proves nothing
+        for side in ("server", "client"):
+            guidance = conf.method.value(side, "guidance") or {}
+            if guidance.get("cache") == str(Path.cwd() / ".cache" / "features"):
+                guidance["cache"] = str(tmp_path / "features")  # what an earlier version computed proves nothing
         return conf
 
     return composed
@@ -48,7 +49,7 @@ def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., DictCon
 def federated() -> Callable[..., Path]:
     """`federated(conf, tamper=None)`: run the real ServerApp and ClientApp in this process; gives the run directory."""
 
-    def run(conf: DictConfig, tamper: Callable | None = None) -> Path:
+    def run(conf: Settings, tamper: Callable | None = None) -> Path:
         from client_app.app import app as client_app
         from server_app.app import app as server_app
         from tests.local_grid import run_apps
@@ -66,7 +67,7 @@ def resumed(federated: Callable[..., Path], tmp_path: Path) -> Callable[..., tup
     `calls`-th answer of `phase` and went on by `resume`. `conf_of(*overrides)` gives complete settings."""
     from florilegium.protocol import codec
 
-    def run(conf_of: Callable[..., DictConfig], phase: str, calls: int = 1) -> tuple[Path, Path]:
+    def run(conf_of: Callable[..., Settings], phase: str, calls: int = 1) -> tuple[Path, Path]:
         whole, part = (conf_of(f"out={tmp_path / name}") for name in ("whole", "part"))
         left = calls
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from flwr.app import Error, Message
-from omegaconf import OmegaConf
 
 from client_app.batches import ClientError
 from client_app.privacy import attacks
 from florilegium.config.run import Attack
+from florilegium.config.settings import settings_of
 from florilegium.protocol.payloads import Answers, Features, Logits, Nothing, Weights
 
 EIGHT = [{"modality": m, "model": x} for m, x in [("image", "vit")] * 4 + [("text", "bert")] * 4]
@@ -21,14 +21,8 @@ LABELS = "privacy.representations.release=[figures,labels]"
 
 
 def client(kind, id_=ATTACKERS[0], **more):
-    conf = OmegaConf.create(
-        {
-            "seed": 0,
-            "attack": {"kind": kind, "share": 0.25, "strength": 10.0} | more,
-            "clients": {"mix": EIGHT},
-            "method": {"confidence": "exp_neg"},
-        }
-    )
+    attack = {"kind": kind, "share": 0.25, "strength": 10.0} | more
+    conf = settings_of({"attack": attack, "clients": {"mix": EIGHT}, "method": {"name": "fedmmkt"}})
     return SimpleNamespace(conf=conf, id=id_, classes=4, width=2)
 
 

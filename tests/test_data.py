@@ -7,11 +7,11 @@ import json
 import datasets
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
+from florilegium import preflight
 from florilegium.config import composition
-from florilegium.config.data import PartitionSettings
+from florilegium.config.data import DataSettings, PartitionSettings
 from florilegium.data import toy
 from florilegium.data.datasets import DataError, held_out, modality_rows, open_dataset, read_rows
 from florilegium.data.partition import partition
@@ -42,7 +42,7 @@ def write(folder, rows=None, split="train", **changes):
         table |= changes if name == split else {}
         dataset = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image(decode=False))
         dataset.to_parquet(str(folder / f"{name}.parquet"))
-    return OmegaConf.create({"name": folder.name, "path": str(folder), "image_size": 4, "prompt": None})
+    return DataSettings(name=folder.name, path=str(folder), image_size=4, prompt=None)
 
 
 # -- data sets ---------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def write(folder, rows=None, split="train", **changes):
 
 def test_prompts_have_the_right_article():
     data = {"name": "toy", "image_size": 16, "prompt": "One {article} {name}!"}
-    classes = open_dataset(OmegaConf.create(data)).classes
+    classes = open_dataset(DataSettings(**data)).classes
     assert classes.prompt(0) == "One a disc!" and list(classes) == ["disc", "square", "triangle", "cross"]
 
 
@@ -117,7 +117,7 @@ def test_a_hub_set_gets_ids_texts_and_a_validation_split(tmp_path, monkeypatch):
     for split, count in (("train", 20), ("test", 4)):
         table = {"image": [{"bytes": png(), "path": None}] * count, "label": [n % 2 for n in range(count)]}
         datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "hub" / f"{split}.parquet"))
-    data = OmegaConf.create({"name": "fashion", "hub": str(tmp_path / "hub"), "image_size": 8, "prompt": None})
+    data = DataSettings(name="fashion", hub=str(tmp_path / "hub"), image_size=8, prompt=None)
     splits = open_dataset(data)
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [18, 2, 4]
     assert splits.classes.prompt(0) == "A picture of an ankle boot." and splits.test["id"][:] == [20, 21, 22, 23]
@@ -194,7 +194,7 @@ def test_what_cannot_be_dealt_is_said_in_one_line(toy_conf, overrides, message):
 
 def test_an_unknown_model_is_refused_before_anything_starts(toy_conf):
     with pytest.raises(ValueError, match=r"clients.mix\[0\]: no image model 'bert'; there are resnet, vit, beit"):
-        partition(toy_conf("clients.mix=[{modality:image,model:bert}]"))
+        preflight.validate(toy_conf("clients.mix=[{modality:image,model:bert}]", "timeouts.quorum=1"))
 
 
 def test_a_class_that_nobody_has_warns(tmp_path, toy_conf):
@@ -207,7 +207,7 @@ def test_a_class_that_nobody_has_warns(tmp_path, toy_conf):
 
 def test_partition_settings_defaults_are_those_of_conf():
     given = composition.compose().clients.partition
-    assert PartitionSettings(**given) == PartitionSettings()
+    assert given == PartitionSettings()
 
 
 def test_toy_is_the_same_everywhere():

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from flwr.app import Error, Message
-from omegaconf import open_dict
 
 from florilegium.assets import AssetError
 from florilegium.config.composition import SettingsError
@@ -216,8 +215,7 @@ def test_the_judge_s_default_is_that_of_the_clients_domain(toy_conf, tmp_path, m
 
     monkeypatch.setenv(assets.VARIABLE, str(tmp_path))
     conf = toy_conf()
-    with open_dict(conf):
-        conf.data.judge = None
+    conf.data.judge = None
     write_judge(tmp_path / "models/judges/toy", list(Resources(conf).classes))
     assert Resources(conf).judge().names == ["disc", "square", "triangle", "cross"]
     write_judge(tmp_path / "models/judges/toy-private", 3)

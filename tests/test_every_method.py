@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Error, Message
-from omegaconf import OmegaConf
 
 from florilegium.catalogue import CATALOGUE, side
 from florilegium.config import composition
@@ -61,7 +60,7 @@ def test_the_defaults_of_yaml_and_dataclass_agree_in_type(method, toy_conf):
     conf = toy_conf(f"method={method}")
     for which in ("server", "client"):
         if (Side := side(method, which)) is not None:
-            composition.typed(Side.Settings, conf.method.get(which), f"method.{which}")
+            composition.typed(Side.Settings, getattr(conf.method, which), f"method.{which}")
 
 
 @pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")))
@@ -83,7 +82,7 @@ def test_it_runs_through_the_real_apps(method, toy_conf, federated):
 @pytest.mark.parametrize("variant", ["representation", "logit", "unimodal"])
 def test_each_variant_of_fedmmkt_sends_only_what_it_declares(variant, toy_conf, federated):
     run = federated(toy(toy_conf, "fedmmkt", "rounds=1", f"method.variant={variant}"))
-    conf = OmegaConf.load(run / "settings.yaml")
+    conf = composition.read_yaml(run / "settings.yaml")
     up = lines(run)[-1]["metrics"]["bytes/up_per_client"]
     n, width, classes = conf.method.server.samples, conf.clients.width, 4
     values = {"representation": width, "unimodal": 2 * width, "logit": classes}[variant]

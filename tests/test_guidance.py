@@ -1,12 +1,12 @@
 """Guidance end to end on toy data: sent once, looked at once, composed with every method, refused in one line."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from client_app.batches import ClientError
 from client_app.guidance import phases as client_side
@@ -206,12 +206,12 @@ def test_prompts_of_classes():
 def test_images_that_are_nobodys(toy_conf):
     from florilegium.resources import Resources
 
-    emoji = Resources(OmegaConf.merge(toy_conf(), {"data": composition.compose(["data=emoji"]).data}))
+    emoji = Resources(replace(toy_conf(), data=composition.compose(["data=emoji"]).data))
     assert resolved("auto", emoji) == "public" and resolved("generated", emoji) == "generated"
     shown = proxies("public", 3, emoji, 0)
     assert torch.equal(shown.labels.bincount(), torch.full((24,), 3)) and shown.images.shape == (72, 3, 32, 32)
     assert torch.equal(proxies("public", 3, emoji, 0).images, shown.images)
-    fashion = Resources(OmegaConf.merge(toy_conf(), {"data": composition.compose(["data=fashion"]).data}))
+    fashion = Resources(replace(toy_conf(), data=composition.compose(["data=fashion"]).data))
     assert resolved("auto", fashion) == "generated"
     with pytest.raises(ValueError, match="fashion has no public row of"):
         resolved("public", fashion)

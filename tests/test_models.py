@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from florilegium import assets, seeds
 from florilegium.config import composition
+from florilegium.config.clients import ClientsSettings
 from florilegium.learning.metrics import ClipScore
 from florilegium.models import bodies, build
 from florilegium.models.build import build_pair
@@ -42,27 +42,26 @@ def test_shapes_norm_and_seed(toy_conf, modality, name):
 
 def test_group_norm_takes_the_place_of_batch_norm(toy_conf):
     conf = toy_conf()
-    OmegaConf.update(conf, "clients.architectures.resnet.norm", "group", force_add=True)
+    conf.clients.architectures["resnet"]["norm"] = "group"
     model, x = built(conf, "image", "resnet", 1)
     kinds = [type(m).__name__ for m in model.modules()]
     assert "BatchNorm2d" not in kinds and "GroupNorm" in kinds
     with torch.no_grad():  # a row is judged alone: no statistics of the batch, in training neither
         assert torch.allclose(model.train().encode(x)[:1], model.train().encode(x[:1]), atol=1e-5)
-    OmegaConf.update(conf, "clients.architectures.resnet.norm", "layer")
+    conf.clients.architectures["resnet"]["norm"] = "layer"
     with pytest.raises(bodies.ModelError, match="norm 'layer' is none of batch, group"):
         built(conf, "image", "resnet", 1)
 
 
 @pytest.mark.parametrize(("modality", "name"), KINDS)
 def test_small_and_full_sizes_have_every_architecture(modality, name):
-    from florilegium.config.composition import CONF
-
-    small, full = (OmegaConf.load(CONF / "architectures" / f"{size}.yaml") for size in ("small", "full"))
-    assert full[name].pretrained
+    small, full = (
+        composition.compose([f"architectures@clients.architectures={size}"]).clients.architectures
+        for size in ("small", "full")
+    )
+    assert full[name]["pretrained"]
     with seeds.scoped("small"):
-        model = build.build(
-            OmegaConf.create({"width": 128, "architectures": small}), modality, name, 24, open_vocabulary("toy", 32)
-        )
+        model = build.build(ClientsSettings(architectures=small), modality, name, 24, open_vocabulary("toy", 32))
     assert 2e4 < sum(p.numel() for p in model.parameters()) < 2e6
 
 
@@ -93,7 +92,7 @@ def test_vocabulary_by_hand():
     ],
 )
 def test_a_wrong_size_is_named(changes, message):
-    clients = OmegaConf.create({"width": 32, "architectures": changes})
+    clients = ClientsSettings(width=32, architectures=changes)
     with pytest.raises(bodies.ModelError) as caught:
         build.build(clients, "image", "vit", 4)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)

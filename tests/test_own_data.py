@@ -12,12 +12,12 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from omegaconf import OmegaConf
 from PIL import Image
 
 from client_app import app
 from florilegium.cli import main
 from florilegium.config import composition
+from florilegium.config.data import DataSettings
 from florilegium.data.datasets import DataError
 from florilegium.data.own.examination import Matching, examine
 from florilegium.data.own.sources import OwnSettings
@@ -294,7 +294,7 @@ def test_the_command_names_what_is_wrong_and_its_code_says_whether_a_client_woul
 
 
 def test_the_toy_federation_is_what_these_tests_think():
-    conf = OmegaConf.create({"name": "toy", "image_size": 16})
+    conf = DataSettings(name="toy", image_size=16)
     from florilegium.data.datasets import open_dataset
 
     assert tuple(open_dataset(conf).classes) == CLASSES and torch.get_num_threads() == 1

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from florilegium import assets, preflight
 from florilegium.catalogue import CATALOGUE
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
+from florilegium.config.settings import settings_of
 
 METHODS = sorted(path.stem for path in (composition.CONF / "method").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (composition.CONF / "experiment").glob("*.yaml"))
@@ -107,7 +107,7 @@ def test_complete_settings_depend_on_no_working_directory(tmp_path: Path, monkey
 def test_a_taken_directory_name_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(composition.time, "strftime", lambda _: "now")
-    conf = OmegaConf.create({"method": {"name": "m"}, "data": {"name": "d"}, "seed": 1})
+    conf = settings_of({"method": {"name": "m"}, "data": {"name": "d"}, "seed": 1})
     names = []
     for _ in range(3):
         names.append(composition.default_directory(conf))

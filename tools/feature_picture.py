@@ -13,14 +13,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
 from client_app.client import Client
 from client_app.memory import Memory
-from florilegium.config.composition import MAIN
+from florilegium.config.composition import MAIN, read_yaml
+from florilegium.config.settings import Settings
 from florilegium.data.private import open_private
 
 LATEST = 10**9  # a round after all of the run's: memory gives the last version
@@ -31,14 +31,13 @@ def plane(pca: bool, points: int) -> PCA | TSNE:
     return PCA(2) if pca else TSNE(2, init="pca", perplexity=min(30, points / 3), random_state=0)
 
 
-def settings_of(run: Path) -> DictConfig:
-    conf = OmegaConf.load(run / "settings.yaml")
-    with open_dict(conf):
-        conf.clients.device = "cpu"
+def settings_of(run: Path) -> Settings:
+    conf = read_yaml(run / "settings.yaml")
+    conf.clients.device = "cpu"
     return conf
 
 
-def features(conf: DictConfig, run: Path | None, each: int) -> tuple[Tensor, Tensor, Tensor]:
+def features(conf: Settings, run: Path | None, each: int) -> tuple[Tensor, Tensor, Tensor]:
     """(z [N, D], class [N], client [N]) of the image clients; `run` None is the start of all, client 0's fresh model.
 
     Clients see the first `each` held-out images of every class in their own domain.
@@ -90,7 +89,7 @@ def panel(axes, points_N2: Tensor, group_N: Tensor, names: list[str], title: str
         )
 
 
-def draw(target: Path, lines: list[tuple[str, DictConfig, Path | None]], each: int, pca: bool) -> None:
+def draw(target: Path, lines: list[tuple[str, Settings, Path | None]], each: int, pca: bool) -> None:
     """One line of two panels for each (title, settings, run)."""
     import matplotlib
 
@@ -121,9 +120,7 @@ def main() -> None:
     reader.add_argument("--pca", action="store_true", help="principal components instead of t-SNE")
     reader.add_argument("--each", type=int, default=20, help="images of each class that every client encodes")
     given = reader.parse_args()
-    lines = [
-        (str(conf.get("label") or conf.method.name), conf, run) for run in given.runs for conf in [settings_of(run)]
-    ]
+    lines = [(str(conf.label or conf.method.name), conf, run) for run in given.runs for conf in [settings_of(run)]]
     start = [("start", lines[0][1], None)] if given.start else []
     draw(given.target, start + lines, given.each, given.pca)
 

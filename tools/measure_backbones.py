@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from data_cards import table
-from omegaconf import OmegaConf
 from rich.progress import track
 
 from florilegium.config.composition import compose
@@ -68,7 +67,6 @@ def measured(kind: str, args) -> dict[str, list[float]]:
     found = {}
     for start in ("pretrained", "small"):
         conf = compose(["data=lexicon", "clients=eight", f"architectures@clients.architectures={start}"])
-        OmegaConf.set_readonly(conf, True)
         found[start] = [accuracy(conf, kind, seed, args) for seed in range(args.seeds)]
     return found
 

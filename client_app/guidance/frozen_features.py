@@ -11,12 +11,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from client_app.batches import ClientError
 from client_app.client import Client
 from florilegium import seeds
+from florilegium.config.diffusion import DiffusionSettings
+from florilegium.config.instances import from_text, to_text
 from florilegium.data.datasets import open_dataset
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
@@ -30,8 +31,8 @@ GUIDE = "guide"  # the name under which the client keeps it
 
 @lru_cache(maxsize=2)
 def extractor_of(diffusion: str) -> FeatureExtractor:
-    """The frozen model of these settings (YAML), once in a process; its weights are read when they are first needed."""
-    return opened(OmegaConf.create(diffusion))
+    """The frozen model of these settings (as text), once in a process; it reads its weights when first asked."""
+    return opened(from_text(DiffusionSettings, diffusion))
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Sight:
 
     def __post_init__(self) -> None:
         conf = self.client.conf
-        self.extractor = extractor_of(OmegaConf.to_yaml(conf.diffusion, resolve=True))
+        self.extractor = extractor_of(to_text(conf.diffusion))
         self.cache = FeatureCache(self.settings.cache or Path(self.client.memory.folder.parents[2], "features"))
         self.before = self.extractor.passes
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from client_app.batches import ClientError
 from client_app.client import Client
 from florilegium import seeds
-from florilegium.config.composition import typed
 from florilegium.config.run import Attack
 from florilegium.protocol.fields import LABEL, MODEL, VECTOR, holding, names_classes, scores_classes
 from florilegium.protocol.vectors import clamped, returned
@@ -26,8 +25,8 @@ SURE = {"exp_neg": 1.0, "inverse": 100.0, "normalized": 1.0}  # the highest conf
 
 def attack_of(client: Client) -> Attack | None:
     """The attack this client plays, or None when it is honest."""
-    attack = typed(Attack, client.conf.get("attack"), "attack")
-    return attack if client.id in attack.attackers(len(client.conf.clients.mix), int(client.conf.seed)) else None
+    attack = client.conf.attack
+    return attack if client.id in attack.attackers(len(client.conf.clients.mix), client.conf.seed) else None
 
 
 def poisoned(client: Client, own_data: bool) -> Client:
@@ -100,6 +99,6 @@ def colluding(up: Any, client: Client, strength: float) -> Any:
 
 def sure(up: Any, client: Client) -> Any:
     """`up` with the highest confidence in each of its labels."""
-    highest = SURE[str(client.conf.method.get("confidence", "exp_neg"))]
+    highest = SURE[getattr(client.conf.method.client, "confidence", "exp_neg")]
     how = [f.name for f in holding(up, LABEL) if not names_classes(f)]
     return replace(up, **{name: torch.full_like(getattr(up, name), highest) for name in how})

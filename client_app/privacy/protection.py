@@ -11,12 +11,10 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from omegaconf import DictConfig
 
 from client_app.memory import Memory
 from florilegium import seeds
-from florilegium.config.composition import typed
-from florilegium.config.privacy import PrivacySettings
+from florilegium.config.settings import Settings
 from florilegium.privacy import coverage, mechanisms
 from florilegium.privacy.accountants import Accountant
 from florilegium.privacy.mechanisms import PrivacyError
@@ -29,7 +27,7 @@ PART, SECRET = "privacy", "secret"  # of the memory
 class Protected(Protocol):
     """What protection must know of a client: who it is, which round it is, its settings, memory and seeds."""
 
-    conf: DictConfig
+    conf: Settings
     id: int
     round: int
     width: int
@@ -43,7 +41,7 @@ class Protection:
 
     def __init__(self, client: Protected) -> None:
         self.client = client
-        self.settings = typed(PrivacySettings, client.conf.get("privacy"), "privacy")
+        self.settings = client.conf.privacy
         self.touched = False
 
     @cached_property

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets
@@ -22,36 +22,36 @@ from florilegium.config import errors
 from florilegium.config.errors import SettingsError, first_line
 from florilegium.config.instances import typed
 from florilegium.config.search_path import look_in_other_packages, problem_of
+from florilegium.config.settings import MAIN, Arm, Settings, settings_of
 
-__all__ = ["SettingsError", "first_line", "typed"]
-
-MAIN = "method"  # the arm of conf.method itself
+__all__ = ["MAIN", "Arm", "Settings", "SettingsError", "first_line", "typed"]
 HERE = Path(__file__).resolve().parents[1]  # florilegium/
 CONF = next((place for place in (HERE.parent / "conf", HERE / "conf") if place.is_dir()), HERE.parent / "conf")
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-def load(run_config: Mapping[str, Any]) -> DictConfig:
+def load(run_config: Mapping[str, Any]) -> Settings:
     """The settings of a run from Flower's run-config: `settings` (JSON) wins over `overrides` (Hydra grammar)."""
     if text := str(run_config.get("settings", "")):
-        conf = OmegaConf.create(json.loads(text))
+        conf = settings_of(json.loads(text))
     else:
         conf = complete(compose(shlex.split(str(run_config.get("overrides", "")))))
-    if conf.get("assets") and assets.VARIABLE not in os.environ and Path(conf.assets).is_dir():
+    if conf.assets and assets.VARIABLE not in os.environ and Path(conf.assets).is_dir():
         os.environ[assets.VARIABLE] = conf.assets
     return conf
 
 
-def compose(overrides: Iterable[str] = ()) -> DictConfig:
+def compose(overrides: Iterable[str] = ()) -> Settings:
     """Compose conf/config.yaml with Hydra overrides. SettingsError names a key or choice that is not there."""
+    return composed(_by_hydra(list(overrides)))
+
+
+def _by_hydra(overrides: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     look_in_other_packages()
-    if line := problem_of(overrides := list(overrides)):
+    if line := problem_of(overrides):
         raise SettingsError(line)
     GlobalHydra.instance().clear()  # a warm Ray actor composes again and again
     try:
@@ -61,52 +61,55 @@ def compose(overrides: Iterable[str] = ()) -> DictConfig:
         raise SettingsError(explain(error)) from error
 
 
-def complete(conf: DictConfig, job: str = "") -> DictConfig:
-    """A resolved copy with what the machine decides: the run directory, the assets, the clients' memory.
+def composed(conf: Any) -> Settings:
+    """The root object of what Hydra composed, or a root object itself. SettingsError names a wrong or missing value."""
+    if isinstance(conf, Settings):
+        return conf
+    try:
+        values: Any = OmegaConf.to_container(conf, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise SettingsError(explain(error)) from error
+    return settings_of(values)
+
+
+def read_yaml(path: Path) -> Settings:
+    """The settings that a run directory holds (settings.yaml)."""
+    return composed(OmegaConf.load(path))
+
+
+def complete(conf: Settings, job: str = "") -> Settings:
+    """A copy with what the machine decides: the run directory, the assets, the clients' state.
 
     `job` is the sub-directory of a multirun's job below a shared `out`.
     """
-    conf = OmegaConf.create(plain(conf))
-    if conf.get("resume") and not conf.get("out"):
+    conf = settings_of(plain(conf))
+    if conf.resume and not conf.out:
         raise SettingsError("resume=true needs out=DIR, the directory of the run to go on with")
-    with open_dict(conf):
-        out = Path(conf.get("out") or default_directory(conf)).expanduser()
-        conf.out = str((Path.cwd() / out / job).resolve())
-        if conf.runtime.name != "deployment":
-            conf.assets = str(assets.root())
-            conf.clients.state_dir = conf.clients.get("state_dir") or str(Path(conf.out, "state"))
-            _place_features(conf)
+    out = Path(conf.out or default_directory(conf)).expanduser()
+    conf.out = str((Path.cwd() / out / job).resolve())
+    if conf.runtime.name != "deployment":
+        conf.assets = str(assets.root())
+        conf.clients.state_dir = conf.clients.state_dir or str(Path(conf.out, "state"))
+        for arm in conf.arms().values():  # features of frozen models are shared by all runs that start here
+            arm.fill("guidance", cache=str(Path.cwd() / ".cache" / "features"))
     return conf
 
 
-def _place_features(conf: DictConfig) -> None:
-    """Features of frozen models are shared by all runs that start here."""
-    for node in arms(conf).values():
-        for side in ("server", "client"):
-            given = (node.get(side) or {}).get("guidance")
-            if given and not given.get("cache"):
-                given.cache = str(Path.cwd() / ".cache" / "features")
-
-
-def default_directory(conf: DictConfig) -> str:
+def default_directory(conf: Settings) -> str:
     """runs/<time>-<method>-<data>-s<seed>, numbered when that is taken."""
     name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{conf.method.name}-{conf.data.name}-s{conf.seed}"
     taken = [n for n in range(2, 1000) if Path(name if n == 2 else f"{name}-{n - 1}").exists()]
     return f"{name}-{len(taken) + 1}" if taken else name
 
 
-def plain(conf: DictConfig) -> dict[str, Any]:
-    """The settings as a dict, everything resolved. SettingsError names a value that is missing or points nowhere."""
-    try:
-        values: Any = OmegaConf.to_container(conf, resolve=True, throw_on_missing=True)
-        return values
-    except OmegaConfBaseException as error:
-        raise SettingsError(explain(error)) from error
+def plain(conf: Settings) -> dict[str, Any]:
+    """The settings as plain dicts, lists and values."""
+    return conf.plain()
 
 
-def arms(conf: DictConfig) -> dict[str, DictConfig]:
-    """The arms of a run: the main method, then its references; each a node {name, server, client}."""
-    return {MAIN: conf.method, **(conf.get("references") or {})}
+def arms(conf: Settings) -> dict[str, Arm]:
+    """The arms of a run: the main method, then its references."""
+    return conf.arms()
 
 
 # -- one-line messages -----------------------------------------------------------------------------------------------
@@ -115,6 +118,13 @@ def arms(conf: DictConfig) -> dict[str, DictConfig]:
 def explain(error: BaseException) -> str:
     """One line for an error of Hydra or OmegaConf."""
     return errors.explain(error, _known_keys)
+
+
+def explained(error: BaseException) -> str | None:
+    """One line for an error of Hydra or OmegaConf; None for any other error."""
+    from hydra.errors import HydraException
+
+    return explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 
 def _known_keys() -> list[str]:
@@ -126,5 +136,5 @@ def _known_keys() -> list[str]:
             if isinstance(value, dict):
                 yield from walk(value, f"{above}{key}.")
 
-    keys = OmegaConf.to_container(compose(), resolve=False)
+    keys = OmegaConf.to_container(_by_hydra([]), resolve=False)
     return [*walk(keys, ""), *(group.name for group in CONF.iterdir() if group.is_dir())]

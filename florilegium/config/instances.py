@@ -7,6 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -19,12 +20,12 @@ T = TypeVar("T")
 
 
 def typed(cls: type[T], node: Any, where: str) -> T:
-    """`node`, a mapping or None (all defaults), as an instance of the section `cls`; an instance stays as it is.
+    """`node`, a mapping or None (all defaults), as an instance of the section `cls`; or a copy of an instance.
 
     SettingsError names the key, below the key `where`, for an unknown key, another type or a value out of range.
     """
     if isinstance(node, cls):
-        return node
+        return deepcopy(node)
     try:
         values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         merged = OmegaConf.merge(OmegaConf.structured(cls), values or {})
@@ -69,7 +70,9 @@ def _section_of(hint: Any) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """Sections, lists and dicts as plain dicts and lists."""
+    """Sections, arms, lists and dicts as plain dicts and lists."""
+    if hasattr(value, "plain") and not dataclasses.is_dataclass(value):
+        return value.plain()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -84,9 +87,9 @@ def to_text(section: Any) -> str:
     return json.dumps(to_plain(section), sort_keys=True)
 
 
-def from_text(cls: type[T], text: str) -> T:
-    """The section of `to_text`'s text."""
-    return typed(cls, json.loads(text), "")
+def from_text(cls: type[T], text: str, where: str = "") -> T:
+    """The section of `to_text`'s text. SettingsError names the key, below the key `where`."""
+    return typed(cls, json.loads(text), where)
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

@@ -116,16 +116,3 @@ class Attack:
         """The ids of the floor(share * clients) attackers that the seed draws, in order; empty without an attack."""
         count = 0 if self.kind == "none" else int(self.share * clients + 1e-9)
         return sorted(seeds.shuffled(clients, seed, "attack")[:count])
-
-
-@section
-class Plan:
-    """The keys at the top of the settings."""
-
-    rounds: int = setting(4, "rounds of the run", low=0, high=MANY)
-    seed: int = setting(0, "everything random derives from it", low=0, high=2**31 - 1)
-    out: str | None = setting(None, "run directory")
-    resume: bool = setting(False, "go on where the run in `out` stopped")
-    label: str | None = setting(None, "name of the method's arm in tables; null: its own name")
-    log_level: str = setting("info", "level of log.jsonl in the run directory", choices=LOG_LEVELS)
-    assets: str | None = setting(None, "where the launcher found the assets; not for the user")

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
 from florilegium import assets
+from florilegium.config.data import DataSettings
+from florilegium.config.instances import from_text, to_text
 from florilegium.data import toy
 
 if TYPE_CHECKING:
@@ -109,22 +110,22 @@ class Rows:
 # -- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_dataset(data: Any) -> Splits:
-    """The data set of `conf.data` {name, path, prompt, image_size}; read once in a process. DataError, AssetError."""
+def open_dataset(data: DataSettings) -> Splits:
+    """The data set of `conf.data`; read once in a process. DataError, AssetError."""
     if data.name == "toy":
-        return _toy(data.get("prompt") or PROMPT, int(data.image_size))
-    if data.get("hub"):
-        return _hub(str(data.hub), data.get("prompt") or PROMPT)
-    return _read(str(_place(data)), data.get("prompt") or PROMPT)
+        return _toy(data.prompt or PROMPT, int(data.image_size))
+    if data.hub:
+        return _hub(str(data.hub), data.prompt or PROMPT)
+    return _read(str(_place(data)), data.prompt or PROMPT)
 
 
-def _place(data: Any) -> Path:
-    return Path(data.get("path") or assets.path("data", data.name))
+def _place(data: DataSettings) -> Path:
+    return Path(data.path or assets.path("data", data.name))
 
 
-def files(data: Any) -> list[tuple[str, int, int]]:
+def files(data: DataSettings) -> list[tuple[str, int, int]]:
     """(name, bytes, time of the last change) of the files of a data set, if it lies on this machine. AssetError."""
-    if data.name == "toy" or data.get("hub"):
+    if data.name == "toy" or data.hub:
         return []
     there = sorted(path for path in _place(data).glob("*") if path.is_file())
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in there]
@@ -289,13 +290,13 @@ def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _held_out(data: str, split: str, modality: str, part: str) -> Rows:
-    conf = OmegaConf.create(data)
+    conf = from_text(DataSettings, data)
     splits = open_dataset(conf)
     rows = modality_rows(getattr(splits, part)(split), modality)
     return read_rows(rows, modality, int(conf.image_size), f"{splits.place}/{split}")
 
 
-def held_out(data: Any, split: str, modality: str, part: str = "private") -> Rows:
+def held_out(data: DataSettings, split: str, modality: str, part: str = "private") -> Rows:
     """All rows of the global `validation` or `test` split in the clients' domain (or the public one), decoded once in a
     process."""
-    return _held_out(OmegaConf.to_yaml(data, resolve=True), split, modality, part)
+    return _held_out(to_text(data), split, modality, part)

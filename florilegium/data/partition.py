@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from florilegium import seeds
-from florilegium.config.composition import typed
-from florilegium.config.data import FLOWER_PARTITIONS, MODALITIES, PartitionSettings
+from florilegium.config.clients import ClientsSettings
+from florilegium.config.data import FLOWER_PARTITIONS, MODALITIES, DataSettings, PartitionSettings
+from florilegium.config.instances import from_text, to_text
+from florilegium.config.settings import Settings
 from florilegium.data import shift, skew
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset, texts_alone
 
@@ -29,35 +30,34 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def partition(conf: DictConfig) -> dict[str, Any]:
+def partition(conf: Settings) -> dict[str, Any]:
     """{"clients": [{client, modality, model, rows (ids), classes {name: rows}}], "settings", "seed", "hash"}.
 
     A client of a shifted domain also has its "domain" (a value of the column `by`) or its "shift" (an amount).
     Raises DataError or SettingsError when the clients cannot be served.
     """
-    parts = {"data": conf.data, "mix": conf.clients.mix, "partition": conf.clients.partition}
-    plain = {k: OmegaConf.to_container(v, resolve=True) for k, v in parts.items()}
-    return deepcopy(_partition(json.dumps(plain, sort_keys=True), int(conf.seed)))
+    clients = ClientsSettings(mix=conf.clients.mix, partition=conf.clients.partition)
+    return deepcopy(_partition(to_text(conf.data), to_text(clients), conf.seed))
 
 
 @lru_cache(maxsize=8)
-def _partition(text: str, seed: int) -> dict[str, Any]:
-    conf = OmegaConf.create(json.loads(text))
-    s = typed(PartitionSettings, conf.partition, "clients.partition")
-    for k, member in enumerate(conf.mix):
+def _partition(data: str, clients_: str, seed: int) -> dict[str, Any]:
+    given = from_text(ClientsSettings, clients_, "clients")
+    mix, s = given.mix, given.partition
+    for k, member in enumerate(mix):
         if member.modality not in MODALITIES:
             raise DataError(f"clients.mix[{k}]: no modality {member.modality!r}; there are {', '.join(MODALITIES)}")
-    splits = open_dataset(conf.data)
+    splits = open_dataset(from_text(DataSettings, data, "data"))
     private = _long_tail(splits.private("train"), len(splits.classes), s.imbalance, seed)
-    members = {m: [k for k, member in enumerate(conf.mix) if member.modality == m] for m in MODALITIES}
+    members = {m: [k for k, member in enumerate(mix) if member.modality == m] for m in MODALITIES}
     apart = parts(private, s, [m for m in MODALITIES if members[m]], seed) if s.disjoint_modalities else {}
-    clients: list[dict[str, Any]] = [{} for _ in conf.mix]
+    clients: list[dict[str, Any]] = [{} for _ in mix]
     for modality, ids in members.items():
         if not ids:
             continue
         mine = modality_rows(private.select(apart[modality]) if apart else private, modality)
         for k, dealt in zip(ids, deal(mine, len(ids), s, modality, seed, len(splits.classes)), strict=True):
-            clients[k] = {"client": k, "modality": modality, "model": conf.mix[k].model, **dealt}
+            clients[k] = {"client": k, "modality": modality, "model": mix[k].model, **dealt}
             if s.shift != "none" and modality == "image":
                 clients[k]["shift"] = shift.amount(s.shift, k, s.rotation, s.contrast)
         _warn_of_gaps([clients[k] for k in ids], splits.classes, modality)

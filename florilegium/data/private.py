@@ -13,8 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
+from florilegium.config.data import DataSettings
+from florilegium.config.instances import from_text, to_text
+from florilegium.config.settings import Settings
 from florilegium.data import shift
 from florilegium.data.datasets import DataError, Rows, held_out, modality_rows, open_dataset, read_rows
 from florilegium.data.own.examination import examine
@@ -48,14 +50,14 @@ class Domain:
         return rows if self.kind == "none" else replace(rows, images=shift.shifted(rows.images, self.kind, self.amount))
 
 
-def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
+def open_private(conf: Settings, client: int, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
     """The data of one client; decoded once in a process. DataError names the file and the row.
 
     With `test-path` or `validation-path` in the node configuration the client is judged on the site's own rows.
     """
     own = OwnSettings.of(node_config)
     names, side = tuple(open_dataset(conf.data).classes), int(conf.data.image_size)
-    data, domain = OmegaConf.to_yaml(conf.data, resolve=True), Domain()
+    data, domain = to_text(conf.data), Domain()
     if own is not None:
         train = _own(own, names, modality, side)
     else:
@@ -75,7 +77,7 @@ def open_private(conf: DictConfig, client: int, modality: str, node_config: Mapp
 
 @lru_cache(maxsize=32)
 def _part(data: str, modality: str, ids: tuple[int, ...], domain: Domain) -> Rows:
-    conf = OmegaConf.create(data)
+    conf = from_text(DataSettings, data)
     splits = open_dataset(conf)
     rows = read_rows(splits.private("train"), modality, int(conf.image_size), f"{splits.place}/train", ids)
     return domain.shifted(rows)
@@ -84,7 +86,7 @@ def _part(data: str, modality: str, ids: tuple[int, ...], domain: Domain) -> Row
 @lru_cache(maxsize=8)
 def _judged(data: str, split: str, modality: str, domain: Domain) -> Rows:
     """The held-out rows of a domain."""
-    conf = OmegaConf.create(data)
+    conf = from_text(DataSettings, data)
     rows = held_out(conf, split, modality)
     if domain.value is not None:
         splits = open_dataset(conf)

@@ -8,17 +8,16 @@ Axes: P pairs, S image side.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.config.composition import typed
-from florilegium.config.data import PublicSettings
+from florilegium.config.data import DataSettings, PublicSettings
+from florilegium.config.instances import from_text, to_text
+from florilegium.config.settings import Settings
 from florilegium.data.datasets import DataError, Rows, held_out, open_dataset, read_rows
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Samples
@@ -64,22 +63,21 @@ class PublicPairs:
         return Samples(self.ids, texts=self.texts)
 
 
-def open_public(conf: DictConfig, path: str | None = None) -> PublicPairs:
+def open_public(conf: Settings, path: str | None = None) -> PublicPairs:
     """The public set of `conf.data`; decoded once in a process. `path` is where this machine keeps it, if elsewhere.
 
     Raises DataError when the data have no public rows, or fewer pairs than asked.
     """
-    given = typed(PublicSettings, conf.data.get("public"), "data.public")
-    whole: Any = OmegaConf.to_container(conf.data, resolve=True)
-    data = {k: v for k, v in whole.items() if k != "public"}
+    given = conf.data.public
+    data = replace(conf.data, public=PublicSettings())
     if place := path or given.path:
-        data = {"image_size": data["image_size"], "name": "own", "path": place}
-    return _open(OmegaConf.to_yaml(OmegaConf.create(data)), given.pairs, given.seed)
+        data = DataSettings(name="own", path=place, image_size=conf.data.image_size, prompt=None)
+    return _open(to_text(data), given.pairs, given.seed)
 
 
 @lru_cache(maxsize=4)
 def _open(data: str, pairs: int | None, seed: int) -> PublicPairs:
-    conf = OmegaConf.create(data)
+    conf = from_text(DataSettings, data)
     splits = open_dataset(conf)
     public = splits.public("train")
     if pairs is not None and pairs > len(public):
@@ -89,15 +87,15 @@ def _open(data: str, pairs: int | None, seed: int) -> PublicPairs:
     return as_pairs(rows)
 
 
-def held_out_pairs(conf: DictConfig, split: str, part: str = "public") -> PublicPairs:
+def held_out_pairs(conf: Settings, split: str, part: str = "public") -> PublicPairs:
     """The pairs retrieval is judged on: of the `validation` or `test` split in the server's domain (`public`) or in the
     clients' (`private`)."""
-    return _held_out(OmegaConf.to_yaml(conf.data, resolve=True), split, part)
+    return _held_out(to_text(conf.data), split, part)
 
 
 @lru_cache(maxsize=8)
 def _held_out(data: str, split: str, part: str) -> PublicPairs:
-    return as_pairs(held_out(OmegaConf.create(data), split, "pair", part))
+    return as_pairs(held_out(from_text(DataSettings, data), split, "pair", part))
 
 
 def as_pairs(rows: Rows) -> PublicPairs:

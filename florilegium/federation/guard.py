@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from florilegium import seeds
-from florilegium.config.composition import typed
 from florilegium.config.privacy import DefenceSettings, PrivacySettings
 from florilegium.federation import robust
 from florilegium.privacy import accountants, coverage, mechanisms
@@ -52,10 +51,10 @@ class Guard:
         if conf is None:
             return cls()
         return cls(
-            typed(DefenceSettings, conf.get("defence"), "defence"),
-            typed(PrivacySettings, conf.get("privacy"), "privacy"),
+            conf.defence,
+            conf.privacy,
             len(resources.classes),
-            int(conf.seed),
+            conf.seed,
         )
 
     # -- what may cross ----------------------------------------------------------------------------------------------

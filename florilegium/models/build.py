@@ -8,12 +8,10 @@ Axes: B batch, C classes, D representation width (clients.width), S image side, 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from florilegium.config.clients import PairSettings
-from florilegium.config.composition import typed
+from florilegium.config.clients import ClientsSettings
 from florilegium.models.bodies import Classifier, ModelError
 from florilegium.models.clip import ClipImage, ClipText
 from florilegium.models.image import ImageBody
@@ -40,23 +38,22 @@ def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
         raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {there}")
 
 
-def sizes(clients: DictConfig, architecture: str) -> dict[str, Any]:
+def sizes(clients: ClientsSettings, architecture: str) -> dict[str, Any]:
     """The settings of one architecture, `clients.architectures.<name>`, as a plain dict."""
-    node = (clients.get("architectures") or {}).get(architecture)
+    node = clients.architectures.get(architecture)
     if node is None:
         raise ModelError(f"clients.architectures.{architecture} is missing")
-    given: Any = OmegaConf.to_container(node, resolve=True)
-    return dict(given)
+    return deepcopy(dict(node))
 
 
-def vocabulary(clients: DictConfig, architecture: str) -> Any:
+def vocabulary(clients: ClientsSettings, architecture: str) -> Any:
     """How a text architecture of `conf.clients` reads (tokens.py)."""
     pretrained = sizes(clients, architecture).get("pretrained")
-    return open_vocabulary(clients.get("tokenizer"), int(clients.get("tokens", 32)), pretrained)
+    return open_vocabulary(clients.tokenizer, clients.tokens, pretrained)
 
 
 def body(
-    clients: DictConfig, modality: str, architecture: str, reads: Any = None
+    clients: ClientsSettings, modality: str, architecture: str, reads: Any = None
 ) -> ImageBody | TextBody | ClipImage | ClipText:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
     check(modality, architecture)
@@ -72,7 +69,7 @@ def body(
         raise ModelError(f"clients.architectures.{architecture}: {text}") from error
 
 
-def build(clients: DictConfig, modality: str, architecture: str, classes: int, vocabulary: Any = None) -> Any:
+def build(clients: ClientsSettings, modality: str, architecture: str, classes: int, vocabulary: Any = None) -> Any:
     """A fresh model for a client of `conf.clients`: a Classifier, or for pairs a DualEncoder. `vocabulary` is that of
     a model that reads texts.
 
@@ -81,21 +78,20 @@ def build(clients: DictConfig, modality: str, architecture: str, classes: int, v
     if modality == "pair":
         return build_pair(clients, architecture, vocabulary)
     made = body(clients, modality, architecture, vocabulary)
-    return Classifier(made, made.hidden, int(clients.width), classes, project=architecture == "resnet")
+    return Classifier(made, made.hidden, clients.width, classes, project=architecture == "resnet")
 
 
-def build_pair(clients: DictConfig, architecture: str, reads: Vocabulary | None = None) -> DualEncoder:
+def build_pair(clients: ClientsSettings, architecture: str, reads: Vocabulary | None = None) -> DualEncoder:
     """A fresh dual encoder, e.g. "resnet+bert", of `clients.architectures`' sizes, for a client or the server.
 
     Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
     """
     check("pair", architecture)
-    settings = typed(PairSettings, clients.get("pair"), "clients.pair")
     image, text = architecture.split("+")
     reads = reads or vocabulary(clients, text)
-    width = int(clients.width)
+    width = clients.width
     encoders = []
     for modality, name in (("image", image), ("text", text)):
         made = body(clients, modality, name, reads)
         encoders.append(Encoder(made, made.hidden, width))
-    return DualEncoder(encoders[0], encoders[1], reads, settings)
+    return DualEncoder(encoders[0], encoders[1], reads, clients.pair)

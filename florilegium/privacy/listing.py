@@ -12,11 +12,9 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from florilegium import catalogue, seeds
-from florilegium.config import composition
 from florilegium.config.privacy import PrivacySettings
+from florilegium.config.settings import Settings
 from florilegium.data.datasets import open_dataset
 from florilegium.models import build
 from florilegium.privacy import coverage
@@ -53,18 +51,17 @@ class Listing:
     notes: list[str]
 
 
-def listing(conf: DictConfig) -> Listing:
+def listing(conf: Settings) -> Listing:
     """What crosses when `conf.method` runs. SettingsError for settings that the method refuses."""
-    conf = OmegaConf.create(composition.plain(conf))
     name = str(conf.method.name)
     Half: Any = catalogue.side(name, "client")
     if Half is None:
         nothing = "This method asks nothing of clients: nothing is sent."
         return Listing(name, catalogue.entry(name).exchanges, [], [nothing])
-    given = composition.typed(Half.Settings, conf.method.get("client"), "method.client")
+    given = conf.method.client
     spoken = phases.phases_of(Half, phases.exchanges_of(conf.method))
     kinds = {phase: phases.declared(Half, phase, given) for phase in spoken}
-    private = composition.typed(PrivacySettings, conf.get("privacy"), "privacy")
+    private = conf.privacy
     sizes = Sizes(conf, given)
     found = [
         line
@@ -161,16 +158,19 @@ def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
 class Sizes:
     """Lengths of axes and sizes of models, as far as the settings fix them."""
 
-    def __init__(self, conf: DictConfig, given: Any) -> None:
+    def __init__(self, conf: Settings, given: Any) -> None:
         self.conf, self.given = conf, given
 
     @cached_property
     def lengths(self) -> dict[str, int]:
-        server, public = self.conf.method.get("server") or {}, self.conf.data.get("public") or {}
-        width = int(self.conf.clients.width)
+        server, width = self.conf.method.server, self.conf.clients.width
         sent = width * (2 if getattr(self.given, "second_layer", 0) else 1)  # a body's outputs travel beside z
         known = {"C": len(open_dataset(self.conf.data).classes), "D": sent, "A": width, "R": width}
-        samples = server.get("samples") or (server.get("public") or {}).get("samples") or public.get("pairs")
+        samples = (
+            getattr(server, "samples", None)
+            or getattr(getattr(server, "public", None), "samples", None)
+            or self.conf.data.public.pairs
+        )
         return known | {"I": sent, "T": sent} | ({"N": int(samples), "L": int(samples)} if samples else {})
 
     def told(self) -> str:

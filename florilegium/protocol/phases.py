@@ -41,9 +41,9 @@ def crosses(kinds: Callable[[Any], Kinds]) -> Callable[[F], F]:
     return mark
 
 
-def exchanges_of(row: Any) -> str:
-    """How the server half of a row speaks to clients (strategies/blocks/exchanges.py): separate | joined."""
-    return str((row.get("server") or {}).get("exchanges", "separate"))
+def exchanges_of(arm: Any) -> str:
+    """How the server side of an arm speaks to clients (strategies/blocks/exchanges.py): separate | joined."""
+    return str(arm.value("server", "exchanges", "separate"))
 
 
 def phases_of(Half: Any, exchanges: str = "separate") -> list[str]:

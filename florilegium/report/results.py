@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from florilegium.config.settings import Settings, settings_of
 from florilegium.report import comparison, page
 from florilegium.report.comparison import COLUMNS, Comparison
 from florilegium.runs.reader import MAIN, Recorded, RunError, read_json, recorded
@@ -34,9 +34,9 @@ class RunResults:
         self.recorded: Recorded = recorded(self.directory)
 
     @cached_property
-    def settings(self) -> DictConfig:
+    def settings(self) -> Settings:
         """Every setting of the run, resolved: `run.settings.method.server`."""
-        return OmegaConf.create(self.recorded.settings)
+        return settings_of(self.recorded.settings)
 
     @property
     def arms(self) -> list[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
+from florilegium.config.instances import to_plain, to_yaml
 from florilegium.runs import files, lock, pictures
 from florilegium.runs.observers import Observer, Observers
 from florilegium.runs.reader import RunError, append, plain, read_json, read_lines, recorded, replace, summarise
@@ -41,7 +41,7 @@ class Run:
     def open(cls, out, conf, resume: bool = False) -> "Run":
         """Create `out`, or go on in it. RunError: not writable, holds a run, or was made with other settings."""
         out = Path(out)
-        settings: Any = OmegaConf.to_container(conf, resolve=True) if OmegaConf.is_config(conf) else dict(conf)
+        settings = to_plain(conf)
         try:
             for folder in (out, out / "samples", out / "checkpoints"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class Run:
                 raise RunError(f"run directory {out}: holds a run already; choose another out=, or resume=true")
             same_settings(recorded(out).settings, settings, out)
         files.sweep(out)  # what a killed server left half written
-        replace(out / "settings.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+        replace(out / "settings.yaml", to_yaml(settings).encode())
         (out / "progress.jsonl").unlink(missing_ok=True)
         for name in ("rounds.jsonl", "ledger.jsonl"):  # heal a torn last line before growing the file
             if (out / name).exists():
@@ -151,8 +151,7 @@ class Run:
     def finish(self, conf=None, *, protocol: dict | None = None, seconds: float | None = None) -> None:
         """Write summary.json; `protocol` adds facts such as judge_accuracy."""
         if conf is not None:
-            given: Any = OmegaConf.to_container(conf, resolve=True) if OmegaConf.is_config(conf) else dict(conf)
-            self.settings = given
+            self.settings = to_plain(conf)
         rounds = read_lines(self.out / "rounds.jsonl")
         arms = summarise(rounds)
         before = read_json(self.out / "summary.json").get("seconds") or 0

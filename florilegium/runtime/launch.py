@@ -22,17 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from florilegium import assets, preflight
 from florilegium.config import composition, overrides
-from florilegium.config.composition import SettingsError
-from florilegium.config.run import Attack
+from florilegium.config.composition import Settings, SettingsError
 from florilegium.config.search_path import look_in_other_packages, problem_of
 from florilegium.federation.federation import FederationError
 from florilegium.report import comparison
@@ -87,14 +83,14 @@ class Jobs:
         self.failures: list[str] = []
         self.table: list[tuple[str, str, str]] = []  # (overrides, directory, how it went), of a sweep
 
-    def run(self, conf: DictConfig, name: str = "", folder: str = "") -> None:
+    def run(self, conf: Any, name: str = "", folder: str = "") -> None:
         """One run; in a sweep, `name` says what sets it apart and `folder` where it lies below `out`.
 
         A failure is told, kept, and ends no other run.
         """
         begun, where, failure = time.monotonic(), "", ""
         try:
-            out, whole = prepare(conf, folder)
+            out, whole = prepare(composition.composed(conf), folder)
             where = shown(out)
             self.directories.append(out)
             run_job(whole)
@@ -144,11 +140,10 @@ def say_failure(error: BaseException) -> str:
     """Print the reason as one line (with FLORILEGIUM_DEBUG raise it, traceback and all) and return it."""
     if os.environ.get("FLORILEGIUM_DEBUG"):
         raise error
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        line = composition.explain(error)
-    elif isinstance(error, EXPECTED):
+    line = composition.explained(error)
+    if line is None and isinstance(error, EXPECTED):
         line = composition.first_line(error)
-    else:
+    elif line is None:
         line = f"{type(error).__name__}: {composition.first_line(error)} (FLORILEGIUM_DEBUG=1 shows where)"
     print(f"florilegium: {line}", file=sys.stderr, flush=True)
     return line
@@ -164,7 +159,7 @@ def shown(directory: Path) -> str:
 # -- one run ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(conf: DictConfig, folder: str = "") -> tuple[Path, DictConfig]:
+def prepare(conf: Settings, folder: str = "") -> tuple[Path, Settings]:
     """Check the settings and open the run directory, in `folder` below `out`: (directory, complete settings)."""
     conf = composition.complete(conf, folder)
     preflight.validate(conf)
@@ -183,7 +178,7 @@ def job_directory(job: list[str], fixed: list[str]) -> str:
     return f"{slug[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def open_directory(conf: DictConfig) -> Path:
+def open_directory(conf: Settings) -> Path:
     """Make the run directory. SettingsError when it cannot be written or already holds a run."""
     out = Path(conf.out)
     try:
@@ -198,7 +193,7 @@ def open_directory(conf: DictConfig) -> Path:
     return out
 
 
-def run_job(conf: DictConfig) -> None:
+def run_job(conf: Settings) -> None:
     """Start one run and see it to its end. LaunchError with the reason when it fails."""
     out, arms = Path(conf.out), list(composition.arms(conf))
     print(
@@ -206,7 +201,7 @@ def run_job(conf: DictConfig) -> None:
         f"arms {', '.join(arms)}, seed {conf.seed}",
         flush=True,
     )
-    if bad := composition.typed(Attack, conf.get("attack"), "attack").attackers(len(conf.clients.mix), conf.seed):
+    if bad := conf.attack.attackers(len(conf.clients.mix), conf.seed):
         print(f"simulated attack: {conf.attack.kind} by client {', '.join(map(str, bad))}", flush=True)
     if conf.runtime.name == "inprocess":
         run_here(conf, out, arms)
@@ -214,7 +209,7 @@ def run_job(conf: DictConfig) -> None:
         run_flower(conf, out, arms)
 
 
-def run_here(conf: DictConfig, out: Path, arms: list[str]) -> None:
+def run_here(conf: Settings, out: Path, arms: list[str]) -> None:
     """The run in this process. A bug of ours is raised as it is; a run that cannot go on is a LaunchError."""
     try:
         with Screen(out, arms, conf.rounds, bars=not inprocess.debugging()):
@@ -223,7 +218,7 @@ def run_here(conf: DictConfig, out: Path, arms: list[str]) -> None:
         raise LaunchError(f"{composition.first_line(error)} (log: {shown(out / 'run.log')})") from error
 
 
-def run_flower(conf: DictConfig, out: Path, arms: list[str]) -> None:
+def run_flower(conf: Settings, out: Path, arms: list[str]) -> None:
     """The run in Flower's own processes."""
     with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
         run_config = Path(scratch, "run.toml")
@@ -236,7 +231,7 @@ def run_flower(conf: DictConfig, out: Path, arms: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def connection(conf: DictConfig) -> Iterator[Flower]:
+def connection(conf: Settings) -> Iterator[Flower]:
     """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named."""
     if conf.runtime.name == "simulation":
         with OwnSuperLink({assets.VARIABLE: conf.assets}) as flower:
@@ -250,7 +245,7 @@ def connection(conf: DictConfig) -> Iterator[Flower]:
         yield Flower(conf.runtime.superlink, quiet_environment({}))
 
 
-def federation(conf: DictConfig) -> str | None:
+def federation(conf: Settings) -> str | None:
     """Flower's --federation-config of a simulation: no more actors than clients or cores."""
     runtime, clients = conf.runtime, len(conf.clients.mix)
     if runtime.name != "simulation":

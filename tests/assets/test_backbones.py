@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from florilegium import assets
 from florilegium.config.composition import compose
@@ -62,7 +61,6 @@ def test_like_things_lie_together_before_any_training(modality, kind):
 
 def test_a_backbone_that_is_not_there_is_one_clear_line():
     conf = clients()
-    OmegaConf.set_readonly(conf, False)
-    conf.architectures.bert.pretrained = "backbones/birt"
+    conf.architectures["bert"]["pretrained"] = "backbones/birt"
     with pytest.raises(ModelError, match="clients.architectures.bert: no asset models/backbones/birt"):
         body(conf, "text", "bert", vocabulary(clients(), "bert"))

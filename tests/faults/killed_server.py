@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from florilegium.config.settings import settings_of
 
 CHECKPOINT = re.compile(r"checkpoints/(?P<arm>\w+)/round-(?P<round>\d+)\.safetensors$")
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
@@ -56,7 +56,7 @@ def serve(settings_text: str, last: int | None, told: str) -> None:
     from server_app.app import app as server_app
     from tests.local_grid import run_apps
 
-    conf = OmegaConf.create(json.loads(settings_text))
+    conf = settings_of(json.loads(settings_text))
     changes = Changes(Path(conf.out), last)
     run_apps(server_app, client_app, len(conf.clients.mix), {"settings": settings_text, "overrides": ""})
     Path(told).write_text(json.dumps({"count": changes.count, "rounds": changes.rounds}))

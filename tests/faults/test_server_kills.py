@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 
 from florilegium.config import composition
+from florilegium.config.settings import Settings, settings_of
 from florilegium.runs import files
 from tests.faults.killed_server import serve
 
@@ -45,7 +45,7 @@ def processes():
 
 
 @pytest.fixture
-def conf(toy_conf, tmp_path) -> DictConfig:
+def conf(toy_conf, tmp_path) -> Settings:
     """FedMMKT and two reference arms, so that a kill meets finished, running and unbegun arms."""
     conf = toy_conf(
         "method=fedmmkt",
@@ -56,17 +56,17 @@ def conf(toy_conf, tmp_path) -> DictConfig:
         "method.client.pretrain_epochs=1",
         "evaluation.images_per_class=2",
     )
-    with open_dict(conf):
-        conf.references = {
-            "standalone": {"name": "standalone", "server": {}, "client": {"pretrain_epochs": 1}},
-            "self_label": {"name": "selftuned", "server": {"source": "label", "samples": 8, "t2i": conf.tuning}},
-        }
+    tuning = composition.plain(conf)["tuning"]
+    conf.references = {
+        "standalone": {"name": "standalone", "server": {}, "client": {"pretrain_epochs": 1}},
+        "self_label": {"name": "selftuned", "server": {"source": "label", "samples": 8, "t2i": tuning}},
+    }
     return conf
 
 
-def run(processes, conf: DictConfig, out: Path, last: int | None, resume: bool) -> dict | None:
+def run(processes, conf: Settings, out: Path, last: int | None, resume: bool) -> dict | None:
     """One process of the run; what it told of its changes, or None when it was killed at number `last`."""
-    conf = OmegaConf.create(composition.plain(conf))
+    conf = settings_of(composition.plain(conf))
     conf.out, conf.clients.state_dir, conf.resume = str(out), str(out / "state"), resume
     told = out.with_name(out.name + ".told")
     told.unlink(missing_ok=True)

@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.config.composition import typed
 from florilegium.config.diffusion import DiffusionSettings
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.methods.guidance.settings import FedDifRCSettings, GuidanceSettings
 from florilegium.resources import located
 
 
-def opened(diffusion: Any) -> FeatureExtractor:
+def opened(given: DiffusionSettings) -> FeatureExtractor:
     """The frozen model of conf.diffusion, its weights read when first needed. AssetError, SettingsError."""
-    given = typed(DiffusionSettings, diffusion, "diffusion")
     return FeatureExtractor(located(given.model), given)
 
 
