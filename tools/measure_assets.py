@@ -17,7 +17,7 @@ from PIL import Image
 from pretraining import DATA, class_names, pixels, read, template
 from rich.progress import track
 from torch.nn.functional import interpolate
-from train_judges import accuracy, split_of
+from train_judges import accuracy, folder_of, split_of
 from training_loop import device_of
 from transformers import BlipForConditionalGeneration, BlipProcessor, ResNetForImageClassification
 
@@ -109,12 +109,12 @@ def grid(pictures: list[list], columns: int) -> Image.Image:
     return sheet
 
 
-def t2i_figures(models: Path, device: torch.device, each: int) -> dict:
+def t2i_figures(models: Path, cache: Path, device: torch.device, each: int) -> dict:
     """Guidance, T2I accuracy by each judge and the judges' own accuracy; writes the sample grids."""
     pipe = StableDiffusionPipeline.from_pretrained(models / "mini-sd", torch_dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     names, found = class_names(), {}
-    judges = {n: models / "judges" / n for n in ("emoji-public", "emoji-private", "fashion")}
+    judges = {n: folder_of(n, models, cache) for n in ("emoji-public", "emoji-private", "fashion")}
     judges = {n: ResNetForImageClassification.from_pretrained(f, dtype=torch.float32).eval() for n, f in judges.items()}
     for data, own, judge in (("emoji", names[:24], "emoji-public"), ("fashion", names[24:], "fashion")):
         tried = {g: judged(judges[judge], generated(pipe, own, 4, g, PICK_SEED)) for g in GUIDANCES}
@@ -150,7 +150,7 @@ def main() -> None:
         hits = [names_the_class(c, y, names, words) for c, y in zip(said[part], rows["label"], strict=True)]
         figures[f"caption/{part}"] = float(np.mean(hits))
     figures["caption/examples"] = [[t, c] for t, c in zip(test["public"]["text"], said["public"], strict=True)][::60]
-    figures |= t2i_figures(args.out, device, args.each)
+    figures |= t2i_figures(args.out, args.cache, device, args.each)
     facts = {p.stem: json.loads(p.read_text()) for p in sorted((args.cache / "checkpoints").glob("*.json"))}
     (args.out / "figures.json").write_text(json.dumps({"figures": figures, "training": facts}, indent=1) + "\n")
     (args.out / "README.md").write_text(model_card(figures, facts))

@@ -60,6 +60,7 @@ def model_card(figures: dict, facts: dict) -> str:
 One generic set for both data sets, pre-trained on public data only: the public emoji styles without any validation or
 test concept, and 20,000 Fashion-MNIST images that no client holds. Weights are fp16 safetensors; load them in fp32.
 Built by `tools/build_assets.py`. The judges are no part of the set: they learn the real training images they judge by.
+Judge emoji-public is not shipped: it serves these figures alone. `backbones/` has its own card, and so has every judge.
 
 | folder | class | what |
 | --- | --- | --- |

@@ -23,6 +23,11 @@ STEPS = {"emoji-private": 1500, "emoji-public": 1500, "lexicon-private": 2500, "
 
 
 MORE = {"lexicon-private": JUDGE_LEXICON}
+KEPT_BACK = ("emoji-public",)  # measures the mini models before any tuning; no run needs it, so it is not shipped
+
+
+def folder_of(judge: str, out: Path, cache: Path) -> Path:
+    return (cache if judge in KEPT_BACK else out) / "judges" / judge
 
 
 def joined(first: Examples, second: Examples) -> Examples:
@@ -101,13 +106,13 @@ def train_judge(judge: str, args, device: torch.device) -> None:
             best.update(facts, validation=round(found, 4))
             half = mini_resnet(learnt.names).half()
             half.load_state_dict(average.state_dict())
-            folder = args.out / "judges" / judge
+            folder = folder_of(judge, args.out, args.cache)
             half.save_pretrained(folder)
             processor().save_pretrained(folder)
         record(args.cache, f"judge-{judge}", best)
 
     train(f"judge-{judge}", model, loss_of, save, args, decay=0.998)
-    write_card(judge, best, split_of(judge, "test"), args.out / "judges" / judge, device)
+    write_card(judge, best, split_of(judge, "test"), folder_of(judge, args.out, args.cache), device)
 
 
 def write_card(judge: str, best: dict, test: Examples, folder: Path, device: torch.device) -> None:
