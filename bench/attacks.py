@@ -87,6 +87,8 @@ class Drawing(Resources):
     def captioner(self) -> Any:
         return lambda images: [f"{colour} {toy.CLASSES[c]}" for c, colour in zip(self.drawn, self.colours, strict=True)]
 
+    why_no_judge = ""
+
     def judge(self) -> Any:
         return SimpleNamespace(predict=lambda images: torch.tensor(self.drawn))
 

@@ -15,7 +15,7 @@ from florilegium.config.composition import Arm, Settings, SettingsError, arms, f
 from florilegium.config.data import MODALITIES
 from florilegium.config.instances import to_plain
 from florilegium.config.privacy import PrivacySettings
-from florilegium.data.datasets import open_dataset
+from florilegium.data.datasets import classes_of
 from florilegium.data.partition import partition
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
@@ -83,7 +83,7 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
             f"{where}.name={s.name} compares the two"
         )
     try:
-        class_prompts(open_dataset(conf.data).classes, s)
+        class_prompts(classes_of(conf.data), s)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -150,7 +150,9 @@ def _validate_pairs(conf: Settings) -> None:
 
 def _validate_data(conf: Settings) -> None:
     """The data directory is there and its files look like what they claim to be. AssetError, SettingsError."""
-    given = conf.data.path
+    given = conf.data.prepared or conf.data.path
+    if not conf.data.own and any(member.data for member in conf.clients.mix):
+        raise SettingsError("clients.mix: a client has `data` of its own only with data=folder, table, pairs or saved")
     place = Path(given) if given else assets.path("data", conf.data.name)
     if not given and not (place / "classes.json").exists():
         raise assets.AssetError(f"{place / 'classes.json'} is missing (`make assets` rebuilds the data)")

@@ -95,6 +95,20 @@ class Resources:
         captioner = self._captioner
         return lambda images: captioner(images, self._hear("caption"))
 
+    @cached_property
+    def why_no_judge(self) -> str:
+        """Why there is no classifier of these classes, and how to get one; "" where there is one.
+
+        AssetError when the settings name one that cannot be used.
+        """
+        try:
+            self.judge()
+        except AssetError as error:
+            if self.conf.data.judge:
+                raise
+            return f"{first_line(error)}; data.judge=DIR names a transformers image classifier of these classes"
+        return ""
+
     def judge(self) -> Judge:
         """The classifier of the T2I accuracy: conf.data.judge, else that of the clients' domain of these data."""
         if self._judge is None:

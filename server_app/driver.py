@@ -9,6 +9,7 @@ from typing import Any
 from florilegium import catalogue
 from florilegium.config import composition
 from florilegium.config.settings import Settings
+from florilegium.data.own import preparation
 from florilegium.data.partition import partition
 from florilegium.federation.federation import Federation
 from florilegium.report import page
@@ -95,6 +96,7 @@ class Narrator:
 def drive(conf: Settings, grid: Any) -> None:
     """Run the method and its reference arms, each resumed where it stopped, then write summary and report."""
     run = Run.open(conf.out, conf, resume=conf.resume)
+    preparation.prepare(conf)  # where no launcher has done it
     watched(run, conf)
     try:
         run_arms(run, conf, grid)

@@ -266,17 +266,20 @@ class FedMMKT(Rounds):
 
     def judged(self, images: Tensor, drawn_N: Tensor, label_N: Tensor, keep_N: Tensor) -> dict[str, float]:
         """How good the consensus is: share kept, and agreement with the drawn classes and with the oracle judge."""
-        oracle_N = self.resources.judge().predict(images)
+        oracle_N = None if self.resources.why_no_judge else self.resources.judge().predict(images)
         self.votes = confusion(label_N, drawn_N, len(self.classes))
         figures = {"labels/kept": keep_N.float().mean().item()}
         if keep_N.any():
-            agree = {
-                "labels/accuracy": label_N == oracle_N,
-                "labels/agree_with_prompt": label_N == drawn_N,
-                "prompts/accuracy": drawn_N == oracle_N,
-            }
+            agree = {"labels/agree_with_prompt": label_N == drawn_N}
+            if oracle_N is not None:
+                agree = {
+                    "labels/accuracy": label_N == oracle_N,
+                    **agree,
+                    "prompts/accuracy": drawn_N == oracle_N,
+                }
             figures |= {name: hit[keep_N].float().mean().item() for name, hit in agree.items()}
-            figures["prompts/accuracy_all"] = (drawn_N == oracle_N).float().mean().item()
+            if oracle_N is not None:
+                figures["prompts/accuracy_all"] = (drawn_N == oracle_N).float().mean().item()
         return figures
 
     def modelled_bytes(self, replies: list[Reply], sent: dict[str, Samples]) -> dict[str, float]:

@@ -30,6 +30,8 @@ class FakeResources:
     def captioner(self):
         return lambda images: [f"caption {int(x[0, 0, 0])}" for x in images]
 
+    why_no_judge = ""
+
     def judge(self):
         return self
 

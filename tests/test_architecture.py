@@ -86,6 +86,7 @@ OWN = {
     "florilegium/data/private.py",
     "florilegium/data/own/sources.py",
     "florilegium/data/own/examination.py",
+    "florilegium/data/own/preparation.py",
     "florilegium/cli/data_check.py",
 }
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "handler", "base", "core"}

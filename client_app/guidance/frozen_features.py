@@ -18,7 +18,7 @@ from client_app.client import Client
 from florilegium import seeds
 from florilegium.config.diffusion import DiffusionSettings
 from florilegium.config.instances import from_text, to_text
-from florilegium.data.datasets import open_dataset
+from florilegium.data.datasets import classes_of
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.projection import Projection
@@ -74,7 +74,7 @@ class Sight:
     def questions(self) -> Questions:
         """What FedDifRC asks about each row, in the order of `rows`."""
         s, data = self.settings, self.client.data.train
-        prompts = class_prompts(open_dataset(self.client.conf.data).classes, s)
+        prompts = class_prompts(classes_of(self.client.conf.data), s)
         return questions(prompts, data.labels[self.order], self.rows, s.feddifrc, s.noise_seed)
 
     def features(self, condition: Tensor | None = None) -> Tensor:

@@ -36,6 +36,7 @@ class Member:
     """One client."""
 
     modality: str = setting("", "image, text or pair")
+    data: str | None = setting(None, "path of data of its own, on this machine (data.own); null: its part of data.path")
     model: str = setting("", "the name of its model in clients.architectures; for a pair image+text, e.g. resnet+bert")
 
 

@@ -87,12 +87,24 @@ def complete(conf: Settings, job: str = "") -> Settings:
         raise SettingsError("resume=true needs out=DIR, the directory of the run to go on with")
     out = Path(conf.out or default_directory(conf)).expanduser()
     conf.out = str((Path.cwd() / out / job).resolve())
+    if conf.data.own:
+        conf.data.prepared = str(Path(conf.out, "own-data"))
+        _place_own(conf)
     if conf.runtime.name != "deployment":
         conf.assets = str(assets.root())
         conf.clients.state_dir = conf.clients.state_dir or str(Path(conf.out, "state"))
         for arm in conf.arms().values():  # features of frozen models are shared by all runs that start here
             arm.fill("guidance", cache=str(Path.cwd() / ".cache" / "features"))
     return conf
+
+
+def _place_own(conf: Settings) -> None:
+    """Paths of own data do not depend on the folder in which a process starts."""
+    if conf.data.path:
+        conf.data.path = os.path.abspath(Path(conf.data.path).expanduser())
+    for member in conf.clients.mix:
+        if member.data:
+            member.data = os.path.abspath(Path(member.data).expanduser())
 
 
 def default_directory(conf: Settings) -> str:

@@ -19,6 +19,16 @@ class PublicSettings:
     pairs: int | None = setting(1200, "number of pairs; null: all that there are", low=2, high=100_000_000)
     seed: int = setting(0, "seed of the choice of pairs; it is not the run's seed", low=0, high=2**31 - 1)
     path: str | None = setting(None, "a directory of its own; null: the public rows of the data set")
+    share: float = setting(0.0, "own data: the share of the rows that everybody may have", low=0, high=0.9)
+
+
+@section
+class SplitSettings:
+    """How own data are split where they are not: shares of the rows of each class, drawn by a seed of their own."""
+
+    validation: float = setting(0.1, "share of the rows that runs are selected by", low=0.01, high=0.8)
+    test: float = setting(0.2, "share of the rows that clients are judged on", low=0.01, high=0.8)
+    seed: int = setting(0, "seed of the split; it is not the run's seed", low=0, high=2**31 - 1)
 
 
 @section
@@ -27,6 +37,14 @@ class DataSettings:
 
     name: str = setting("emoji", "an embedded data set (emoji, fashion, lexicon, toy), or a name for your own")
     path: str | None = setting(None, "directory of your own data; null: the embedded data set of this name")
+    own: bool = setting(False, "the path is read as own data (docs/own-data.md), and split where it is not")
+    prepared: str | None = setting(None, "where a run keeps own data that it has read; set by the launcher")
+    classes: list[str] | None = setting(None, "the classes; null: those that the data name")
+    split: SplitSettings = setting(factory=SplitSettings, help="how own data are split")
+    text_column: str = setting("text", "own data: the column of the text")
+    label_column: str = setting("label", "own data: the column of the class")
+    image_column: str = setting("image", "own data: the column of the image or of its path")
+    max_pixels: int = setting(1 << 26, "own data: a larger image is refused before it is decoded", low=1, high=1 << 30)
     hub: str | None = setting(None, "id of a labelled image data set on a hub; it replaces the embedded one")
     image_size: int = setting(32, "pixels on a side of every image", low=1, high=4096)
     prompt: str | None = setting(

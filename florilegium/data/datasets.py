@@ -114,13 +114,43 @@ def open_dataset(data: DataSettings) -> Splits:
     """The data set of `conf.data`; read once in a process. DataError, AssetError."""
     if data.name == "toy":
         return _toy(data.prompt or PROMPT, int(data.image_size))
+    if at_sites(data):
+        return _nowhere(class_list(list(data.classes or ()), data.prompt))
     if data.hub:
         return _hub(str(data.hub), data.prompt or PROMPT)
     return _read(str(_place(data)), data.prompt or PROMPT)
 
 
 def _place(data: DataSettings) -> Path:
+    if data.own:  # data/own/preparation.py has put them there
+        return Path(str(data.prepared))
     return Path(data.path or assets.path("data", data.name))
+
+
+def at_sites(data: DataSettings) -> bool:
+    """Whether this machine has no row of own data: all are at the sites of a deployment."""
+    return data.own and not Path(str(data.prepared), "test.parquet").is_file()
+
+
+def _nowhere(classes: Classes) -> Splits:
+    """Splits without rows."""
+    from datasets import Dataset
+
+    empty = Dataset.from_dict({"id": [], "image": [], "text": [], "label": [], "part": []})
+    return Splits(empty, empty, empty, classes, "the sites' own data")
+
+
+def class_list(names: Sequence[str], template: str | None = None) -> Classes:
+    """Classes by their names alone, with the usual article for each."""
+    return _classes([{"name": name} for name in names], template or PROMPT, "data.classes")
+
+
+def classes_of(data: DataSettings) -> Classes:
+    """The classes of `conf.data`: the list in the settings where there is one, so that a site needs no file of the
+    operator's; else those of the data set. DataError, AssetError."""
+    if given := data.classes:
+        return class_list([str(name) for name in given], data.prompt)
+    return open_dataset(data).classes
 
 
 def files(data: DataSettings) -> list[tuple[str, int, int]]:
@@ -219,8 +249,8 @@ def modality_rows(dataset: Dataset, modality: str) -> Dataset:
     if "modality" in dataset.column_names:
         alone = texts_alone(dataset)
         dataset = dataset.select(np.flatnonzero(alone if modality == "text" else ~alone))
-    if modality != "text" or "concept" not in dataset.column_names:
-        return dataset
+    if modality != "text" or "concept" not in dataset.column_names or "owner" in dataset.column_names:
+        return dataset  # in own data (`owner`) a concept is a picture, and each of its texts counts
     _, first = np.unique(np.array(dataset["concept"][:]), return_index=True)
     return dataset.select(np.sort(first))
 

@@ -49,7 +49,8 @@ def _partition(data: str, clients_: str, seed: int) -> dict[str, Any]:
             raise DataError(f"clients.mix[{k}]: no modality {member.modality!r}; there are {', '.join(MODALITIES)}")
     splits = open_dataset(from_text(DataSettings, data, "data"))
     private = _long_tail(splits.private("train"), len(splits.classes), s.imbalance, seed)
-    members = {m: [k for k, member in enumerate(mix) if member.modality == m] for m in MODALITIES}
+    private, owned = _owned(private, mix)
+    members = {m: [k for k, member in enumerate(mix) if member.modality == m and k not in owned] for m in MODALITIES}
     apart = parts(private, s, [m for m in MODALITIES if members[m]], seed) if s.disjoint_modalities else {}
     clients: list[dict[str, Any]] = [{} for _ in mix]
     for modality, ids in members.items():
@@ -61,11 +62,28 @@ def _partition(data: str, clients_: str, seed: int) -> dict[str, Any]:
             if s.shift != "none" and modality == "image":
                 clients[k]["shift"] = shift.amount(s.shift, k, s.rotation, s.contrast)
         _warn_of_gaps([clients[k] for k in ids], splits.classes, modality)
+    for k, mine in owned.items():
+        clients[k] = {"client": k, "modality": mix[k].modality, "model": mix[k].model, **mine}
     for client in clients:
         counts = np.bincount(client.pop("labels"), minlength=len(splits.classes))
         client["classes"] = {name: int(n) for name, n in zip(splits.classes, counts, strict=True)}
     digest = hashlib.sha256(json.dumps([client["rows"] for client in clients]).encode()).hexdigest()
     return {"clients": clients, "settings": vars(s), "seed": seed, "hash": digest}
+
+
+def _owned(private: Dataset, mix: Any) -> tuple[Dataset, dict[int, dict[str, Any]]]:
+    """The rows that are dealt, and {client: {"rows": ids, "labels": labels}} of clients with data of their own."""
+    if "owner" not in private.column_names:
+        return private, {}
+    owners = np.array(private["owner"][:])
+    found = {}
+    for k, member in enumerate(mix):
+        if member.data:
+            mine = modality_rows(private.select(np.flatnonzero(owners == k)), str(member.modality))
+            found[k] = {"rows": list(mine["id"][:]), "labels": list(mine["label"][:])}
+            if not len(mine):
+                raise DataError(f"clients.mix[{k}].data has no {member.modality} row to train on")
+    return private.select(np.flatnonzero(owners < 0)), found
 
 
 def _long_tail(private: Dataset, classes: int, imbalance: float, seed: int) -> Dataset:

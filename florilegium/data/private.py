@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,19 @@ from florilegium.config.data import DataSettings
 from florilegium.config.instances import from_text, to_text
 from florilegium.config.settings import Settings
 from florilegium.data import shift
-from florilegium.data.datasets import DataError, Rows, held_out, modality_rows, open_dataset, read_rows
+from florilegium.data.datasets import (
+    DataError,
+    Rows,
+    at_sites,
+    classes_of,
+    held_out,
+    modality_rows,
+    open_dataset,
+    read_rows,
+)
 from florilegium.data.own.examination import examine
 from florilegium.data.own.sources import OwnSettings
+from florilegium.data.own.splits import split_rows
 from florilegium.data.partition import partition
 
 
@@ -56,7 +67,9 @@ def open_private(conf: Settings, client: int, modality: str, node_config: Mappin
     With `test-path` or `validation-path` in the node configuration the client is judged on the site's own rows.
     """
     own = OwnSettings.of(node_config)
-    names, side = tuple(open_dataset(conf.data).classes), int(conf.data.image_size)
+    if own is not None and not operators_rows(conf.data):
+        return _at_site(conf, own, modality, node_config)
+    names, side = tuple(classes_of(conf.data)), int(conf.data.image_size)
     data, domain = to_text(conf.data), Domain()
     if own is not None:
         train = _own(own, names, modality, side)
@@ -73,6 +86,37 @@ def open_private(conf: Settings, client: int, modality: str, node_config: Mappin
         for split in ("validation", "test")
     )
     return PrivateData(train, validation, test, names)
+
+
+def operators_rows(data: DataSettings) -> bool:
+    """Whether the rows of the settings' data set are on this machine. A site has none of the operator's files."""
+    if at_sites(data):
+        return False
+    return data.own or bool(data.hub) or data.name == "toy" or not data.path or Path(data.path).is_dir()
+
+
+def _at_site(conf: Settings, own: OwnSettings, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
+    """The data of a site that has nothing of the operator's: held-out rows are its own, given, split, or drawn."""
+    classes, side = classes_of(conf.data), int(conf.data.image_size)
+    rows = {"train": _own(own, tuple(classes), modality, side)}
+    drawn: dict[str, float] = {}
+    for split in ("test", "validation"):
+        if given := OwnSettings.of(node_config, f"{split}-path"):
+            rows[split] = _own(given, tuple(classes), modality, side, split)
+        elif (found := _own_split(own, tuple(classes), modality, side, split)) is not None:
+            rows[split] = found
+        else:
+            drawn[split] = getattr(conf.data.split, split)
+    if drawn:
+        rows |= split_rows(rows["train"], classes, drawn, conf.data.split.seed)
+    return PrivateData(rows["train"], rows["validation"], rows["test"], tuple(classes))
+
+
+@lru_cache(maxsize=8)
+def _own_split(own: OwnSettings, classes: tuple[str, ...], modality: str, side: int, split: str) -> Rows | None:
+    """The rows of a split that the site's data have, None where they have no such split."""
+    found = examine(own, classes, modality, side, split)
+    return found.whole() if found.split == split else None
 
 
 @lru_cache(maxsize=32)

@@ -343,6 +343,8 @@ def notes(run: Recorded) -> str:
             f"It is measured on {count} generated images: one standard error is about "
             f"{100 * math.sqrt(accuracy * (1 - accuracy) / count):.1f} points."
         )
+    for figure, why in (run.protocol.get("not_measured") or {}).items():
+        told.append(f"{escape(str(figure))} was not measured: {escape(str(why))}.")
     told.append(
         f"This is one run with one seed ({run.get('seed')}). Differences of a few points need several seeds: "
         "<code>florilegium run -m seed=0,1,2</code>, then <code>florilegium compare</code>."

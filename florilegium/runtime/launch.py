@@ -30,8 +30,11 @@ from florilegium import assets, preflight
 from florilegium.config import composition, overrides
 from florilegium.config.composition import Settings, SettingsError
 from florilegium.config.search_path import look_in_other_packages, problem_of
+from florilegium.data.datasets import DataError
+from florilegium.data.own import preparation
 from florilegium.federation.federation import FederationError
 from florilegium.report import comparison
+from florilegium.runs import reader
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
 from florilegium.runtime import inprocess, local
@@ -41,7 +44,7 @@ INTERRUPTED = 130
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_NAME = 100  # of a job's directory; a longer one is cut and told apart by a hash
 SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
-EXPECTED = (SettingsError, LaunchError, RunError, assets.AssetError)  # their messages are written for the user
+EXPECTED = (SettingsError, LaunchError, RunError, DataError, assets.AssetError)  # written for the user
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -162,6 +165,11 @@ def shown(directory: Path) -> str:
 def prepare(conf: Settings, folder: str = "") -> tuple[Path, Settings]:
     """Check the settings and open the run directory, in `folder` below `out`: (directory, complete settings)."""
     conf = composition.complete(conf, folder)
+    if conf.data.own:
+        open_directory(conf)  # which is where they are kept
+        if facts := preparation.prepare(conf):
+            print(preparation.summary(facts), flush=True)
+            conf.data.classes = facts["classes"]  # a site needs no file of ours to know them
     preflight.validate(conf)
     return open_directory(conf), conf
 
@@ -207,6 +215,8 @@ def run_job(conf: Settings) -> None:
         run_here(conf, out, arms)
     else:
         run_flower(conf, out, arms)
+    for line in remarks(out):
+        print(line, flush=True)
 
 
 def run_here(conf: Settings, out: Path, arms: list[str]) -> None:
@@ -228,6 +238,12 @@ def run_flower(conf: Settings, out: Path, arms: list[str]) -> None:
             status = follow(flower, run_id, out / "run.log")
     if not status.completed:
         raise LaunchError(f"{reason(status, out / 'run.log')} (log: {shown(out / 'run.log')})")
+
+
+def remarks(out: Path) -> list[str]:
+    """What a user should know of a run beside its figures: those that could not be measured."""
+    missing = reader.read_json(out / "summary.json").get("protocol", {}).get("not_measured", {})
+    return [f"not measured: {figure}: {why}" for figure, why in missing.items()]
 
 
 @contextlib.contextmanager

@@ -167,6 +167,8 @@ class PublicSet:
         """How right the labels agreed on are: by the pairs' own labels, or by the judge of the T2I accuracy."""
         if self.pairs is not None:
             return {"labels/accuracy": (label_N == public.labels).float().mean().item()}
+        if self.resources.why_no_judge:
+            return {"labels/agree_with_prompt": (label_N == public.labels).float().mean().item()}
         oracle_N = self.resources.judge().predict(public.images)
         agree = {
             "labels/accuracy": label_N == oracle_N,

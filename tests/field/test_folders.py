@@ -84,7 +84,7 @@ def test_one_split_alone_is_read_and_two_without_train_are_not(tmp_path):
     two_classes(tmp_path, "test")
     assert labels(look(tmp_path)) == FOUR and warned(look(tmp_path)) == {"split"}
     two_classes(tmp_path, "val", seed=100)
-    assert refused(look(tmp_path)) == [("no rows", tmp_path.name)]
+    assert refused(look(tmp_path)) == [("no split", tmp_path.name)]
 
 
 # -- kinds and depths of pictures --------------------------------------------------------------------------------------

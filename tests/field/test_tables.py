@@ -300,7 +300,7 @@ def test_saved_data_sets_with_splits_of_any_spelling_and_a_format(tmp_path):
     rows.select([1, 0]).save_to_disk(str(tmp_path / "turned"))
     assert look(tmp_path / "turned", "text").whole().texts == ("b", "a")
     datasets.DatasetDict({"a": rows, "b": rows}).save_to_disk(str(tmp_path / "odd"))
-    assert [kind for kind, _ in refused(look(tmp_path / "odd", "text"))] == ["no rows"]
+    assert [kind for kind, _ in refused(look(tmp_path / "odd", "text"))] == ["no split"]
 
 
 def test_one_stored_value_for_many_rows_of_parquet_is_read_piece_by_piece(tmp_path):

@@ -89,7 +89,7 @@ def chosen_split(place: Path, there: Collection[str], wanted: str) -> tuple[str,
     """The split to read of those that are there, and the warning that names the others. Unread when there is none."""
     order = [split for split in SPLITS if split in there] + sorted(set(there) - set(SPLITS))
     if wanted not in order and len(order) > 1:
-        raise Unread(Finding("no rows", str(place), f"has no split {wanted}; it has {listed(order)}"))
+        raise Unread(Finding("no split", str(place), f"has no split {wanted}; it has {listed(order)}"))
     split = wanted if wanted in order else order[0]
     if split != wanted:
         return split, [Finding("split", str(place), f"has only the split {split}; it is read", False)]

@@ -101,6 +101,7 @@ class Opened:
         there = {split for split in splits.values() if split}
         chosen, said = chosen_split(self.table.folder, there, self.wanted)
         self.table.findings += said
+        self.table.split = chosen
         return ((where, cells) for where, cells in rows if splits[where] == chosen)
 
 
@@ -138,6 +139,17 @@ def open_table(own: OwnSettings, modality: str, classes: Sequence[str] = (), spl
     return Opened(table, chosen, modality, by, split)
 
 
+def modality_of(own: OwnSettings, classes: Sequence[str] = ()) -> str:
+    """What the data have: images and texts (`pair`), images or texts."""
+    for modality in ("pair", "image"):
+        try:
+            open_table(own, modality, classes)
+            return modality
+        except Unread:
+            continue
+    return "text"
+
+
 def _column(own: OwnSettings, name: str, table: Table, place: Path) -> str:
     """The data's name of a column of ours. Unread when it has none."""
     there, asked = table.columns, own.column(name)
@@ -160,11 +172,12 @@ def _split_by_path(table: Table, column: str, wanted: str) -> Table:
             yield from read(columns)
             return
         rows = list(read(columns))
-        found, kept, said = by_split(rows, lambda row: _path_split(row[1][column]), table.folder, wanted)
-        table.findings += said
+        found.split, kept, said = by_split(rows, lambda row: _path_split(row[1][column]), table.folder, wanted)
+        found.findings += said
         yield from kept
 
-    return replace(table, read=chosen, findings=table.findings) if _has_paths(table, column) else table
+    found = replace(table, read=chosen)
+    return found if _has_paths(table, column) else table
 
 
 def _path_split(cell: Any) -> str | None:

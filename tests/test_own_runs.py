@@ -1,0 +1,145 @@
+"""Runs on own data: prepared once, split by content, used again on resume; nothing is asked that is not used."""
+
+import json
+import shutil
+
+import pytest
+
+from florilegium import preflight
+from florilegium.config import composition
+from florilegium.data.datasets import DataError, open_dataset
+from florilegium.data.own import preparation
+from florilegium.data.partition import partition
+from florilegium.data.private import open_private
+from florilegium.data.public import open_public
+from tests.field.inputs import put
+
+KINDS = ("Red_kite", "mole", "newt")
+TWO = "clients.mix=[{modality: image, model: resnet},{modality: image, model: resnet}]"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for k, name in enumerate(KINDS):
+        for n in range(12):
+            put(tmp_path / "pictures" / name / f"{n}.png", 100 * k + n)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def own_conf(tmp_path, tiny_overrides):
+    """`own_conf(path, ...)`: settings of a small run on own data."""
+
+    def composed(path, *more, data="folder"):
+        models = [given for given in tiny_overrides if "judge" not in given]
+        given = [f"data={data}", "clients=toy", *models, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
+        small = ["data.image_size=16", "clients.partition.min_samples=2", "method=fedavg", TWO]
+        return composition.complete(composition.compose([*given, *small, f"data.path={path}", *more]))
+
+    return composed
+
+
+def metrics(run):
+    return [json.loads(line)["metrics"] for line in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_fedavg_on_pictures_of_ones_own_needs_no_judge(pictures, own_conf, federated):
+    conf = own_conf(pictures)
+    facts = preparation.prepare(conf)
+    preflight.validate(conf)
+    run = federated(conf)
+    assert facts["classes"] == ["mole", "newt", "Red kite"] and facts["prompts"][2] == "A picture of a Red kite."
+    assert facts["rows"] == {"train": 27, "validation": 3, "test": 6}  # 12 of each class: 1 and 2 held out
+    assert len(facts["public"]) == 3 * (2 + 0 + 1)  # of 9, 1 and 2 rows of a class; one alone stays private
+    assert 0 <= metrics(run)[-1]["client/accuracy/image"] <= 1
+    summary = json.loads((run / "summary.json").read_text())
+    assert "judge_accuracy" not in summary["protocol"] or summary["protocol"]["judge_accuracy"] is None
+    clients = json.loads((run / "partition.json").read_text())["clients"]
+    assert sum(len(client["rows"]) for client in clients) == 27 - 6
+
+
+def test_what_cannot_be_measured_is_named_once_and_the_run_ends_well(pictures, own_conf, federated):
+    run = federated(own_conf(pictures, "method=fedmmkt", "method.server.samples=8", "evaluation.images_per_class=2"))
+    last, protocol = metrics(run)[-1], json.loads((run / "summary.json").read_text())["protocol"]
+    assert "t2i/accuracy" not in last and "t2i/clip_score" in last and "labels/accuracy" not in last
+    assert (
+        list(protocol["not_measured"]) == ["T2I accuracy"] and "data.judge" in protocol["not_measured"]["T2I accuracy"]
+    )
+
+
+def test_the_split_is_that_of_data_json_when_the_run_goes_on(pictures, own_conf):
+    conf = own_conf(pictures)
+    first = preparation.prepare(conf)
+    shutil.rmtree(conf.data.prepared)
+    (pictures / "mole" / "0.png").rename(pictures / "mole" / "zz.png")  # another order of the files
+    again = preparation.prepare(conf)
+    assert {split: sorted(rows) for split, rows in again["splits"].items()} == {
+        split: sorted(rows) for split, rows in first["splits"].items()
+    }
+    assert again["public"] == first["public"]
+    shutil.rmtree(conf.data.prepared)
+    put(pictures / "mole" / "new.png", 999)
+    with pytest.raises(DataError, match="1 rows that it did not have"):
+        preparation.prepare(conf)
+
+
+def test_given_splits_are_kept_and_clients_have_paths_of_their_own(pictures, own_conf, tmp_path):
+    for split in ("Train", "Test"):
+        for k, name in enumerate(KINDS):
+            for n in range(6):
+                number = 5000 + 100 * k + n + (50 if split == "Test" else 0)
+                put(tmp_path / "site" / split / name / f"{n}.png", number)
+    second = f"{{modality: image, model: resnet, data: {tmp_path / 'site'}}}"
+    mix = f"clients.mix=[{{modality: image, model: resnet}},{second}]"
+    conf = own_conf(pictures, mix)
+    facts = preparation.prepare(conf)
+    dealt = partition(conf)["clients"]
+    assert facts["rows"]["test"] == 6 + 18 and len(dealt[1]["rows"]) == 15  # of 18 train rows 3 for validation
+    owners = dict(zip(*(open_dataset(conf.data).train[name][:] for name in ("id", "owner")), strict=True))
+    assert {owners[row] for row in dealt[0]["rows"]} == {-1} and {owners[row] for row in dealt[1]["rows"]} == {1}
+    assert len(open_private(conf, 1, "image", {}).train) == 15
+
+
+def test_rows_that_show_or_say_the_same_stay_in_one_split_and_texts_are_pairs(own_conf, tmp_path):
+    rows = []
+    for k, name in enumerate(KINDS):
+        for n in range(10):
+            put(tmp_path / "own" / f"{name}{n}.png", 100 * k + n)
+            rows += [{"file_name": f"{name}{n}.png", "text": f"{name} {n} {m}", "label": name} for m in range(3)]
+    put(tmp_path / "own" / "metadata.jsonl", rows)
+    conf = own_conf(tmp_path / "own", "clients.mix=[{modality: pair, model: resnet+bert}]", data="pairs")
+    facts = preparation.prepare(conf)
+    assert facts["kind"] == "pair" and all(count % 3 == 0 for count in facts["rows"].values())
+    public = open_public(conf)
+    assert len(public) == len(public.groups) and len(set(public.groups.tolist())) * 3 == len(public)
+    assert len(open_private(conf, 0, "pair", {}).train) + len(public) == facts["rows"]["train"]
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda place: put(place / "mole" / "bad.png", b"no picture"), "bad.png: image cannot be read"),
+        (lambda place: [put(place / "mole" / f"{n}.png", n) for n in range(9)], "only class"),
+        (lambda place: [put(place / name / "0.png", k) for k, name in enumerate(KINDS)], "too few rows"),
+        (lambda place: None, "no such file"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_in_one_line(make, message, own_conf, tmp_path):
+    make(tmp_path / "own")
+    if message.startswith("bad"):
+        put(tmp_path / "own" / "newt" / "0.png", 5)
+    with pytest.raises(DataError, match=message) as caught:
+        preparation.prepare(own_conf(tmp_path / "own"))
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="data.path is not set"):
+        preparation.prepare(own_conf("null"))
+
+
+def test_a_site_needs_nothing_of_the_operators_files(pictures, own_conf):
+    conf = own_conf("null", "data.classes=[mole,newt,red kite]", data="sites")
+    assert preparation.prepare(conf) is None and len(open_dataset(conf.data).train) == 0
+    data = open_private(conf, 0, "image", {"data-path": str(pictures)})
+    assert data.classes == ("mole", "newt", "red kite")
+    assert (len(data.train), len(data.validation), len(data.test)) == (27, 3, 6)
+    again = open_private(conf, 1, "image", {"data-path": str(pictures), "test-path": str(pictures)})
+    assert len(again.test) == 36 and len(again.validation) == 3
