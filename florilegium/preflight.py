@@ -57,6 +57,7 @@ def refused_crossing(node: Arm, given: PrivacySettings, defended: bool) -> str |
     kinds = [phases.declared(Half, phase, node.client) for phase in spoken]
     Server: Any = catalogue.side(node.name, "server")
     left_empty = Server.left_empty(node.server)
+    left_empty |= {name.replace("Targets.", "Joined.") for name in left_empty}
     return next(filter(None, _refusals(kinds, given, defended, left_empty)), None)
 
 

@@ -12,6 +12,7 @@ from florilegium.config.settings import Settings
 from florilegium.data.own import preparation
 from florilegium.data.partition import partition
 from florilegium.federation.federation import Federation
+from florilegium.learning.averaging import named, part, without
 from florilegium.report import page
 from florilegium.resources import Resources
 from florilegium.runs import files
@@ -22,6 +23,7 @@ from server_app.evaluation import Evaluation
 from strategies.blocks.rounds import Journal, Rounds
 
 LOG = logging.getLogger("flwr")  # Flower's log is where a server app is heard
+FEDERATION = "federation"  # first name of its tensors in a checkpoint
 KEEP_CHECKPOINTS = 2  # the newest could be the one a failing disk tore
 
 
@@ -42,8 +44,8 @@ class ArmJournal(Journal):
             except Exception as error:  # a torn file is skipped, whatever the reader calls it
                 LOG.warning("checkpoint %s of %s is unreadable (%s); trying the one before", path.name, self.arm, error)
                 continue
-            strategy.restore(tensors, meta["strategy"])
-            federation.restore(meta["federation"])
+            strategy.restore(without(tensors, FEDERATION), meta["strategy"])
+            federation.restore(part(tensors, FEDERATION), meta["federation"])
             self.run.rewind(self.arm, meta["round"])
             return int(meta["round"])
         self.run.rewind(self.arm, -1)
@@ -67,6 +69,7 @@ class ArmJournal(Journal):
         self, strategy: Rounds, r: int, seconds: float, metrics: dict[str, float], federation: Federation
     ) -> None:
         tensors, meta = strategy.state()
+        owed, about_clients = federation.state()
         self.run.ledger(federation.take_ledger())
         if (votes := getattr(strategy, "votes", None)) is not None:
             self.run.votes(self.arm, r, votes.tolist(), list(self.evaluation.class_names))
@@ -74,8 +77,8 @@ class ArmJournal(Journal):
         # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
         files.save(
             self.folder / f"round-{r:04d}.safetensors",
-            tensors,
-            {"round": r, "strategy": meta, "federation": federation.state()},
+            tensors | named(FEDERATION, owed),
+            {"round": r, "strategy": meta, "federation": about_clients},
         )
         for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
             old.unlink()

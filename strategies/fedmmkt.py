@@ -16,12 +16,11 @@ from florilegium.config.diffusion import TuneSettings
 from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation, Reply, means_of
 from florilegium.federation.guard import Guard
-from florilegium.learning.averaging import named, part
+from florilegium.federation.joining import EXCHANGES
 from florilegium.learning.metrics import confusion
 from florilegium.methods.fedmmkt import consensus, costs
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samples, Targets
-from strategies.blocks.exchanges import EXCHANGES, Exchanges
 from strategies.blocks.rounds import Rounds
 from strategies.blocks.synthesis import Reservoir, draw_classes, filled, joint_state, mean_bytes, restore_joint
 
@@ -133,12 +132,12 @@ class FedMMKT(Rounds):
         super().__init__(settings, resources)
         self.classes, self.seed = resources.classes, resources.seed
         self.generator, self.caption = resources.generator(), resources.captioner()
-        self.replay, self.exchanges = Reservoir(settings.replay), Exchanges(settings.exchanges)
+        self.replay = Reservoir(settings.replay)
 
     @classmethod
     def left_empty(cls, settings: FedMMKTSettings) -> frozenset[str]:
         fused = settings.client_representations and settings.fusion and settings.variant != "logit"
-        return frozenset() if fused else frozenset({"Targets.representations", "Joined.representations"})
+        return frozenset() if fused else frozenset({"Targets.representations"})
 
     def begin(self, federation: Federation) -> dict[str, float]:
         federation.ask("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
@@ -155,17 +154,17 @@ class FedMMKT(Rounds):
             "text": Samples(ids_N, texts=tuple(captions)),
         }
 
-        replies = self.ask_answers(federation, sent, ids_N)  # eqs 1, 3
+        federation.ask("train", Nothing(), Nothing, Report)  # eq 1
+        replies = self.ask_answers(federation, sent, ids_N)  # eq 3
         label_N, keep_N, fused_ND, metrics = self.agree(federation.guard, replies, drawn_N)  # eqs 4-10
         ids, labels = ids_N[keep_N], label_N[keep_N]
         fused = fused_ND[keep_N] if s.client_representations else fused_ND[keep_N, :0]
 
-        distilling = self.exchanges.teach(
-            federation, r, r == self.num_rounds, Targets(ids, labels, fused), replies
-        )  # eq 13
+        asked = [reply.client for reply in replies]
+        distilling = federation.send("distill", Targets(ids, labels, fused), Report, clients=asked)  # eq 13
         shown_N, used_N = filled(drawn_N, label_N, keep_N, s.fill)
         losses = self.tune(r, images, captions, fused_ND, shown_N, used_N)  # eqs 11-12
-        distilled = self.exchanges.taught(federation, distilling)
+        distilled = federation.collect(distilling)
         return (
             metrics
             | losses
@@ -183,11 +182,11 @@ class FedMMKT(Rounds):
         return self.generator.synthesize(prompts, noise, self.settings.sample_guidance)
 
     def ask_answers(self, federation: Federation, sent: dict[str, Samples], ids_N: Tensor) -> list[Reply]:
-        """Every client of the cohort trains, then answers the samples of its modality; replies share one width."""
+        """Every client of the cohort answers the samples of its modality; replies share one width."""
         s, width = self.settings, self.resources.width
         bounds = {"N": len(ids_N), "C": len(self.classes), "D": width, "A": width if s.variant == "unimodal" else 0}
         expect = Logits if s.variant == "logit" else Answers
-        return self.exchanges.answers(federation, sent, expect, bounds=bounds, ids=ids_N)
+        return federation.ask("represent", lambda client: sent[client.modality], expect, bounds=bounds, ids=ids_N)
 
     # -- LabVote (eqs 4-5) and MultiRepFusion (eqs 6-10) -----------------------------------------------------------
 
@@ -298,10 +297,7 @@ class FedMMKT(Rounds):
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, meta = joint_state(self.generator, self.replay)
-        owed, to_whom = self.exchanges.state()
-        return tensors | named("exchanges", owed), meta | {"exchanges": to_whom}
+        return joint_state(self.generator, self.replay)
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         restore_joint(self.generator, self.replay, tensors, meta)
-        self.exchanges.restore(part(tensors, "exchanges"), meta.get("exchanges", {"owed": {}}))

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from florilegium.federation.federation import Client, Reply
+from florilegium.federation.federation import Client, FederationError, Reply
+from florilegium.federation.joining import Joining, joined
 from florilegium.protocol import codec, pixels
 from florilegium.protocol.codec import Header
-from florilegium.protocol.payloads import Joined, Samples, Targets
+from florilegium.protocol.payloads import Joined, Nothing, PublicSet, Report, Samples, Targets
 from florilegium.protocol.validation import WireError
 from florilegium.runs import files
-from strategies.blocks.exchanges import Exchanges, joined
 
 A, B, C = (Client(10 + k, k, m) for k, m in enumerate(("image", "image", "text")))
 SMALL = [
@@ -51,6 +51,12 @@ class Told:
             self.notes.append((self.round, phase, client.id, known.tolist() if phase != "represent" else []))
         return Sent({str(client.id): client for client in asked})
 
+    def state(self):
+        return {}, {"guard": "as it is"}
+
+    def restore(self, tensors, meta):
+        assert meta["guard"] == "as it is"
+
     def collect(self, exchange):
         return [Reply(client, None) for client in exchange.clients.values() if client.id not in self.silent]
 
@@ -65,15 +71,19 @@ def targets(r):
     return Targets(torch.tensor([2 * r]), torch.zeros(1, dtype=torch.long), torch.full((1, 4), float(r)))
 
 
-def rounds(kind, federation, cohorts=None, silent=None, last=3):
-    exchanges = Exchanges(kind)
+def rounds(kind, told, cohorts=None, silent=None, last=3):
+    """`last` rounds as FedMMKT has them; the federation that was asked, and the notes."""
+    federation = Joining(told, last) if kind == "joined" else told
     for r in range(1, last + 1):
-        federation.round = r
-        federation.cohort = (cohorts or {}).get(r, federation.clients)
-        federation.silent = (silent or {}).get(r, set())
-        replies = exchanges.answers(federation, samples(r))
-        exchanges.taught(federation, exchanges.teach(federation, r, r == last, targets(r), replies))
-    return exchanges, federation.notes
+        told.round = r
+        told.cohort = (cohorts or {}).get(r, told.clients)
+        told.silent = (silent or {}).get(r, set())
+        federation.ask("train", Nothing(), Nothing, Report)
+        sent = samples(r)
+        replies = federation.ask("represent", lambda client, sent=sent: sent[client.modality])
+        teaching = federation.send("distill", targets(r), Report, clients=[reply.client for reply in replies])
+        federation.collect(teaching)
+    return federation, told.notes
 
 
 def test_every_client_meets_the_same_targets_one_exchange_later():
@@ -106,7 +116,7 @@ def test_a_client_that_sits_out_is_owed_its_targets_until_it_is_asked_again_or_t
     assert [n for n in notes if n[2] == 1] == [(1, "joined", 1, []), (3, "distill", 1, [2])]  # B, asked in 1 only
     assert [n for n in notes if n[2] == 2] == [(3, "joined", 2, []), (3, "distill", 2, [6])]  # C is new in round 3
     assert [n[3] for n in notes if n[2] == 0] == [[], [2], [4], [6]]
-    assert exchanges.owed == {} and exchanges.lessons == {}
+    assert exchanges.owed == {} and exchanges.targets == {}
 
 
 def test_who_did_not_answer_is_owed_nothing_and_nobody_is_taught_twice():
@@ -120,16 +130,38 @@ def test_who_did_not_answer_is_owed_nothing_and_nobody_is_taught_twice():
 
 
 def test_what_is_owed_is_part_of_the_state():
-    exchanges, _ = rounds("joined", Told(), cohorts={1: [A, B], 2: [A]}, last=3)
-    assert exchanges.state() == ({}, {"owed": {}})
-    exchanges = Exchanges("joined")
-    exchanges.teach(Told(), 1, False, targets(1), [Reply(A, None), Reply(B, None)])
-    exchanges.teach(Told(), 2, False, targets(2), [Reply(A, None)])
-    tensors, meta = exchanges.state()
-    assert meta == {"owed": {"0": 2, "1": 1}} == json.loads(json.dumps(meta)) and len(tensors) == 6
-    twin = Exchanges("joined")
+    federation, _ = rounds("joined", Told(), cohorts={1: [A, B], 2: [A]}, last=3)
+    assert federation.state() == ({}, {"guard": "as it is", "owed": {}})
+    federation = Joining(Told(), 3)
+    for r, clients in ((1, [A, B]), (2, [A])):
+        federation.inner.round = r
+        assert federation.ask("distill", targets(r), Report, clients=clients) == []
+    tensors, meta = federation.state()
+    assert meta["owed"] == {"0": 2, "1": 1} == json.loads(json.dumps(meta))["owed"] and len(tensors) == 6
+    twin = Joining(Told(), 3)
     twin.restore(tensors, meta)
-    assert twin.owed == {0: 2, 1: 1} and twin.lessons[1].ids.tolist() == [2] and twin.lessons[2].ids.tolist() == [4]
+    assert twin.owed == {0: 2, 1: 1} and twin.targets[1].ids.tolist() == [2] and twin.targets[2].ids.tolist() == [4]
+
+
+def test_a_training_goes_out_alone_where_no_samples_follow():
+    told = Told(round=1)
+    federation = Joining(told, 3)
+    assert federation.ask("train", Nothing(), Nothing, Report) == [] and told.notes == []
+    federation.ask("represent", lambda client: samples(1)["image"], clients=[A, B])  # C has nothing to answer
+    assert told.notes == [(1, "train", 2, []), (1, "joined", 0, []), (1, "joined", 1, [])]
+    federation.ask("train", Nothing(), Nothing, Report)
+    federation.ask("evaluate", Nothing(), Report, clients=[A])
+    assert [note[1:3] for note in told.notes[3:]] == [("train", 0), ("train", 1), ("train", 2), ("evaluate", 0)]
+    told.round, told.notes = 0, []
+    federation.ask("train", Nothing(), Nothing, Report)  # the start of every client is a message of its own
+    assert [note[1] for note in told.notes] == ["train"] * 3
+
+
+def test_a_method_without_samples_cannot_be_joined():
+    federation = Joining(Told(round=1), 3)
+    federation.ask("train", Nothing(), Nothing, Report)
+    with pytest.raises(FederationError, match="joined needs samples to send, the method sends PublicSet"):
+        federation.ask("represent", PublicSet("hash", torch.arange(2)))
 
 
 def test_the_payload_carries_both_and_is_checked():

@@ -342,13 +342,13 @@ class Federation:
         """Round `r` in figures: traffic, attendance (`alone` as there), defences and what privacy was spent."""
         return self.traffic(r) | self.attendance(r, alone) | self.guard.metrics()
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run must know of its clients, JSON-able; hand it to `restore`."""
-        return {"guard": self.guard.state()}
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a resumed run must know of its clients: tensors and JSON-able values; hand both to `restore`."""
+        return {}, {"guard": self.guard.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
-        self.guard.restore(state["guard"])
+        self.guard.restore(meta["guard"])
 
     def take_ledger(self) -> list[dict[str, Any]]:
         """The entries since the last call, for the run's record."""

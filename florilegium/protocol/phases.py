@@ -42,7 +42,7 @@ def crosses(kinds: Callable[[Any], Kinds]) -> Callable[[F], F]:
 
 
 def exchanges_of(arm: Any) -> str:
-    """How the server side of an arm speaks to clients (strategies/blocks/exchanges.py): separate | joined."""
+    """How the server side of an arm speaks to clients (florilegium/federation/joining.py): separate | joined."""
     return str(arm.value("server", "exchanges", "separate"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from logging import INFO
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from florilegium.federation.federation import Client, Federation
+from florilegium.federation.joining import Joining
 from florilegium.learning.averaging import model_part, weighted_mean
 from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
@@ -120,6 +121,8 @@ class Rounds(Strategy):
         passes the federation (quorum, deadlines, ledger) and the journal (records, checkpoints).
         """
         federation = federation or Federation(grid, timeout=timeout, resources=self.resources)
+        if getattr(self.settings, "exchanges", "separate") == "joined":
+            federation = cast(Federation, Joining(federation, num_rounds))
         journal = journal or Journal()
         self.num_rounds = num_rounds
         if initial_arrays is not None:
