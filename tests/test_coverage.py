@@ -36,6 +36,7 @@ from florilegium.protocol.fields import (
 from florilegium.protocol.payloads import Answers, Features, Nothing, Report, Targets, payload
 from tests.test_every_method import faults, toy
 
+MECHANISMS = {"representations": Representations, "training": Training}
 FOUR = ["method.server.samples=8", "method.client.pretrain_epochs=1", "rounds=1"]
 
 
@@ -60,8 +61,9 @@ def filled(kind):
 
 def protection(folder, **given):
     """A client's, by mechanism: {"representations": {...}}."""
+    made = {name: MECHANISMS[name](**values) for name, values in given.items()}
     client = SimpleNamespace(
-        conf={"privacy": {"seeded": True, **given}},
+        conf=SimpleNamespace(privacy=PrivacySettings(seeded=True, **made)),
         id=0,
         round=1,
         width=2,
