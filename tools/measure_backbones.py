@@ -19,6 +19,7 @@ from florilegium.data.datasets import Rows, held_out, modality_rows, open_datase
 from florilegium.models.build import ARCHITECTURES, build, vocabulary
 from florilegium.protocol.pixels import scaled
 
+KINDS = ("bert", "distilbert", "roberta", "resnet", "vit", "beit")
 ROWS = {"image": 175, "text": 500}
 BATCH, SHIFT = 32, 4
 
@@ -109,13 +110,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
-    kinds = [kind for group in ARCHITECTURES.values() for kind in group]
-    found = {kind: measured(kind, args) for kind in track(kinds, "backbones")}
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    found = {}
+    for kind in track(KINDS, "backbones"):
+        found[kind] = measured(kind, args)
+        print(kind, found[kind], flush=True)
     places = (args.cache / "checkpoints").glob("backbone-*.json")
     facts = {place.stem: json.loads(place.read_text()) for place in places}
     (args.out / "backbones/README.md").write_text(card(found, facts, args))
-    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
