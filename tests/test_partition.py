@@ -299,3 +299,18 @@ def test_a_client_says_it_is_judged_on_its_own_rows(toy_conf):
     client = open_client(conf, {"partition-id": 0}, Header("method", 0, 1))
     red = open_dataset(conf.data).test["style"][:].count("red")
     assert evaluate(client).examples == red
+
+
+def test_texts_alone_go_to_text_clients_and_pictures_to_the_others():
+    """The lexicon's column `modality`: 3 image, 3 text and 4 pair clients hold rows of their kind, and no row twice."""
+    conf = composition.compose(["data=lexicon", "clients=paper_mixed"])
+    train = open_dataset(conf.data).private("train").select_columns(["id", "modality", "concept"])
+    kind = dict(zip(train["id"][:], train["modality"][:], strict=True))
+    concept = dict(zip(train["id"][:], train["concept"][:], strict=True))
+    held = [(client["modality"], client["rows"]) for client in partition(conf)["clients"]]
+    for modality, rows in held:
+        assert {kind[row] for row in rows} == {"text" if modality == "text" else "pair"}
+    together = [row for _, rows in held for row in rows]
+    assert len(together) == len(set(together)) == len(kind)
+    image, pair = ({concept[r] for m, rows in held for r in rows if m == wanted} for wanted in ("image", "pair"))
+    assert image and pair and not image & pair
