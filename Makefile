@@ -29,9 +29,10 @@ demo: $(STAMP)  ## the main job: FedMMKT on the embedded data, into runs/demo
 	rm -rf $(RUN)
 	$(BIN)/florilegium run out=$(RUN) $(ARGS)
 
-test: $(STAMP)  ## ruff (lint and format) and all tests
+test: $(STAMP)  ## ruff (lint and format), mypy and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes

@@ -6,7 +6,7 @@ Axes: N samples, B batch, D representation width, S image side, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,12 +20,12 @@ class ClientError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs, labels [B] and ids [B]; `fused` [B, D] (or [B, 0]) in lessons."""
+    """Model inputs, labels [B] and ids [B]; `fused` [B, D] of a distillation set, else [0, 0]."""
 
     inputs: Tensor
     labels: Tensor
     ids: Tensor
-    fused: Tensor | None = None
+    fused: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
 
 @dataclass(frozen=True)

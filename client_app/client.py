@@ -82,6 +82,20 @@ class Client:
             model.load_state_dict(self.left[0])
         return model.to(self.device)
 
+    @property
+    def classifier(self) -> bodies.Classifier:
+        """The model of an image or text client. ClientError for a retrieval client."""
+        if isinstance(self.model, DualEncoder):
+            raise ClientError("a retrieval client has no classifier")
+        return self.model
+
+    @property
+    def retriever(self) -> DualEncoder:
+        """The model of a retrieval client. ClientError for an image or text client."""
+        if not isinstance(self.model, DualEncoder):
+            raise ClientError(f"a client of modality {self.modality} has no retrieval model")
+        return self.model
+
     def load(self, tensors: Mapping[str, Tensor]) -> bodies.Classifier | DualEncoder:
         """The model with weights from the server. ClientError when they are another architecture's."""
         try:
@@ -130,7 +144,9 @@ class Client:
             images = views.shifted(images, random, augment.crop, augment.flip)
         texts = self.vocabulary([views.told(rows.texts[n], rows.tags[n], vary) for n in chosen.tolist()])
         return PairBatch(
-            *(x.to(self.device) for x in (images, texts, rows.labels[chosen])),
+            images.to(self.device),
+            texts.to(self.device),
+            rows.labels[chosen].to(self.device),
             rows.ids[chosen],
             rows.groups[chosen].to(self.device),
         )
@@ -146,24 +162,25 @@ class Client:
                 f" {len(samples.texts)} texts for {len(samples.ids)} ids"
             )
         if self.modality == "image":
-            images = resized(pixels.decode(filled), self.conf.data.image_size)
+            images = resized(pixels.decode(samples.images), self.conf.data.image_size)
             if augment_seed is not None:
                 images = views.second_images(images, samples.ids, augment_seed)
             return pixels.scaled(images).to(self.device)
-        texts = filled if augment_seed is None else views.second_texts(filled, samples.ids, augment_seed)
-        return self.vocabulary(texts).to(self.device)
+        if augment_seed is None:
+            return self.vocabulary(samples.texts).to(self.device)
+        return self.vocabulary(views.second_texts(samples.texts, samples.ids, augment_seed)).to(self.device)
 
     @torch.no_grad()
     def encoded(self, inputs: Tensor) -> Tensor:
         """Representations of all inputs in evaluation mode, [N, D] on the CPU."""
-        model = self.model.eval()
+        model = self.classifier.eval()
         parts = [model.encode(x).cpu() for x in inputs.split(EVALUATION_BATCH)]
         return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
     @torch.no_grad()
     def logits(self, z_ND: Tensor) -> Tensor:
         """Class scores [N, C] of representations, on the CPU."""
-        return self.model.eval().head(z_ND.to(self.device)).cpu()
+        return self.classifier.eval().head(z_ND.to(self.device)).cpu()
 
     # -- the public set ---------------------------------------------------------------------------------------------
 

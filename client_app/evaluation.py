@@ -50,7 +50,7 @@ def evaluate_pairs(client: Client, look: Look | None = None) -> Report:
 
 def seen(client: Client, pairs: PublicPairs) -> tuple[Tensor, Tensor]:
     """Unit vectors of both sides by the client's dual encoder: evaluation mode, no augmentation, [N, D] each."""
-    model = client.model
+    model = client.retriever
     return (
         image_features(model.image, pairs.images, client.device),
         text_features(model.text, pairs.texts, client.vocabulary, client.device),

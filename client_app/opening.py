@@ -92,7 +92,9 @@ def unflat(tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> PrivateDa
     """Undo `flat`."""
     rows = {
         split: Rows(
-            *(tensors[f"{split}.{name}"] for name in ("ids", "labels", "images")),
+            tensors[f"{split}.ids"],
+            tensors[f"{split}.labels"],
+            tensors[f"{split}.images"],
             texts=tuple(words[split]["texts"]),
             tags=tuple(map(tuple, words[split]["tags"])),
             groups=tensors[f"{split}.groups"],

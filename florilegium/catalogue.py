@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 GROUP = "florilegium.methods"  # of the entry points by which other packages add methods
 
@@ -181,13 +182,13 @@ def entry(method: str) -> Entry:
     raise CatalogueError(problems().get(method) or f"no method {method!r}; there are {', '.join(sorted(entries()))}")
 
 
-def side(method: str, which: str) -> type | None:
+def side(method: str, which: str) -> type[Any] | None:
     """The class of a method's `server` or `client` side; None without clients. CatalogueError."""
     reference = getattr(entry(method), which)
     if reference is None:
         return None
     module, _, name = reference.partition(":")
-    found: type | None = getattr(import_module(module), name, None)
+    found: type[Any] | None = getattr(import_module(module), name, None)
     if found is None:
         raise CatalogueError(f"the method {method} names {reference}, but {module} has no {name}")
     return found

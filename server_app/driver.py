@@ -62,7 +62,7 @@ class ArmJournal(Journal):
         if strategy.generator is not None:
             judged = self.evaluation.generator(strategy.generator)
             figures |= judged.metrics
-            self.run.grid(self.arm, r, judged.images, judged.captions)
+            self.run.grid(self.arm, r, judged.images.numpy(), judged.captions)
         return figures
 
     def close(
@@ -89,7 +89,8 @@ class Narrator:
 
     def __init__(self, run: Run, rounds: int) -> None:
         self.run, self.rounds = run, rounds
-        self.arm, self.federation = composition.MAIN, None
+        self.arm = composition.MAIN
+        self.federation: Federation | None = None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         r = self.federation.round if self.federation is not None else 0
@@ -123,7 +124,7 @@ def run_arms(run: Run, conf: Settings, grid: Any) -> None:
     run.partition(partition(conf))
     evaluation = Evaluation(conf, resources)
     for arm, node in composition.arms(conf).items():
-        Half = catalogue.side(node.name, "server")
+        Half: Any = catalogue.side(node.name, "server")
         strategy = Half(node.server, resources)
         narrator.arm, narrator.federation = (
             arm,

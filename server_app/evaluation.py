@@ -107,8 +107,8 @@ class Evaluation:
         found = {}
         for split in ("test", "validation"):
             pairs = held_out_pairs(self.resources.conf, split, "public")
-            sides = (public_features(model, pairs, side) for side in ("image", "text"))
-            found[split] = retrieval.retrieval(*sides, pairs)
+            images_ND, texts_ND = (public_features(model, pairs, side) for side in ("image", "text"))
+            found[split] = retrieval.retrieval(images_ND, texts_ND, pairs)
         told = found["test"] | {"validation": retrieval.headline(found["validation"])}
         return {f"server/{name}": told[key] for name, key in TASKS.items() if key in told}
 

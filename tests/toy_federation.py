@@ -70,6 +70,10 @@ class ToyClient:
             self.model.load_state_dict(found[0])
 
     @property
+    def classifier(self) -> Classifier:
+        return self.model
+
+    @property
     def trained(self) -> int:
         return int(self.left[1]["trained"])
 

@@ -67,12 +67,11 @@ def local(
     figures: dict[str, float] = {}
     if down.tensors:
         receive(client, down.tensors, beside)
-        score = head or getattr(model, "head", None)
 
         def objective(batch: Batch) -> dict[str, Tensor]:
             if client.modality == "pair":
                 return task_terms(client, batch)
-            z_BD = model.encode(batch.inputs)
+            z_BD, score = client.classifier.encode(batch.inputs), head or client.classifier.head
             seen = z_BD if guide.supervised else z_BD.detach()
             task = cross_entropy(score(seen), batch.labels)
             terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch)

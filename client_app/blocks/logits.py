@@ -148,8 +148,9 @@ def recalled(client: Client, down: Logits | SoftTargets) -> Lesson:
 
     Scores that come without labels count fully, their arg-max is the label.
     """
-    soft = isinstance(down, SoftTargets)
-    weight_N = down.weight if soft else torch.ones(len(down.ids))
-    labels_N = down.labels if soft else down.logits.argmax(-1)
+    if isinstance(down, SoftTargets):
+        weight_N, labels_N = down.weight, down.labels
+    else:
+        weight_N, labels_N = torch.ones(len(down.ids)), down.logits.argmax(-1)
     scores = torch.cat([down.logits, weight_N[:, None]], dim=1)
     return client.recall(Targets(down.ids, labels_N, scores), wide=client.classes + 1)

@@ -9,10 +9,10 @@ Axes: N samples, B batch, D representation width, H width of a body.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from client_app import distillation_set
@@ -22,10 +22,12 @@ from client_app.client import Client
 from florilegium.learning.fit import fit
 from florilegium.learning.losses import normalised
 from florilegium.models.bodies import Classifier
+from florilegium.models.pair import Encoder
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Answers, Features, PublicSet, Samples
 from florilegium.protocol.phases import Kinds
 
+Tower = Classifier | Encoder
 Codes = dict[str, tuple[Tensor, Tensor]]  # side -> (unit representation [B, D], unit output of the body [B, H])
 LOOK = 128  # samples encoded at once
 
@@ -33,14 +35,14 @@ LOOK = 128  # samples encoded at once
 # -- what this client sees ---------------------------------------------------------------------------------------------
 
 
-def towers(client: Client) -> dict[str, nn.Module]:
+def towers(client: Client) -> dict[str, Tower]:
     """This client's encoders by side, each with a body and its projection."""
     if client.modality == "pair":
-        return {"image": client.model.image, "text": client.model.text}
-    return {client.modality: client.model}
+        return {"image": client.retriever.image, "text": client.retriever.text}
+    return {client.modality: client.classifier}
 
 
-def code(tower: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def code(tower: Tower, x: Tensor) -> tuple[Tensor, Tensor]:
     """The unit representation [B, D] of an encoder, and its body's output as a unit vector [B, H]."""
     h_BH = tower.body(x)
     z_BD = tower.project(h_BH)
@@ -56,7 +58,7 @@ def seen(client: Client, inputs: dict[str, Tensor]) -> Codes:
     found = {}
     for side, tower in towers(client).items():
         parts = [code(tower, x) for x in inputs[side].split(LOOK)]
-        found[side] = tuple(torch.cat([p[n].cpu() for p in parts]) for n in (0, 1))
+        found[side] = torch.cat([z.cpu() for z, _ in parts]), torch.cat([h.cpu() for _, h in parts])
     return found
 
 
@@ -73,6 +75,14 @@ def crossing(settings: Any) -> Kinds:
     if settings.public_set == "proxy":
         return (PublicSet,), (Features,)
     return (Samples,), (Answers, Features)
+
+
+@overload
+def answer(client: Client, question: PublicSet, second: bool = False) -> Features: ...
+
+
+@overload
+def answer(client: Client, question: Samples | PublicSet, second: bool = False) -> Answers | Features: ...
 
 
 def answer(client: Client, question: Samples | PublicSet, second: bool = False) -> Answers | Features:
@@ -112,8 +122,15 @@ def inputs_of(client: Client, question: Samples | PublicSet) -> dict[str, Tensor
 
 def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[str, Tensor]:
     """uint8 [N, 3, S, S] and texts as this client's model takes them."""
-    given = {"image": lambda: pixels.scaled(images), "text": lambda: client.vocabulary(texts)}
-    return {side: given[side]().to(client.device) for side in towers(client)}
+    inputs = {}
+    for side in towers(client):
+        if side == "text":
+            inputs[side] = client.vocabulary(texts).to(client.device)
+        elif images is not None:
+            inputs[side] = pixels.scaled(images).to(client.device)
+        else:
+            raise ClientError("this client reads images; none came")
+    return inputs
 
 
 def keep(client: Client, samples: Samples) -> None:
@@ -127,8 +144,9 @@ def keep(client: Client, samples: Samples) -> None:
 
 def recalled(client: Client, down: Features) -> dict[str, Tensor]:
     """The samples that `down` is about: those kept of the question, else those of the client's public set."""
-    found = {side: client.memory.read(f"public{side}") for side in towers(client)}
-    if any(kept is None for kept in found.values()):
+    kept_of = {side: client.memory.read(f"public{side}") for side in towers(client)}
+    found = {side: kept for side, kept in kept_of.items() if kept is not None}
+    if len(found) < len(kept_of):
         return inputs_of(client, PublicSet(client.public_pairs.order, down.ids))
     sides = {f"{side}s": getattr(distillation_set.from_tensors(kept[0]), f"{side}s") for side, kept in found.items()}
     if any(not torch.equal(kept[0]["ids"], down.ids) for kept in found.values()):

@@ -40,7 +40,7 @@ class FedDifRCGuide:
         if s.ndcr:
             terms["ndcr"] = s.ndcr * ndcr(z_BD, h_BD, s.ndcr_form, s.ndcr_temperature)  # (e)
         if not s.supervised:  # the linear probe: labels train the head, never the encoder
-            terms["probe"] = cross_entropy(self.client.model.head(z_BD.detach()), batch.labels)  # (g)
+            terms["probe"] = cross_entropy(self.client.classifier.head(z_BD.detach()), batch.labels)  # (g)
         return terms
 
     @cached_property

@@ -98,7 +98,7 @@ class FedMMKTClient:
         return Answers(samples.ids, p_NC.argmax(-1), confidence(p_NC, s.confidence), z_ND, augmented)  # eq 3
 
     def distill(self, client: Client, targets: Targets) -> Report:
-        s, model = self.settings, client.model
+        s, model = self.settings, client.classifier
         lesson = joined(client.recall(targets), client.replayed())
         client.store(lesson, s.replay)
         if not len(lesson):

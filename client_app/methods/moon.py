@@ -81,7 +81,7 @@ class MoonClient:
         self, client: Client, weights: Mapping[str, Tensor], head: Mapping[str, Tensor]
     ) -> Callable[[Tensor], Tensor]:
         """inputs -> projected representations of a model that is not trained."""
-        model, project = copy.deepcopy(client.model), self.projection(client)
+        model, project = copy.deepcopy(client.classifier), self.projection(client)
         model.load_state_dict(weights)
         project.load_state_dict(head)
         model.eval()

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from client_app.client import Client
+from florilegium.models.text import TextBody
 from florilegium.privacy.mechanisms import PrivacyError
 
 GROUPS = 32  # rows whose gradients are held at once
@@ -24,8 +25,9 @@ def row_gradients(model: nn.Module, inputs: Tensor, labels_B: Tensor) -> dict[st
     """Gradient [B, ...] of each row's cross-entropy for each trained parameter. PrivacyError names what cannot."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     others = {name: p for name, p in model.named_parameters() if not p.requires_grad} | dict(model.named_buffers())
-    if hasattr(getattr(model, "body", None), "whole_mask"):
-        model.body.whole_mask = True
+    body = getattr(model, "body", None)
+    if isinstance(body, TextBody):
+        body.whole_mask = True
 
     def loss(parameters: dict[str, Tensor], x: Tensor, label: Tensor) -> Tensor:
         return cross_entropy(functional_call(model, (parameters, others), (x[None],)), label[None])
@@ -51,6 +53,8 @@ def fit_dpsgd(client: Client, optimizer: torch.optim.Optimizer, size: int, epoch
     from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
     s, rows, model = client.protection.settings.training, client.data.train, client.model
+    if s is None:
+        raise PrivacyError("privacy.training is not set")
     if client.modality == "pair":
         raise PrivacyError("a retrieval loss has no single rows: privacy.training does not cover pair clients")
     rate = min(1.0, size / len(rows))
@@ -74,7 +78,7 @@ def fit_dpsgd(client: Client, optimizer: torch.optim.Optimizer, size: int, epoch
         summed(model, client, torch.tensor(chosen, dtype=torch.int64), augmented)
         stepper.step()
     for parameter in model.parameters():
-        parameter.grad_sample = None
+        give(parameter, None)
     return {"steps": float(steps)}
 
 
@@ -83,9 +87,15 @@ def summed(model: nn.Module, client: Any, chosen: Tensor, augmented: torch.Gener
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not len(chosen):
         for p in trained.values():
-            p.grad_sample = p.new_zeros(0, *p.shape)
+            give(p, p.new_zeros(0, *p.shape))
         return
     rows = client.data.train
     inputs = client.rows_as_inputs(rows, chosen, augmented)
     for name, gradients in row_gradients(model, inputs, rows.labels[chosen].to(client.device)).items():
-        trained[name].grad_sample = gradients
+        give(trained[name], gradients)
+
+
+def give(parameter: nn.Parameter, gradients: Tensor | None) -> None:
+    """Set what opacus's optimizer reads: the gradients of single rows [B, ...]; torch's type lacks this attribute."""
+    sampled: Any = parameter
+    sampled.grad_sample = gradients

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T", bound=Tensor)
 
 #: First names of the tensors of our models (florilegium/models: a classifier, a dual encoder). What a method sends
 #: beside a model, under any other first name (a control variate, a head, prototypes), is not the model's.
@@ -34,7 +37,7 @@ def weighted_mean(states: Sequence[Mapping[str, Tensor]], examples: Sequence[flo
     return mean
 
 
-def named(first: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named(first: str, tensors: Mapping[str, T]) -> dict[str, T]:
     """Tensors under a first name: {"w": ...} -> {"control.w": ...}."""
     return {f"{first}.{name}": value for name, value in tensors.items()}
 

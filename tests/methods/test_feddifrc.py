@@ -42,7 +42,7 @@ def batch(*ids):
 
 def guide(**settings):
     head = nn.Linear(2, 2)
-    return FedDifRCGuide(FedDifRCSettings(temperature=0.5, **settings), SimpleNamespace(model=head, head=head), Sight())
+    return FedDifRCGuide(FedDifRCSettings(temperature=0.5, **settings), SimpleNamespace(classifier=head), Sight())
 
 
 def test_the_terms_by_hand():
@@ -96,13 +96,13 @@ def test_both_terms_move_the_encoder_at_the_start():
 
 def test_without_labels_only_the_probe_sees_them_and_it_moves_no_representation():
     one = guide(supervised=False)
-    one.client.model.head = nn.Linear(2, 2)
+    one.client.classifier.head = nn.Linear(2, 2)
     assert not one.supervised
     z = torch.tensor([[2.0, 0.0]], requires_grad=True)
     terms = one.terms(z, batch(3))
     assert set(terms) == {"tdcl", "ndcr", "probe"}
     assert torch.autograd.grad(terms["probe"], z, allow_unused=True, retain_graph=True)[0] is None
-    assert torch.autograd.grad(terms["probe"], one.client.model.head.weight)[0].abs().sum() > 0
+    assert torch.autograd.grad(terms["probe"], one.client.classifier.head.weight)[0].abs().sum() > 0
 
 
 def test_what_is_asked_without_labels():

@@ -6,7 +6,9 @@ side, one with those of the other side. Axes: B batch, D width.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -27,9 +29,11 @@ class Adversary:
     """D_in and D_cr, as the client's last training left them."""
 
     def __init__(self, client: Any, hidden: Sequence[int], slope: float, lr: float, ways: Divergences) -> None:
-        self.ways, self.found, self.looks = ways, {}, 0
+        self.ways, self.looks = ways, 0
+        self.found: dict[str, float] = {}
         with seeds.scoped(client.conf.seed, "model", PART, client.id):
-            self.nets = nn.ModuleDict({name: Discriminator(client.width, hidden, slope) for name in ("in", "cross")})
+            self.discriminators = {name: Discriminator(client.width, hidden, slope) for name in ("in", "cross")}
+        self.nets = nn.ModuleDict(self.discriminators)
         self.adams = {name: torch.optim.Adam(net.parameters(), lr) for name, net in self.nets.items()}
         left = client.memory.read(PART)
         if left is not None:
@@ -55,14 +59,15 @@ class Adversary:
         for adam in self.adams.values():
             adam.zero_grad(set_to_none=True)
         if self.ways.generator_loss != "grl":
-            (beta * sum(told_apart(self.nets[name], r, f, double) for name, r, f in games)).backward()
+            losses = [told_apart(self.discriminators[name], r, f, double) for name, r, f in games]
+            (beta * total(losses)).backward()
             for adam in self.adams.values():
                 adam.step()
         if look:
             self.look(games)
-        loss = sum(fooled(self.nets[name], f, self.ways.generator_loss, double) for name, _, f in games)
+        loss = total([fooled(self.discriminators[name], f, self.ways.generator_loss, double) for name, _, f in games])
         if self.ways.generator_loss == "grl":
-            loss = loss + sum(judged(self.nets[name](r), True, double) for name, r, _ in games)
+            loss = loss + total([judged(self.discriminators[name](r), True, double) for name, r, _ in games])
         return beta * loss
 
     def after_backward(self) -> None:
@@ -76,7 +81,7 @@ class Adversary:
         """Remember how sure each is, for the records."""
         self.looks += 1
         for name, real, fake in games:
-            for what, value in verdict(self.nets[name], real, fake).items():
+            for what, value in verdict(self.discriminators[name], real, fake).items():
                 key = f"baa/{what}_{name}"
                 self.found[key] = self.found.get(key, 0.0) + value / (len(games) // 2)
 
@@ -91,6 +96,11 @@ class Adversary:
         for name, adam in self.adams.items():
             tensors |= named(f"{name}_adam", optimizer_tensors(adam))
         client.memory.write(PART, tensors)
+
+
+def total(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars, in their order."""
+    return reduce(operator.add, losses)
 
 
 # -- a discriminator, and what both sides of the game minimise ---------------------------------------------------------

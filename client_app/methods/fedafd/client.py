@@ -110,16 +110,17 @@ class FedAFDClient:
         figures = {} if client.trained else self.begin(client, fused)
         if client.round == 0:
             return Report(figures, client.examples)
-        game, steps = None, {"task": 0, "adversarial": 0}
+        game: Adversary | None = None
+        real, public, count, steps = {}, {}, 0, {"task": 0, "adversarial": 0}
         if s.alignment and isinstance(down, Features):
             game = Adversary(client, s.hidden, s.slope, s.discriminator_rate, s.divergences)
             public = self.public_inputs(client, PublicSet(client.public_pairs.order, down.ids))
-            real = {"image": down.image.to(client.device), "text": down.text.to(client.device)}
+            count, real = len(down.ids), {"image": down.image.to(client.device), "text": down.text.to(client.device)}
         fused.train()
 
         def objective(item: tuple[int, Item]) -> dict[str, Tensor]:
             (epoch, (rows, batch)), terms = item, {}
-            if rows is not None:  # section 3
+            if rows is not None and game is not None:  # section 3
                 fake = {side: own(client, side, x[rows]) for side, x in public.items()}
                 loss = game.play(
                     {side: x[rows] for side, x in real.items()}, fake, s.adversarial, look=epoch == s.local_epochs - 1
@@ -138,7 +139,7 @@ class FedAFDClient:
 
         means = fit(
             client.model,
-            lambda epoch: self.items(client, epoch, len(down.ids) if game else 0),
+            lambda epoch: self.items(client, epoch, count),
             objective,
             lr=s.learning_rate.of(client.modality),
             weight_decay=s.weight_decay,

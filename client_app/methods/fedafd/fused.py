@@ -39,13 +39,9 @@ def keep_encoders(client: Client, sent: Modules) -> Report:
 
 def own(client: Client, side: str, x: Tensor) -> Tensor:
     """The client's own unit feature [B, D] of one side."""
-    return (
-        client.model.encode_image(x)
-        if client.modality == "pair" and side == "image"
-        else client.model.encode_text(x)
-        if client.modality == "pair"
-        else normalize(client.model.encode(x), dim=-1)
-    )
+    if client.modality != "pair":
+        return normalize(client.classifier.encode(x), dim=-1)
+    return client.retriever.encode_image(x) if side == "image" else client.retriever.encode_text(x)
 
 
 class LinearOnGlobal(nn.Module):
@@ -71,7 +67,7 @@ class Fused:
         self.mix: nn.Module | None = self.mixing() if self.frozen else None
         self.adam: torch.optim.Adam | None = None
         if self.mix is not None:
-            self.restore()
+            self.adam = self.restore(self.mix)
 
     def encoders(self, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
         """The server's encoders of this client's sides, frozen. ClientError when they are another architecture's."""
@@ -104,18 +100,19 @@ class Fused:
                 ).to(client.device)
             return LinearOnGlobal(client.width).to(client.device) if client.modality == "pair" else None
 
-    def restore(self) -> None:
+    def restore(self, mix: nn.Module) -> torch.optim.Adam:
         """Fusion and its Adam as the last training left them, or (D5) as new at each round's training."""
         s, left = self.settings, self.client.memory.read(FUSION)
         decay = s.fusion_weight_decay_pair if self.client.modality == "pair" else s.fusion_weight_decay
-        self.adam = torch.optim.Adam(self.mix.parameters(), s.fusion_rate.of(self.client.modality), weight_decay=decay)
+        adam = torch.optim.Adam(mix.parameters(), s.fusion_rate.of(self.client.modality), weight_decay=decay)
         stale = s.divergences.reset_each_round and left is not None and left[1]["round"] != self.client.round
         if left is not None and not stale:
-            self.mix.load_state_dict(part(left[0], "mix"))
-            restore_optimizer(self.adam, part(left[0], "adam"))
+            mix.load_state_dict(part(left[0], "mix"))
+            restore_optimizer(adam, part(left[0], "adam"))
+        return adam
 
     def keep(self) -> None:
-        if self.mix is not None:
+        if self.mix is not None and self.adam is not None:
             self.client.memory.write(
                 FUSION,
                 named("mix", self.mix.state_dict()) | named("adam", optimizer_tensors(self.adam)),
@@ -140,13 +137,15 @@ class Fused:
             return own(self.client, side, x)
         with torch.no_grad():
             g_BD = self.frozen[side](x)
+        if self.mix is None:  # a classifier with `fusion: global`
+            return g_BD
         if self.settings.fusion == "global":
-            return g_BD if self.mix is None else self.mix(g_BD, g_BD)
+            return self.mix(g_BD, g_BD)
         return self.mix(own(self.client, side, x), g_BD)
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores [B, C] by the client's head, which knows representations of norm sqrt(D)."""
-        return self.client.model.head(self.see(self.client.modality, x) * self.client.width**0.5)
+        return self.client.classifier.head(self.see(self.client.modality, x) * self.client.width**0.5)
 
     def task(self, batch: Any) -> Tensor:
         """The client's own loss on the fused path: cross-entropy, or the retrieval loss of unit vectors."""
@@ -155,7 +154,7 @@ class Fused:
         image, text = (
             normalize(self.see(side, x), dim=-1) for side, x in (("image", batch.images), ("text", batch.texts))
         )
-        return self.client.model.loss(image, text, batch.groups)
+        return self.client.retriever.loss(image, text, batch.groups)
 
     @torch.no_grad()
     def evaluate(self) -> Report:

@@ -80,10 +80,10 @@ def respaced(spacing: str, total: int) -> list[int]:
         length = size + (section < extra)
         if not 1 <= count <= length:
             raise ValueError(f"a section of {length} timesteps cannot keep {count}")
-        stride, at = (length - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        step, at = (length - 1) / (count - 1) if count > 1 else 1.0, 0.0
         for _ in range(count):
             kept.append(start + round(at))
-            at += stride
+            at += step
         start += length
     return kept
 

@@ -32,8 +32,10 @@ class GlideTextEncoder(ModelMixin, ConfigMixin):
         nn.init.normal_(self.token_embedding.weight, std=STANDARD_DEVIATION)
         for block in self.encoder.layers:  # TransformerEncoder copies one layer's start into all of them
             for module in block.modules():
-                if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
-                    getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))()
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()
+                elif isinstance(module, nn.MultiheadAttention):
+                    module._reset_parameters()
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """int64 ids and bool mask (False: padding), both [B, T] -> states [B, T, W].
