@@ -41,7 +41,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-@dataclass_transform(field_specifiers=(setting, field))
+@dataclass_transform()  # no field specifiers: a type checker would look for the default among their keywords only
 def section(cls: type[T]) -> type[T]:
     """Make `cls` a dataclass that checks its fields. ValueError, naming the field, for a value out of range."""
     across: Callable[[Any], None] | None = cls.__dict__.get("__post_init__") or getattr(cls, "__post_init__", None)

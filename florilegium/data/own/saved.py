@@ -26,8 +26,9 @@ def saved(place: Path, wanted: str) -> Table:
     named = {split_of(name) or name: name for name in found}
     if len(named) < len(found):
         raise Unread(Finding("split", str(place), f"has several splits of one kind: {', '.join(found)}"))
+    said: list[Finding] = []
     if len(found) == 1:
-        split, said = next(iter(named)), []
+        split = next(iter(named))
     else:
         split, said = chosen_split(place, set(named), wanted)
     table = _table(found[named[split]], place)

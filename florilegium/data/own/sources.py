@@ -85,18 +85,18 @@ class Opened:
         columns = [*self.chosen.values(), *([self.split_column] if self.split_column else [])]
         rows: Iterator[tuple[str, dict[str, Any]]] = self.table.read(list(dict.fromkeys(columns)))
         if self.split_column:
-            rows = self._of_split(list(rows))
+            rows = self._of_split(list(rows), self.split_column)
         found = ((where, {name: cells[column] for name, column in self.chosen.items()}) for where, cells in rows)
         return _embedded_rows(found, self.modality) if self.table.embedded else found
 
-    def _of_split(self, rows: list[Row]) -> Iterator[Row]:
+    def _of_split(self, rows: list[Row], column: str) -> Iterator[Row]:
         """Rows of the wanted split, by the column that names it; all, with a warning, where it names none."""
-        splits = {where: split_of(str(cells[self.split_column] or "")) for where, cells in rows}
+        splits = {where: split_of(str(cells[column] or "")) for where, cells in rows}
         if not any(splits.values()):
             return iter(rows)
         unnamed = [where for where, split in splits.items() if not split]
         if unnamed:
-            what = f"column {quoted(self.split_column)} names no split here, but in other rows"
+            what = f"column {quoted(column)} names no split here, but in other rows"
             raise Unread(Finding("split", unnamed[0], what))
         there = {split for split in splits.values() if split}
         chosen, said = chosen_split(self.table.folder, there, self.wanted)
