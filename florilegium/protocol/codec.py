@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) ->
     `spent` is a client's epsilon of each mechanism (florilegium/privacy/mechanisms.py), beside any payload.
     WireError for what is no payload.
     """
-    if PAYLOADS.get(type(payload).__name__) is not type(payload):
+    if PAYLOADS.get(type(payload).__name__) is not type(payload) or not is_dataclass(payload):
         raise WireError(f"{type(payload).__name__} is no payload (florilegium/protocol/payloads.py)")
     arrays: dict[str, Array] = {}
     scalars: dict[str, Any] = {}

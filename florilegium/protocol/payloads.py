@@ -40,7 +40,8 @@ _payloads: dict[str, type] = {}
 PAYLOADS: Mapping[str, type] = MappingProxyType(_payloads)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(array, blobs, class_labels, plain, sample_ids, vectors))
+# `blobs` is no specifier, so a type checker sees that such a field has a default: nothing
+@dataclass_transform(frozen_default=True, field_specifiers=(array, class_labels, plain, sample_ids, vectors))
 def payload(cls: type[T]) -> type[T]:
     """Make a class a payload: a frozen dataclass that may cross the wire under its name.
 

@@ -128,6 +128,7 @@ class RunResults:
         Without metrics, the headline figures that the run has. RunError for a metric that it does not have.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         if unknown := [name for name in metrics if name not in self.metrics]:
             raise RunError(f"{self.directory}: no metric '{unknown[0]}'; there are {', '.join(self.metrics)}")
@@ -143,7 +144,7 @@ class RunResults:
                 if len(values):
                     axes.plot(values.index, values, marker="o", label=self.recorded.title(arm))
             axes.set(title=name, xlabel="round")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize="small")
         return figure
 

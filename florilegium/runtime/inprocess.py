@@ -50,6 +50,8 @@ def over_the_wire(message: Message) -> Message:
     """Serialise and deserialise a message as Flower's Runtime API does."""
     contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
     arrived = inflate_object_from_contents(message.object_id, contents)
+    if not isinstance(arrived, Message):
+        raise TypeError(f"a message arrived as {type(arrived).__name__}")
     arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
     return arrived
 
