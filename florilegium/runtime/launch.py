@@ -186,9 +186,16 @@ def job_directory(job: list[str], fixed: list[str]) -> str:
     return f"{slug[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def directory_of(conf: Settings) -> Path:
+    """The run directory of settings that name one. SettingsError without."""
+    if not conf.out:
+        raise SettingsError("out: no run directory is given")
+    return Path(conf.out)
+
+
 def open_directory(conf: Settings) -> Path:
     """Make the run directory. SettingsError when it cannot be written or already holds a run."""
-    out = Path(conf.out)
+    out = directory_of(conf)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -203,7 +210,7 @@ def open_directory(conf: Settings) -> Path:
 
 def run_job(conf: Settings) -> None:
     """Start one run and see it to its end. LaunchError with the reason when it fails."""
-    out, arms = Path(conf.out), list(composition.arms(conf))
+    out, arms = directory_of(conf), list(composition.arms(conf))
     print(
         f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
         f"arms {', '.join(arms)}, seed {conf.seed}",
@@ -250,7 +257,7 @@ def remarks(out: Path) -> list[str]:
 def connection(conf: Settings) -> Iterator[Flower]:
     """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named."""
     if conf.runtime.name == "simulation":
-        with OwnSuperLink({assets.VARIABLE: conf.assets}) as flower:
+        with OwnSuperLink({assets.VARIABLE: conf.assets} if conf.assets else {}) as flower:
             yield flower
     elif conf.runtime.name == "local":
         with local.of_run(conf) as flower:
@@ -258,7 +265,7 @@ def connection(conf: Settings) -> Iterator[Flower]:
             if conf.runtime.keep:
                 local.linger(flower)
     else:
-        yield Flower(conf.runtime.superlink, quiet_environment({}))
+        yield Flower(conf.runtime.superlink or "", quiet_environment({}))
 
 
 def federation(conf: Settings) -> str | None:
