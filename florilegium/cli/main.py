@@ -27,6 +27,7 @@ class Command:
 
 COMMANDS = {
     "methods": Command("florilegium.cli.methods", "list the methods"),
+    "settings": Command("florilegium.cli.settings", "what a setting means: florilegium settings [KEY]"),
     "report": Command("florilegium.cli.report", "write report.html of each run"),
     "compare": Command("florilegium.cli.compare", "one table over runs: mean and spread over seeds"),
     "privacy": Command("florilegium.cli.privacy", "list what a method sends: florilegium privacy METHOD [overrides]"),

@@ -21,12 +21,12 @@ from florilegium import assets
 from florilegium.config import errors
 from florilegium.config.errors import SettingsError, first_line
 from florilegium.config.instances import typed
+from florilegium.config.reference import conf_folder
 from florilegium.config.search_path import look_in_other_packages, problem_of
 from florilegium.config.settings import MAIN, Arm, Settings, settings_of
 
 __all__ = ["MAIN", "Arm", "Settings", "SettingsError", "first_line", "typed"]
-HERE = Path(__file__).resolve().parents[1]  # florilegium/
-CONF = next((place for place in (HERE.parent / "conf", HERE / "conf") if place.is_dir()), HERE.parent / "conf")
+CONF = conf_folder()
 
 
 def load(run_config: Mapping[str, Any]) -> Settings:

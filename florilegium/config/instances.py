@@ -39,11 +39,11 @@ def typed(cls: type[T], node: Any, where: str) -> T:
 
 def _instance(cls: Any, values: Any, where: str) -> Any:
     """The section of these complete values, its nested sections first, so that an error names the innermost key."""
-    hints = _hints(cls)
+    known = hints(cls)
     given = {}
     for field in dataclasses.fields(cls):
         key, value = f"{where}.{field.name}" if where else field.name, values[field.name]
-        inner = _section_of(hints[field.name])
+        inner = section_of(known[field.name])
         if inner is not None and isinstance(value, Mapping):
             value = _instance(inner, value, key)
         elif inner is not None and isinstance(value, list):
@@ -56,11 +56,12 @@ def _instance(cls: Any, values: Any, where: str) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _hints(cls: Any) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
+    """The types of a section's fields, by their names."""
     return typing.get_type_hints(cls)
 
 
-def _section_of(hint: Any) -> Any:
+def section_of(hint: Any) -> Any:
     """The section class in `Section`, `Section | None` or `list[Section]`; None for any other type."""
     if dataclasses.is_dataclass(hint):
         return hint

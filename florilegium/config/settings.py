@@ -108,7 +108,7 @@ class Settings:
     privacy: PrivacySettings = setting(factory=PrivacySettings, help="differential privacy")
     defence: DefenceSettings = setting(factory=DefenceSettings, help="defences against bad clients")
     attack: Attack = setting(factory=Attack, help="simulated attacks, to measure defences")
-    method: Any = setting(None, "the method: its name, and the settings of its server and client side")
+    method: Any = setting(None, "the method: its name, and the settings of its server and its client side")
     references: dict[str, Any] = setting(factory=dict, help="other methods that run after it, by a name for each")
 
     def arms(self) -> dict[str, Arm]:
