@@ -7,6 +7,7 @@ import logging
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from florilegium import preflight
 from florilegium.config import composition
 from server_app import driver
 
@@ -17,4 +18,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run every arm of the settings. An error's message is the reason that the launcher prints."""
     logging.getLogger("flwr").propagate = False  # a library that configures the root logger would print each line twice
-    driver.drive(composition.load(context.run_config), grid)
+    conf = composition.load(context.run_config)
+    if not context.run_config.get("settings"):  # a bare `flwr run`: the launcher has not checked them
+        preflight.validate(conf)
+    driver.drive(conf, grid)

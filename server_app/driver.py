@@ -19,6 +19,7 @@ from florilegium.runs import files
 from florilegium.runs.logs import JsonLog, LoggedRounds
 from florilegium.runs.sinks import opening
 from florilegium.runs.writer import Run
+from server_app import provenance
 from server_app.evaluation import Evaluation
 from strategies.blocks.rounds import Journal, Rounds
 
@@ -148,6 +149,6 @@ def run_arms(run: Run, conf: Settings, grid: Any) -> None:
         strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if arm == composition.MAIN and strategy.generator is not None:
             strategy.generator.save(run.model_dir)
-        run.finish(conf, protocol=evaluation.protocol())
+        run.finish(conf, protocol=evaluation.protocol() | provenance.code())
         page.write(run.out)  # after each arm: a run killed later still has its page
     run.close()

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets
-from florilegium.config import errors
+from florilegium.config import errors, overrides
 from florilegium.config.errors import SettingsError, first_line
 from florilegium.config.instances import typed
 from florilegium.config.reference import conf_folder
@@ -34,29 +34,32 @@ def load(run_config: Mapping[str, Any]) -> Settings:
     if text := str(run_config.get("settings", "")):
         conf = settings_of(json.loads(text))
     else:
-        conf = complete(compose(shlex.split(str(run_config.get("overrides", "")))))
+        conf = compose(overrides.readable(shlex.split(str(run_config.get("overrides", "")))))
+        if conf.out and not Path(conf.out).expanduser().is_absolute():
+            raise SettingsError(f"out: give an absolute directory, got {conf.out}: Flower runs this elsewhere")
+        conf = complete(conf)
     if conf.assets and assets.VARIABLE not in os.environ and Path(conf.assets).is_dir():
         os.environ[assets.VARIABLE] = conf.assets
     return conf
 
 
-def compose(overrides: Iterable[str] = ()) -> Settings:
+def compose(given: Iterable[str] = ()) -> Settings:
     """Compose conf/config.yaml with Hydra overrides. SettingsError names a key or choice that is not there."""
-    return composed(_by_hydra(list(overrides)))
+    return composed(_by_hydra(list(given)))
 
 
-def _by_hydra(overrides: list[str]) -> Any:
+def _by_hydra(given: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     look_in_other_packages()
-    if line := problem_of(overrides):
+    if line := problem_of(given):
         raise SettingsError(line)
     GlobalHydra.instance().clear()  # a warm Ray actor composes again and again
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides)
+            return compose("config", given)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(explain(error)) from error
 

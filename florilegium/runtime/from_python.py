@@ -36,7 +36,7 @@ def run(*overrides: str, **settings: Any) -> RunResults:
         TypeError: A setting is of a type that YAML does not have.
     """
     given = [RUNTIME, *readable(overrides), *keywords(settings)]
-    directory, conf = launch.prepare(composition.compose(given))
+    directory, conf = launch.prepare(composition.compose(given), given=given)
     launch.run_job(conf)
     return RunResults(directory)
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from florilegium.report import comparison
 from florilegium.runs import reader
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
-from florilegium.runtime import inprocess, local
+from florilegium.runtime import continuation, inprocess, local
 from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
 INTERRUPTED = 130
@@ -86,14 +86,16 @@ class Jobs:
         self.failures: list[str] = []
         self.table: list[tuple[str, str, str]] = []  # (overrides, directory, how it went), of a sweep
 
-    def run(self, conf: Any, name: str = "", folder: str = "") -> None:
-        """One run; in a sweep, `name` says what sets it apart and `folder` where it lies below `out`.
+    def run(self, conf: Any, name: str = "", folder: str = "", given: Sequence[str] | None = None) -> None:
+        """One run, of the overrides `given` (None: those of the command line).
+
+        In a sweep, `name` says what sets it apart and `folder` where it lies below `out`.
 
         A failure is told, kept, and ends no other run.
         """
         begun, where, failure = time.monotonic(), "", ""
         try:
-            out, whole = prepare(composition.composed(conf), folder)
+            out, whole = prepare(composition.composed(conf), folder, sys.argv[1:] if given is None else given)
             where = shown(out)
             self.directories.append(out)
             run_job(whole)
@@ -131,7 +133,7 @@ def sweep(given: list[str], jobs: Jobs) -> None:
             jobs.failures.append(say_failure(error))
             jobs.table.append((name, "", jobs.failures[-1]))
             continue
-        jobs.run(conf, name, job_directory(job, fixed))
+        jobs.run(conf, name, job_directory(job, fixed), job)
 
 
 def console() -> Console:
@@ -162,8 +164,13 @@ def shown(directory: Path) -> str:
 # -- one run ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(conf: Settings, folder: str = "") -> tuple[Path, Settings]:
-    """Check the settings and open the run directory, in `folder` below `out`: (directory, complete settings)."""
+def prepare(conf: Settings, folder: str = "", given: Sequence[str] = ()) -> tuple[Path, Settings]:
+    """Check the settings and open the run directory, in `folder` below `out`: (directory, complete settings).
+
+    `given` are the overrides that led to `conf`; a resumed run takes all others from its own directory.
+    """
+    if conf.resume:
+        conf = continuation.continued(conf, given)
     conf = composition.complete(conf, folder)
     if conf.data.own:
         open_directory(conf)  # which is where they are kept

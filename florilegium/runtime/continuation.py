@@ -1,0 +1,48 @@
+"""`resume=true`: a run goes on with the settings that its directory holds, so that nobody has to repeat them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from florilegium.config import composition, overrides
+from florilegium.config.errors import SettingsError, meant
+from florilegium.config.settings import Settings
+from florilegium.runs.writer import FREE, FREE_CLIENTS
+
+MAY_CHANGE = FREE | {"rounds"}
+
+
+def continued(conf: Settings, given: Iterable[str]) -> Settings:
+    """The settings to go on with: those of the run in `conf.out`, changed by the overrides in `given`.
+
+    Where `given` has more than a resumed run may change, `conf` itself; the run then names what differs.
+    SettingsError when there is no run in that directory; it names a directory that may have been meant.
+    """
+    if not conf.out:
+        raise SettingsError("resume=true needs out=DIR, the directory of the run to go on with")
+    out = Path(conf.out).expanduser()
+    if not out.is_dir():
+        beside = [path.name for path in out.parent.iterdir() if path.is_dir()] if out.parent.is_dir() else []
+        raise SettingsError(f"out: there is no run in {out} to go on with{meant(out.name, beside)}")
+    if not (out / "settings.yaml").is_file():  # it ended before its first round began: nothing to go on with
+        return conf
+    keys = [overrides.key_of(text) for text in given if "=" in text and not text.startswith("-")]
+    if not all(_free(key) for key in keys):
+        return conf
+    saved = composition.read_yaml(out / "settings.yaml")
+    if saved.clients.state_dir and saved.out and Path(saved.clients.state_dir) == Path(saved.out, "state"):
+        saved.clients.state_dir = None  # the directory may have been moved
+    for key in keys:
+        section, _, name = key.partition(".")
+        if section == "clients":
+            setattr(saved.clients, name, getattr(conf.clients, name))
+        else:
+            setattr(saved, section, getattr(conf, section))
+    saved.out, saved.resume = conf.out, True
+    return saved
+
+
+def _free(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section in MAY_CHANGE or (section == "clients" and name in FREE_CLIENTS)

@@ -1,0 +1,75 @@
+"""`resume=true`: the settings are those of the run; a folder that holds none is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from florilegium.config import composition
+from florilegium.config.composition import SettingsError
+from florilegium.runtime import launch
+
+TOY = ["data=toy", "diffusion=mini", "clients=toy"]
+ALIKE = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """The directory of a run of FedAvg with settings of its own."""
+    out = tmp_path / "first"
+    conf = composition.complete(composition.compose([*TOY, "method=fedavg", ALIKE, "seed=7", f"out={out}"]))
+    out.mkdir()
+    (out / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(composition.plain(conf))))
+    (out / "rounds.jsonl").write_text('{"arm": "method", "round": 0, "seconds": 1.0, "metrics": {}}\n')
+    return out
+
+
+def prepared(*given: str) -> composition.Settings:
+    return launch.prepare(composition.compose(given), given=given)[1]
+
+
+def test_a_run_goes_on_with_its_own_settings(held: Path) -> None:
+    conf = prepared(f"out={held}", "resume=true")
+    assert (conf.method.name, conf.seed, len(conf.clients.mix)) == ("fedavg", 7, 2)
+    assert conf.resume and conf.out == str(held) and conf.clients.state_dir == str(held / "state")
+
+
+def test_what_a_resumed_run_may_change_is_taken_from_the_command_line(held: Path) -> None:
+    conf = prepared(f"out={held}", "resume=true", "rounds=9", "clients.threads=2", "timeouts.exchange=77")
+    assert (conf.rounds, conf.clients.threads, conf.timeouts.exchange) == (9, 2, 77)
+    assert conf.method.name == "fedavg" and conf.seed == 7
+
+
+def test_a_run_that_was_moved_finds_its_state(held: Path, tmp_path: Path) -> None:
+    moved = held.rename(tmp_path / "second")
+    assert prepared(f"out={moved}", "resume=true").clients.state_dir == str(moved / "state")
+
+
+def test_other_settings_are_not_silently_replaced(held: Path) -> None:
+    """They reach the run, which refuses them by name."""
+    assert prepared(f"out={held}", "resume=true", *TOY, "method=moon", ALIKE).method.name == "moon"
+
+
+def test_a_mistyped_folder_is_named(held: Path) -> None:
+    with pytest.raises(SettingsError, match=r"there is no run in .*frist to go on with \(did you mean 'first'\?\)"):
+        prepared(f"out={held.parent / 'frist'}", "resume=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("out=runs/x data=toy", "out: give an absolute directory, got runs/x"),
+        ("rounds=three", "rounds"),
+        ("seed=-4", "seed"),
+    ],
+)
+def test_a_bare_flwr_run_is_checked_in_the_same_words(overrides: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        composition.load({"overrides": overrides})
+
+
+def test_a_bare_flwr_run_takes_names_as_people_type_them(tmp_path: Path) -> None:
+    place = tmp_path / "My Drive (1)"
+    assert composition.load({"overrides": f"'out={place}' data=toy"}).out == str(place)
