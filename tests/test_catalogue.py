@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,27 @@ from florilegium import catalogue
 from florilegium.catalogue import CATALOGUE, CatalogueError, Role, Upload, side
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
-from florilegium.protocol import payloads, phases
+from florilegium.contract.checks import has_true_facts
 
 
 @pytest.mark.parametrize("method", CATALOGUE)
-def test_uploads_are_the_payloads_that_the_client_side_declares(method: str) -> None:
-    entry, client = CATALOGUE[method], side(method, "client")
-    assert (client is None) == (not entry.modalities)
-    if client is not None:
-        asked = [phase for phase in phases.phases_of(client) if phase not in phases.ALWAYS]
-        declared = {kind for phase in asked for kind in phases.declared(client, phase)[1]}
-        assert declared - {payloads.Nothing, payloads.Report} == {payloads.PAYLOADS[name] for name in entry.uploads}
-    assert entry.one_architecture == (Upload.WEIGHTS in entry.uploads)
+def test_facts_are_those_of_the_code(method: str) -> None:
+    has_true_facts(method)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"uploads": (Upload.LOGITS,)}, "the client side declares \\['Answers', 'Logits'\\], the entry \\['Logits'\\]"),
+        ({"one_architecture": True}, "exactly where they need one architecture"),
+        ({"modalities": ()}, "a client side and modalities come together"),
+        ({"paper": ""}, "lacks a title, a paper or exchanges"),
+    ],
+)
+def test_a_wrong_fact_is_named(wrong: dict, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CATALOGUE, "fedmmkt", replace(CATALOGUE["fedmmkt"], **wrong))
+    with pytest.raises(AssertionError, match=said):
+        has_true_facts("fedmmkt")
 
 
 def test_facts_in_words() -> None:

@@ -17,11 +17,12 @@ from flwr.app import Message
 from florilegium import catalogue, preflight
 from florilegium.catalogue import Upload
 from florilegium.config import composition
+from florilegium.config.settings import Settings
 from florilegium.contract.tiny_models import toy_overrides
 from florilegium.privacy.listing import listing
 from florilegium.protocol import payloads, phases
 from florilegium.runs import files
-from florilegium.runs.reader import MAIN, read_lines
+from florilegium.runs.reader import MAIN, evaluated, read_lines
 from florilegium.runtime.inprocess import InProcessGrid, load_app, serve
 
 ALIKE = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"  # one architecture
@@ -84,13 +85,16 @@ def has_typed_settings(method: str, *overrides: str) -> None:
 
 
 def runs_and_resumes(method: str, folder: Path | str, *overrides: str) -> None:
-    """Two rounds end well and refuse nothing; a run that dies in its last round and is resumed gives the same figures
-    and the same last checkpoint, bit for bit."""
+    """Two rounds end well, are judged and refuse nothing. A run that dies in its last round and is resumed gives the
+    same figures and the same last checkpoint, bit for bit."""
     whole, part = (toy_settings(method, Path(folder, name), "rounds=2", *overrides) for name in ("whole", "part"))
     sent = federate(whole)
     rounds = recorded(whole.out)
     assert [r["round"] for r in rounds] == [0, 1, 2], f"{method}: rounds {[r['round'] for r in rounds]} are recorded"
     faults = [entry for entry in read_lines(Path(whole.out, "ledger.jsonl")) if entry["fault"]]
+    assert evaluated(rounds[-1]), f"{method}: nothing of it was judged in the last round"
+    for name in ("summary.json", "report.html"):
+        assert Path(whole.out, name).exists(), f"{method}: its run has no {name}"
     assert not faults, f"{method}: {faults[0]['phase']} of client {faults[0]['client']}: {faults[0]['fault']}"
     try:
         federate(part, die_at=max(1, round(0.8 * sent)))
@@ -112,14 +116,18 @@ def runs_and_resumes(method: str, folder: Path | str, *overrides: str) -> None:
 # -- toy runs ----------------------------------------------------------------------------------------------------------
 
 
-def toy_settings(method: str, out: Path, *overrides: str) -> Any:
+def toy_settings(method: str, out: Path, *overrides: str) -> Settings:
     """Complete settings of a method on toy data, clients and models, with `out` as the run directory."""
     alike = [ALIKE] if catalogue.entry(method).one_architecture else []
     given = ["data=toy", "clients=toy", *toy_overrides(), "references=none", "evaluation.images_per_class=2", *alike]
-    return composition.complete(composition.compose([f"method={method}", *given, f"out={out}", *overrides]))
+    conf = composition.complete(composition.compose([f"method={method}", *given, f"out={out}", *overrides]))
+    for side in ("server", "client"):
+        if guidance := conf.method.value(side, "guidance"):
+            guidance["cache"] = str(Path(out, "features"))  # what an earlier version computed proves nothing
+    return conf
 
 
-def federate(conf: Any, die_at: int = 0) -> int:
+def federate(conf: Settings, die_at: int = 0) -> int:
     """Run complete settings in this process to their end; how many messages were answered. Killed."""
     run_config = {"settings": json.dumps(composition.plain(conf)), "overrides": ""}
     grid = MortalGrid(load_app("clientapp"), len(conf.clients.mix), run_config, die_at=die_at)
