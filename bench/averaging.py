@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from client_app.app import client_half
+from client_app.app import client_side
 from client_app.opening import open_client
 from florilegium.config import composition
 from florilegium.learning.averaging import named
@@ -101,7 +101,7 @@ def measured(method: str, repeats: int, folder: str) -> float:
     """Median ratio of our CPU seconds to the bare loop's."""
     given = [f"method={method}", "data=fashion", "clients=ten", "references=none", f"out={folder}/{method}"]
     conf = composition.complete(composition.compose([*given, "partition@clients.partition=nid2"]))
-    half = client_half(conf, "method")
+    half = client_side(conf, "method")
 
     def client(step: int) -> Any:
         return open_client(conf, {"partition-id": 0}, Header("method", 1, step))

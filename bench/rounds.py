@@ -3,7 +3,7 @@
     python bench/rounds.py [method ...]          # default: all that exchange knowledge; minutes a method
 
 The real apps run in one process (every message serialised and checked), one round on emoji with the paper's mix of
-clients. *Mathematics* is the time in the client halves' phases, with the model already in memory, and in the server's
+clients. *Mathematics* is the time in the client sides' phases, with the model already in memory, and in the server's
 round outside its exchanges: what a loop over the same clients would do without a wire, checks, memory on disk,
 ledger and checkpoints. Evaluation counts for neither. One thread; CPU seconds. The issue's bar is 1.2.
 """
@@ -70,7 +70,7 @@ def timed(work: Callable[..., Any], count: Callable[[float], None]) -> Callable[
 def clocked() -> Iterator[Clock]:
     """A clock that runs while apps run in this process."""
     clock, inside = Clock(), [False]
-    client_half, open_client = client_app.client_half, client_app.open_client
+    client_side, open_client = client_app.client_side, client_app.open_client
     send, collect = Federation.send, Federation.collect  # what every exchange is made of
     evaluate, start = ArmJournal.evaluate, Rounds.start
 
@@ -82,8 +82,8 @@ def clocked() -> Iterator[Clock]:
         client.model  # noqa: B018  (a bare loop has it in memory)
         return client
 
-    def half_of(conf: Any, row: str) -> Any:
-        half = client_half(conf, row)
+    def side_of(conf: Any, row: str) -> Any:
+        half = client_side(conf, row)
         for phase in PHASES:
             if hasattr(half, phase):
                 setattr(half, phase, timed(getattr(half, phase), add("clients")))
@@ -106,14 +106,14 @@ def clocked() -> Iterator[Clock]:
     def asking(work: Callable[..., Any]) -> Callable[..., Any]:
         return timed(work, lambda seconds: add("asked")(seconds if inside[0] else 0.0))
 
-    client_app.client_half, client_app.open_client = half_of, opened
+    client_app.client_side, client_app.open_client = side_of, opened
     Federation.send, Federation.collect = asking(send), asking(collect)  # type: ignore[method-assign]
     Rounds.start = started  # type: ignore[method-assign]
     ArmJournal.evaluate = timed(evaluate, add("rounds", -1))  # type: ignore[method-assign]
     try:
         yield clock
     finally:
-        client_app.client_half, client_app.open_client = client_half, open_client
+        client_app.client_side, client_app.open_client = client_side, open_client
         Federation.send, Federation.collect = send, collect  # type: ignore[method-assign]
         ArmJournal.evaluate, Rounds.start = evaluate, start  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""Flower's door into the client: message -> phase of the arm's client half -> reply.
+"""Flower's door into the client: message -> phase of the arm's client side -> reply.
 
 A client process keeps nothing between messages but caches; what must last is in its memory on disk. Whatever goes wrong
 becomes one line for the server: a handler never returns None.
@@ -37,8 +37,8 @@ def read_settings(text: str, overrides: str) -> Settings:
     return composition.load({"settings": text, "overrides": overrides})
 
 
-def client_half(conf: Settings, arm: str) -> Any:
-    """The client half of an arm, with its settings. ValueError when the arm or its half is not there."""
+def client_side(conf: Settings, arm: str) -> Any:
+    """The client side of an arm, with its settings. ValueError when the arm or its half is not there."""
     arms = composition.arms(conf)
     if arm not in arms:
         raise ValueError(f"no arm {arm!r} in these settings; there are {', '.join(arms)}")
@@ -52,7 +52,7 @@ def perform(phase: str, conf: Settings, client: Client, header: Header, content:
     """The payload that answers `phase`."""
     if phase == "profile":
         return client.protection.upload(client.profile())
-    method = client_half(conf, header.arm)
+    method = client_side(conf, header.arm)
     name = composition.arms(conf)[header.arm].name
     client.protection.may_train(name, catalogue.entry(name).dpsgd)
     if phase not in phases.phases_of(method, phases.exchanges_of(composition.arms(conf)[header.arm])):

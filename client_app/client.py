@@ -14,7 +14,7 @@ from torch import Tensor
 
 from client_app import distillation_set, views
 from client_app.batches import EVALUATION_BATCH, Batch, ClientError, PairBatch, resized, shuffled
-from client_app.distillation_set import Lesson
+from client_app.distillation_set import DistillationSet
 from client_app.memory import Memory
 from client_app.privacy.protection import Protection
 from florilegium import seeds
@@ -39,7 +39,7 @@ class Client:
         member = conf.clients.mix[id_]
         self.conf, self.id, self.data, self.memory, self.round = conf, id_, data, memory, round_
         self.modality, self.architecture = str(member.modality), str(member.model)
-        build.check(self.modality, self.architecture, f"clients.mix[{id_}]")
+        build.check_architecture(self.modality, self.architecture, f"clients.mix[{id_}]")
         self.classes, self.examples, self.width = len(data.classes), len(data.train), conf.clients.width
         self.device = torch.device(conf.clients.device)
         if not self.examples:
@@ -61,14 +61,14 @@ class Client:
         return build.vocabulary(self.conf.clients, self.architecture.split("+")[-1])
 
     @cached_property
-    def left(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def previous_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights and counters as the message before left them."""
         return self.memory.read("model") or ({}, {"trained": 0})
 
     @property
     def trained(self) -> int:
         """How many messages have trained the model before this one."""
-        return int(self.left[1]["trained"])
+        return int(self.previous_state[1]["trained"])
 
     @cached_property
     def model(self) -> bodies.Classifier | DualEncoder:
@@ -79,7 +79,7 @@ class Client:
         if self.protection.settings.training:
             model = without_batch_norm(model)
         if self.trained:
-            model.load_state_dict(self.left[0])
+            model.load_state_dict(self.previous_state[0])
         return model.to(self.device)
 
     @property
@@ -133,7 +133,8 @@ class Client:
                 images = views.shifted(images, random, augment.crop, augment.flip)
             return images.to(self.device)
         vary = random if augment.tags else None
-        return self.vocabulary([views.told(rows.texts[i], rows.tags[i], vary) for i in chosen.tolist()]).to(self.device)
+        texts = [views.text_with_tags(rows.texts[i], rows.tags[i], vary) for i in chosen.tolist()]
+        return self.vocabulary(texts).to(self.device)
 
     def pair_batch(self, rows: Rows, chosen: Tensor, random: torch.Generator | None = None) -> PairBatch:
         """Rows of pairs as a batch; with `random`, augmented as image and text clients augment theirs."""
@@ -142,7 +143,7 @@ class Client:
         vary = random if augment.tags else None
         if random is not None:
             images = views.shifted(images, random, augment.crop, augment.flip)
-        texts = self.vocabulary([views.told(rows.texts[n], rows.tags[n], vary) for n in chosen.tolist()])
+        texts = self.vocabulary([views.text_with_tags(rows.texts[n], rows.tags[n], vary) for n in chosen.tolist()])
         return PairBatch(
             images.to(self.device),
             texts.to(self.device),
@@ -201,7 +202,7 @@ class Client:
         """Hold on to samples; the targets come later and are joined by id."""
         self.memory.write("samples", distillation_set.to_tensors(samples))
 
-    def recall(self, targets: Targets, wide: int | None = None) -> Lesson:
+    def recall(self, targets: Targets, wide: int | None = None) -> DistillationSet:
         """The kept samples that `targets` name, with their labels and fused representations (D or `wide` values)."""
         found = self.memory.read("samples")
         if found is None:
@@ -211,35 +212,37 @@ class Client:
             raise ClientError(f"targets are {width} wide, representations {wide}")
         return distillation_set.taught(distillation_set.from_tensors(found[0]), targets)
 
-    def replayed(self) -> Lesson | None:
-        """The lesson of earlier rounds that `store` chose, or None."""
+    def replayed(self) -> DistillationSet | None:
+        """The distillation of earlier rounds that `store` chose, or None."""
         if (found := self.memory.read("replay")) is None:
             return None
         tensors = found[0]
-        return Lesson(distillation_set.from_tensors(tensors), tensors["labels"], tensors["fused"])
+        return DistillationSet(distillation_set.from_tensors(tensors), tensors["labels"], tensors["fused"])
 
-    def store(self, lesson: Lesson, size: int) -> None:
-        """Keep a random `size` of a lesson for later rounds (0: nothing)."""
+    def store(self, distillation: DistillationSet, size: int) -> None:
+        """Keep a random `size` of a distillation set for later rounds (0: nothing)."""
         if not size:
             return
         random = torch.Generator().manual_seed(self.seed("replay"))
-        chosen = lesson.select(torch.randperm(len(lesson), generator=random)[:size])
+        chosen = distillation.select(torch.randperm(len(distillation), generator=random)[:size])
         tensors = distillation_set.to_tensors(chosen.samples) | {"labels": chosen.labels, "fused": chosen.fused}
         self.memory.write("replay", tensors)
 
-    def lesson_batches(self, lesson: Lesson, inputs: Tensor, size: int, epoch: int) -> Iterator[Batch]:
-        """One shuffled pass over a lesson whose model inputs are `inputs`; images are shifted as private ones are."""
-        random = torch.Generator().manual_seed(self.seed("lesson", epoch))
+    def distillation_batches(
+        self, distillation: DistillationSet, inputs: Tensor, size: int, epoch: int
+    ) -> Iterator[Batch]:
+        """One shuffled pass over a distillation set, as model `inputs`; images are shifted as private ones are."""
+        random = torch.Generator().manual_seed(self.seed("lesson", epoch))  # a name of a seed: not renamed
         augment = self.conf.clients.augment
-        for chosen in shuffled(len(lesson), size, random):
+        for chosen in shuffled(len(distillation), size, random):
             x = inputs[chosen]
             if self.modality == "image":
                 x = views.shifted(x.cpu(), random, augment.crop, augment.flip)
             yield Batch(
                 x.to(self.device),
-                lesson.labels[chosen].to(self.device),
-                lesson.samples.ids[chosen],
-                lesson.fused[chosen].to(self.device),
+                distillation.labels[chosen].to(self.device),
+                distillation.samples.ids[chosen],
+                distillation.fused[chosen].to(self.device),
             )
 
     # -- what every method's clients answer ------------------------------------------------------------------------

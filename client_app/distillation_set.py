@@ -12,12 +12,12 @@ from torch import Tensor
 from florilegium.protocol.payloads import Samples, Targets
 
 
-class LessonError(ValueError):
+class DistillationSetError(ValueError):
     """Targets do not fit the samples that were kept."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationSet:
     """N samples, their labels [N] and fused representations [N, D], or [N, 0] when only labels are taught."""
 
     samples: Samples
@@ -27,8 +27,8 @@ class Lesson:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, rows: Tensor) -> Lesson:
-        return Lesson(select(self.samples, rows), self.labels[rows], self.fused[rows])
+    def select(self, rows: Tensor) -> DistillationSet:
+        return DistillationSet(select(self.samples, rows), self.labels[rows], self.fused[rows])
 
 
 def select(samples: Samples, rows: Tensor) -> Samples:
@@ -41,7 +41,7 @@ def select(samples: Samples, rows: Tensor) -> Samples:
     )
 
 
-def joined(a: Lesson, b: Lesson | None) -> Lesson:
+def joined(a: DistillationSet, b: DistillationSet | None) -> DistillationSet:
     """`a` followed by `b`; `a` alone when b is missing or was taught another way (with or without representations)."""
     if b is None or not len(b) or a.fused.shape[1:] != b.fused.shape[1:]:
         return a
@@ -50,19 +50,19 @@ def joined(a: Lesson, b: Lesson | None) -> Lesson:
         images=a.samples.images + b.samples.images,
         texts=a.samples.texts + b.samples.texts,
     )
-    return Lesson(samples, torch.cat([a.labels, b.labels]), torch.cat([a.fused, b.fused]))
+    return DistillationSet(samples, torch.cat([a.labels, b.labels]), torch.cat([a.fused, b.fused]))
 
 
-def taught(samples: Samples, targets: Targets) -> Lesson:
-    """Join targets to the kept samples by id. LessonError names an id that was never sent, or sent twice."""
+def taught(samples: Samples, targets: Targets) -> DistillationSet:
+    """Join targets to the kept samples by id. DistillationSetError names an id that was never sent, or sent twice."""
     where = {int(i): row for row, i in enumerate(samples.ids)}
     ids = targets.ids.tolist()
     if unknown := [i for i in ids if i not in where]:
-        raise LessonError(f"targets have id {unknown[0]}, which is not among the {len(where)} samples kept")
+        raise DistillationSetError(f"targets have id {unknown[0]}, which is not among the {len(where)} samples kept")
     if len(set(ids)) != len(ids):
-        raise LessonError("targets name one id twice")
+        raise DistillationSetError("targets name one id twice")
     rows = torch.tensor([where[i] for i in ids], dtype=torch.int64)
-    return Lesson(select(samples, rows), targets.labels, targets.representations)
+    return DistillationSet(select(samples, rows), targets.labels, targets.representations)
 
 
 def to_tensors(samples: Samples) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from florilegium.protocol.payloads import Joined, Nothing
 
 
 def in_one(method: Any, client: Client, down: Joined) -> Any:
-    """The phases `distill`, `train` and `represent` of a client half in turn, with the randomness of three messages.
+    """The phases `distill`, `train` and `represent` of a client side in turn, with the randomness of three messages.
 
-    Returns what `represent` answers. ClientError when the half lacks a phase.
+    Returns what `represent` answers. ClientError when the side lacks a phase.
     """
     if missing := [phase for phase in ("distill", "train", "represent") if not hasattr(method, phase)]:
         raise ClientError(f"{type(method).__name__} has no phase {missing[0]!r} to join")

@@ -32,7 +32,7 @@ def shifted(images_B3SS: Tensor, random: torch.Generator, crop: int, flip: bool)
     return images_B3SS
 
 
-def told(text: str, tags: Sequence[str], random: torch.Generator | None = None) -> str:
+def text_with_tags(text: str, tags: Sequence[str], random: torch.Generator | None = None) -> str:
     """A text with its tags: "grinning face, cheerful, smile". With `random`: a random part of them, shuffled."""
     if random is None or not tags:
         return ", ".join([text, *tags])

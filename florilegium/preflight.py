@@ -90,7 +90,7 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
 
 
 def validate(conf: Settings) -> None:
-    """Check everything that can be wrong before anything starts: both halves of every arm, the clients, the data."""
+    """Check everything that can be wrong before anything starts: both sides of every arm, the clients, the data."""
     for arm, node in arms(conf).items():
         try:
             catalogue.entry(node.name)
@@ -118,7 +118,7 @@ def _validate_clients(conf: Settings) -> None:
                 f"and a model, got {to_plain(member)}"
             )
         try:
-            build.check(member.modality, member.model, f"clients.mix[{k}]")
+            build.check_architecture(member.modality, member.model, f"clients.mix[{k}]")
         except bodies.ModelError as error:
             raise SettingsError(str(error)) from error
     if conf.timeouts.quorum > len(mix):

@@ -117,21 +117,21 @@ class Evaluation:
         if self._judge_accuracy is None and not self.resources.why_no_judge:
             images, labels = self.resources.test_images()
             self._judge_accuracy = self.resources.judge().accuracy(images, labels)
-        told = {
+        facts: dict[str, Any] = {
             "images": len(self.prompts),
             "images_per_class": self.settings.images_per_class,
             "judge_accuracy": self._judge_accuracy,
         }
         if self.not_measured:
-            told["not_measured"] = self.not_measured
+            facts["not_measured"] = self.not_measured
         conf = self.resources.conf
         if any(member.modality == "pair" for member in conf.clients.mix):
             galleries = {
                 who: retrieval.protocol(held_out_pairs(conf, "test", part))
                 for who, part in (("clients", "private"), ("server", "public"))
             }
-            told["retrieval"] = {"rsum": retrieval.HEADLINE, **galleries}
-        return told
+            facts["retrieval"] = {"rsum": retrieval.HEADLINE, **galleries}
+        return facts
 
 
 def client_figures(replies: list[Reply]) -> dict[str, float]:

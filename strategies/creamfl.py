@@ -1,6 +1,6 @@
-"""CreamFL, server half (arXiv 2302.08888, in the form of docs/methods/representations.md).
+"""CreamFL, server side (arXiv 2302.08888, in the form of docs/methods/representations.md).
 
-Client half: client_app/methods/creamfl.py. Down: the server's features of public pairs, images' and texts'. Up: the
+Client side: client_app/methods/creamfl.py. Down: the server's features of public pairs, images' and texts'. Up: the
 client's own features of them. Axes: K clients, N pairs, D width.
 """
 

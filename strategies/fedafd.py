@@ -1,4 +1,4 @@
-"""FedAFD, server half (arXiv 2603.04890). Client half: client_app/methods/fedafd/client.py.
+"""FedAFD, server side (arXiv 2603.04890). Client side: client_app/methods/fedafd/client.py.
 
 Down: the global encoders (whole once, then what changed) and their features of the public pairs. Up: the clients'
 features of these. Section numbers are those of our notes; every free choice: docs/methods/fedafd.md.
@@ -104,7 +104,7 @@ class FedAFD(Rounds):
         down = Features(P.ids, global_ND["image"], global_ND["text"]) if s.alignment else Nothing()
         trained = federation.ask("train", down, Report)  # stage 2, sections 3 and 4
         self.steps["features"].add(federation.step)
-        metrics |= told(trained)
+        metrics |= client_metrics(trained)
         if s.sed:
             replies = self.ask_features(federation, [x.client for x in trained])  # I^c, T^c
             targets, weights = self.aggregated(replies, global_ND)  # stage 3, section 5
@@ -236,7 +236,7 @@ def apart(own_BD: Tensor, target_BD: Tensor, form: str) -> Tensor:
     return mse_loss(own_BD, target_BD) if form == "mse" else (own_BD - target_BD).norm(dim=1).mean()
 
 
-def told(replies: list[Reply]) -> dict[str, float]:
+def client_metrics(replies: list[Reply]) -> dict[str, float]:
     """The clients' figures: the mean by name over those that said it, and how many discriminators collapsed."""
     bodies = [x.body.metrics for x in replies]
     names = list(dict.fromkeys(name for b in bodies for name in b))

@@ -1,4 +1,4 @@
-"""FedAvg, server half (arXiv 1602.05629, Algorithm 1). Client half: client_app/methods/fedavg.py; FedProx, MOON and
+"""FedAvg, server side (arXiv 1602.05629, Algorithm 1). Client side: client_app/methods/fedavg.py; FedProx, MOON and
 the guided methods bring their own.
 
 Down and up: weights. Clients must share one architecture, unless `groups: architecture` says that clients of one

@@ -1,6 +1,6 @@
-"""FedGEMS, server half (arXiv 2110.11027, in the adapted form of docs/methods/logits.md).
+"""FedGEMS, server side (arXiv 2110.11027, in the adapted form of docs/methods/logits.md).
 
-Client half: client_app/methods/fedgems.py. Down: public samples, then their labels and the scores of whoever is right.
+Client side: client_app/methods/fedgems.py. Down: public samples, then their labels and the scores of whoever is right.
 Up: class scores. Axes: K clients, N samples, C classes, M samples in the pool.
 """
 

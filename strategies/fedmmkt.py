@@ -1,4 +1,4 @@
-"""FedMMKT, server half (arXiv 2510.12254, Algorithm 1). Client half: client_app/methods/fedmmkt.py.
+"""FedMMKT, server side (arXiv 2510.12254, Algorithm 1). Client side: client_app/methods/fedmmkt.py.
 
 Down: synthetic samples, then targets. Up: answers (or logits). Weights and private data never travel.
 Axes: K clients, N samples, C classes, D width. Equation numbers and every free choice: docs/methods/fedmmkt.md.

@@ -1,4 +1,4 @@
-"""FedNH, server half (arXiv 2212.02758, Algorithm 1). Client half: client_app/methods/fednh.py.
+"""FedNH, server side (arXiv 2212.02758, Algorithm 1). Client side: client_app/methods/fednh.py.
 
 Down: encoder, scale and class prototypes W. Up: encoder, scale, and the sums and counts of the client's own classes.
 Axes: K clients, C classes, D width.

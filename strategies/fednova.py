@@ -1,4 +1,4 @@
-"""FedNova, server half (arXiv 2007.07481). Client half: client_app/methods/fednova.py.
+"""FedNova, server side (arXiv 2007.07481). Client side: client_app/methods/fednova.py.
 
 Down: weights. Up: weights and the number of effective local steps a_k. Axes: K clients.
 """

@@ -1,6 +1,6 @@
 """Any built-in strategy of Flower as one of ours: FedAdam, FedYogi, Krum, FedMedian, ... and the DP wrappers.
 
-Down and up: weights. Client half: client_app/methods/flower.py. Our federation chooses the cohort, checks the uploads
+Down and up: weights. Client side: client_app/methods/flower.py. Our federation chooses the cohort, checks the uploads
 and counts the bytes; the built-in strategy does the arithmetic in its own configure_train and aggregate_train.
 """
 
@@ -147,7 +147,7 @@ class Flower(Rounds):
                 np.random.seed(None)
             grid = cast(Grid, CohortGrid(federation))  # a strategy asks it for nodes and for nothing else
             questions = list(self.strategy.configure_train(r, self.theirs(), ConfigRecord(), grid))
-            replies = trained(federation, self.weights, metrics=told(questions), late=False)
+            replies = trained(federation, self.weights, metrics=configured_figures(questions), late=False)
             aggregated, _ = self.strategy.aggregate_train(r, self.as_flower(questions, replies))
         if aggregated is None:
             raise FederationError(f"{self.settings.strategy} made nothing of {len(replies)} replies")
@@ -200,7 +200,7 @@ class Flower(Rounds):
         self.saved = {n: v for n, v in tensors.items() if not n.startswith("weights/")}, meta
 
 
-def told(questions: list[Message]) -> dict[str, float]:
+def configured_figures(questions: list[Message]) -> dict[str, float]:
     """What a strategy's configuration tells clients in figures (clipping_norm)."""
     config = next(iter(questions[0].content.config_records.values())) if questions else {}
     return {key: float(v) for key, v in config.items() if isinstance(v, float)}

@@ -1,4 +1,4 @@
-"""SCAFFOLD, server half (arXiv 1910.06378, Algorithm 1). Client half: client_app/methods/scaffold.py.
+"""SCAFFOLD, server side (arXiv 1910.06378, Algorithm 1). Client side: client_app/methods/scaffold.py.
 
 Down: weights x and control variate c. Up: weights y_k and the change of c_k. Clients: M in all, S in the cohort.
 """

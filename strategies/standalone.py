@@ -1,4 +1,4 @@
-"""Standalone, server half: clients learn alone. Client half: client_app/methods/standalone.py. Nothing crosses."""
+"""Standalone, server side: clients learn alone. Client side: client_app/methods/standalone.py. Nothing crosses."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_parts_are_apart_and_a_torn_file_is_named(tmp_path):
         get(tmp_path, 2, 1)
 
 
-# -- lessons -----------------------------------------------------------------------------------------------------------
+# -- distillation sets -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -105,20 +105,20 @@ def test_samples_survive_storage(modality):
 
 def test_targets_are_joined_by_id_in_their_own_order():
     ids = torch.tensor([7, 2])
-    lesson = distillation_set.taught(SAMPLES["text"], Targets(ids, torch.tensor([3, 1]), torch.zeros(2, 0)))
-    assert lesson.samples.texts == (TEXTS[7], TEXTS[2]) and lesson.labels.tolist() == [3, 1]
-    with pytest.raises(distillation_set.LessonError, match="id 99, which is not among the 24"):
+    distillation = distillation_set.taught(SAMPLES["text"], Targets(ids, torch.tensor([3, 1]), torch.zeros(2, 0)))
+    assert distillation.samples.texts == (TEXTS[7], TEXTS[2]) and distillation.labels.tolist() == [3, 1]
+    with pytest.raises(distillation_set.DistillationSetError, match="id 99, which is not among the 24"):
         distillation_set.taught(SAMPLES["text"], Targets(torch.tensor([99]), torch.tensor([0]), torch.zeros(1, 0)))
-    with pytest.raises(distillation_set.LessonError, match="one id twice"):
+    with pytest.raises(distillation_set.DistillationSetError, match="one id twice"):
         distillation_set.taught(SAMPLES["text"], Targets(torch.tensor([7, 7]), torch.tensor([0, 0]), torch.zeros(2, 0)))
 
 
 def test_a_replay_without_representations_is_not_mixed_with_one_that_has_them():
-    def lesson(width):
+    def distillation(width):
         return distillation_set.taught(SAMPLES["text"], Targets(IDS[:4], IDS[:4] % 4, torch.zeros(4, width)))
 
-    assert len(distillation_set.joined(lesson(0), lesson(0))) == 8
-    assert len(distillation_set.joined(lesson(8), lesson(0))) == 4
+    assert len(distillation_set.joined(distillation(0), distillation(0))) == 8
+    assert len(distillation_set.joined(distillation(8), distillation(0))) == 4
 
 
 # -- training and views ------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_second_views_depend_on_the_sample_alone():
     words = views.second_texts(["one two three four five six"] * 200, torch.arange(200), seed=5)
     kept = sum(len(text.split()) for text in words) / 1200
     assert 0.86 < kept < 0.94  # each word stays with probability 0.9
-    assert views.told("face", ["a", "b"]) == "face, a, b" and views.told("face", []) == "face"
+    assert views.text_with_tags("face", ["a", "b"]) == "face, a, b" and views.text_with_tags("face", []) == "face"
 
 
 # -- phases ------------------------------------------------------------------------------------------------------------

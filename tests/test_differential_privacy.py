@@ -305,7 +305,7 @@ def test_a_fedmmkt_round_under_all_three(toy_conf, federated):
     # two rounds of 16 rows at multiplier 20 / 2
     assert rounds[2]["privacy/epsilon/gaussian"] == pytest.approx(least(lambda a: 32 * a / 200), rel=1e-5)
     assert rounds[0]["privacy/epsilon/dpsgd"] > 0 and "privacy/epsilon/gaussian" not in rounds[0]
-    assert not any(name.startswith("distill/private") for name in rounds[2])  # lessons have no private rows in them
+    assert not any(name.startswith("distill/private") for name in rounds[2])  # public samples only
 
 
 def test_fedavg_of_resnets_has_group_norm_under_dpsgd(toy_conf, federated):

@@ -182,8 +182,8 @@ def lines(run, name="rounds"):
 
 
 def test_joined_rounds_end_with_the_numbers_of_separate_ones_and_resume(toy_conf, federated, tmp_path):
-    """Through the real apps: the same votes and T2I model in every round, the same clients after the last lesson; a run
-    that dies in the middle of its second round's only exchange goes on exactly."""
+    """Through the real apps: the same votes and T2I model in every round, the same clients at the
+    end; a run that dies in the middle of its second round's only exchange goes on exactly."""
     runs = {}
     for kind in ("separate", "joined", "killed"):
         conf = toy_conf(

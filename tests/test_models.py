@@ -127,9 +127,9 @@ def test_a_clip_that_cannot_be_had_is_named(changes, message):
 
 def test_an_unknown_model_lists_the_choices():
     with pytest.raises(bodies.ModelError, match="no image model 'bert'; there are resnet, vit, beit, clip"):
-        build.check("image", "bert")
+        build.check_architecture("image", "bert")
     with pytest.raises(bodies.ModelError, match="no modality 'sound'; there are image, text"):
-        build.check("sound", "bert")
+        build.check_architecture("sound", "bert")
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):

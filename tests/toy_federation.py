@@ -1,6 +1,6 @@
 """Clients of a few numbers and a federation without messages, for weight averaging worked by hand.
 
-Each client is the real client half over real memory on disk; its data are points of two classes in the plane. Uploads
+Each client is the real client side over real memory on disk; its data are points of two classes in the plane. Uploads
 pass the same checks as in `Federation`, and a bad one is named in `faults`.
 """
 
@@ -48,7 +48,7 @@ class Points:
 
 
 class ToyClient:
-    """What client halves use of `client_app.client.Client`."""
+    """What client sides use of `client_app.client.Client`."""
 
     modality, width, classes, device, architecture = "image", WIDTH, CLASSES, torch.device("cpu"), "toy"
     protection = SimpleNamespace(settings=PrivacySettings())
@@ -65,7 +65,7 @@ class ToyClient:
         self.memory = Memory(self.folder, round_, 1)
         self.model = classifier(norm)
         found = self.memory.read("model")
-        self.left = found or ({}, {"trained": 0})
+        self.previous_state = found or ({}, {"trained": 0})
         if found:
             self.model.load_state_dict(found[0])
 
@@ -75,7 +75,7 @@ class ToyClient:
 
     @property
     def trained(self) -> int:
-        return int(self.left[1]["trained"])
+        return int(self.previous_state[1]["trained"])
 
     def load(self, tensors: Any) -> Classifier:
         self.model.load_state_dict(dict(tensors))

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from client_app.batches import Batch
 from client_app.blocks.training import fit_private, private_without_end
 from client_app.client import Client
-from client_app.distillation_set import Lesson, joined
+from client_app.distillation_set import DistillationSet, joined
 from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate, fit
 from florilegium.learning.losses import logit_kl, logit_l1
@@ -57,7 +57,7 @@ class LogitsClientSettings:
     learning_rate: LearningRate = setting(help="learning rate of AdamW", factory=LearningRate)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
     batch: int = setting(32, "private rows in a batch", low=2, high=100_000)
-    lesson_batch: int = setting(32, "public samples in a batch", low=2, high=100_000)
+    distill_batch: int = setting(32, "public samples in a batch", low=2, high=100_000)
     replay: int = setting(
         0,
         "earlier public samples that stay in the distillation set, with the scores they came with (our choice)",
@@ -67,7 +67,7 @@ class LogitsClientSettings:
 
     def __post_init__(self) -> None:
         if not self.label_weight + self.logit_weight:
-            raise ValueError("label_weight and logit_weight are both 0: nothing would be learnt from the lesson")
+            raise ValueError("label_weight and logit_weight are both 0: a distillation set would teach nothing")
 
 
 class LogitsClient:
@@ -79,7 +79,7 @@ class LogitsClient:
         self.settings = settings
 
     def train(self, client: Client, _: Nothing) -> Nothing:
-        """Private epochs. A client that gets no lessons (image-text retrieval) has what comes with them here."""
+        """Private epochs. A client without distillation sets (image-text retrieval) trains its other batches here."""
         s, later = self.settings, self.settings.local_epochs
         if client.modality not in ("image", "text"):
             later += max(s.revisit_epochs, math.ceil(s.alone_batches / math.ceil(client.examples / s.batch)))
@@ -90,27 +90,27 @@ class LogitsClient:
         return Nothing()
 
     def represent(self, client: Client, samples: Samples) -> Logits:
-        client.keep(samples)  # the lesson comes later and is joined by id
+        client.keep(samples)  # the distillation set comes later and is joined by id
         return Logits(samples.ids, client.logits(client.encoded(client.inputs(samples))))
 
     def distill(self, client: Client, down: Logits | SoftTargets | Targets) -> Report:
         s = self.settings
         if isinstance(down, Targets):  # a warm-up: labels
-            return self.lesson(client, client.recall(down), s.warmup_epochs, warmup=True)
-        lesson = joined(recalled(client, down), client.replayed())
-        client.store(lesson, s.replay)
-        report = self.lesson(client, lesson, s.distill_epochs)  # digest
+            return self.learn(client, client.recall(down), s.warmup_epochs, warmup=True)
+        distillation = joined(recalled(client, down), client.replayed())
+        client.store(distillation, s.replay)
+        report = self.learn(client, distillation, s.distill_epochs)  # digest
         if s.revisit_epochs:
             means = fit_private(client, s, s.revisit_epochs, "revisit")  # revisit
             report.metrics.update({"revisit": means["task"]} if "task" in means else {})
         return report
 
-    def lesson(self, client: Client, lesson: Lesson, epochs: int, warmup: bool = False) -> Report:
+    def learn(self, client: Client, distillation: DistillationSet, epochs: int, warmup: bool = False) -> Report:
         """Passes over public samples: the label's cross-entropy and the distance to the scores that came with it."""
         s, model = self.settings, client.model
-        if not len(lesson) or not epochs:
-            return Report({}, len(lesson))
-        inputs = client.inputs(lesson.samples)
+        if not len(distillation) or not epochs:
+            return Report({}, len(distillation))
+        inputs = client.inputs(distillation.samples)
 
         def objective(pair: tuple[Batch, Batch | None]) -> dict[str, Tensor]:
             (batch, private), terms = pair, {}
@@ -130,7 +130,7 @@ class LogitsClient:
 
         def batches(epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
             beside = private_without_end(client, s.batch, epoch, s.mix_private and not warmup)
-            return zip(client.lesson_batches(lesson, inputs, s.lesson_batch, epoch), beside, strict=False)
+            return zip(client.distillation_batches(distillation, inputs, s.distill_batch, epoch), beside, strict=False)
 
         means = fit(
             model,
@@ -140,10 +140,10 @@ class LogitsClient:
             weight_decay=s.weight_decay,
             epochs=epochs,
         )
-        return Report(means, len(lesson))
+        return Report(means, len(distillation))
 
 
-def recalled(client: Client, down: Logits | SoftTargets) -> Lesson:
+def recalled(client: Client, down: Logits | SoftTargets) -> DistillationSet:
     """The kept samples with labels, and in `fused` [N, C + 1] their scores and, last, how much these count.
 
     Scores that come without labels count fully, their arg-max is the label.

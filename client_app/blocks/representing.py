@@ -62,7 +62,7 @@ def seen(client: Client, inputs: dict[str, Tensor]) -> Codes:
     return found
 
 
-def told(client: Client, found: Codes, second: bool) -> dict[str, Tensor]:
+def sides_to_send(client: Client, found: Codes, second: bool) -> dict[str, Tensor]:
     """What is sent of each side: the representation, and beside it the body's output where that is as wide."""
     return {
         side: torch.cat([z, h], 1) if second and h.shape[1] == client.width else z for side, (z, h) in found.items()
@@ -96,7 +96,7 @@ def answer(client: Client, question: Samples | PublicSet, second: bool = False) 
             question.ids, *(nothing if side in towers(client) else nothing[:, :0] for side in ("image", "text"))
         )
     inputs = inputs_of(client, question)
-    sides = told(client, seen(client, inputs), second)
+    sides = sides_to_send(client, seen(client, inputs), second)
     if isinstance(question, PublicSet) or client.modality == "pair":
         none = torch.zeros(len(question.ids), 0)
         return Features(question.ids, sides.get("image", none), sides.get("text", none))

@@ -48,8 +48,10 @@ def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
 
 
 def private_without_end(client: Any, size: int, epoch: int, mixed: bool = True) -> Iterator[Any]:
-    """Private batches beside the batches of a lesson, pass after pass; or None after None when none is `mixed` in,
-    and with `privacy.training`, under which a lesson is learnt from public samples alone."""
+    """Private batches beside the batches of a distillation set, pass after pass.
+
+    It yields None each time if `mixed` is off, and under `privacy.training`, where only public samples are distilled.
+    """
     for turn in count():
         if not mixed or client.protection.settings.training:
             yield None

@@ -26,13 +26,13 @@ class FedDifRCGuide:
 
     parameters: dict[str, nn.Parameter] = {}
 
-    def __init__(self, settings: FedDifRCSettings, client: Client, sight: Any) -> None:
-        self.settings, self.client, self.sight = settings, client, sight
+    def __init__(self, settings: FedDifRCSettings, client: Client, frozen: Any) -> None:
+        self.settings, self.client, self.frozen = settings, client, frozen
         self.supervised = settings.supervised
 
     def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.settings
-        seen_BQD = self.sight.standard(self.features_NQD[self.sight.at(batch.ids)]).to(z_BD.device)
+        seen_BQD = self.frozen.standard(self.features_NQD[self.frozen.at(batch.ids)]).to(z_BD.device)
         h_BD, plus_BD, minus_BKD = seen_BQD[:, 0], seen_BQD[:, 1], seen_BQD[:, 2:]
         terms = {}
         if s.tdcl:
@@ -46,25 +46,25 @@ class FedDifRCGuide:
     @cached_property
     def features_NQD(self) -> Tensor:
         """Taken when the first batch asks, so that the condition is that of the server's weights."""
-        return self.sight.features() if self.settings.condition == "none" else self.conditioned()
+        return self.frozen.features() if self.settings.condition == "none" else self.conditioned()
 
     def conditioned(self) -> Tensor:
         """Features under prompts with c_i = h(x_i) of the model at the period's first round."""
         period, memory = self.client.round // self.settings.refresh, self.client.memory
         found = memory.read(CONDITION)
-        if found is not None and found[1] == {"period": period, "guide": self.sight.version}:
+        if found is not None and found[1] == {"period": period, "guide": self.frozen.version}:
             return found[0]["features"]
-        features = self.sight.features(self.condition())
-        memory.write(CONDITION, {"features": features}, {"period": period, "guide": self.sight.version})
+        features = self.frozen.features(self.condition())
+        memory.write(CONDITION, {"features": features}, {"period": period, "guide": self.frozen.version})
         return features
 
     def condition(self) -> Tensor:
         """A c_i [N, W]: A a fixed random orthogonal map, scaled to a share of the tokens' mean norm."""
-        client, extractor = self.client, self.sight.extractor
+        client, extractor = self.client, self.frozen.extractor
         training = client.model.training
-        c_ND = client.encoded(client.rows_as_inputs(client.data.train, self.sight.order))
+        c_ND = client.encoded(client.rows_as_inputs(client.data.train, self.frozen.order))
         client.model.train(training)
-        tokens_UTW = extractor.text(self.sight.questions.prompts, pooled=False)
+        tokens_UTW = extractor.text(self.frozen.questions.prompts, pooled=False)
         mapped_NW = c_ND @ orthogonal(c_ND.shape[-1], tokens_UTW.shape[-1])
         norm = self.settings.condition_scale * tokens_UTW.norm(dim=-1).mean()
         return mapped_NW * (norm / mapped_NW.norm(dim=-1).mean().clamp_min(1e-9))

@@ -36,7 +36,7 @@ def extractor_of(diffusion: str) -> FeatureExtractor:
 
 
 @dataclass
-class Sight:
+class FrozenFeatures:
     """What the frozen model sees in a client's own rows, as the server's guide has it looked at."""
 
     client: Client
@@ -119,7 +119,7 @@ class Sight:
         return found
 
     def counted(self) -> dict[str, float]:
-        """Rows found and computed, and rows of the U-Net, since this sight was opened."""
+        """Rows found and computed, and rows of the U-Net, since this object was opened."""
         return {
             "cache/hits": float(self.cache.hits),
             "cache/misses": float(self.cache.misses),

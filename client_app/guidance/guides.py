@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from client_app.batches import Batch, ClientError
 from client_app.client import Client
 from client_app.guidance.feddifrc import FedDifRCGuide
-from client_app.guidance.frozen_features import GUIDE, Sight
+from client_app.guidance.frozen_features import GUIDE, FrozenFeatures
 from client_app.guidance.semanticfl import SemanticFLGuide
 from florilegium.methods.guidance.settings import GuidanceSettings
 
@@ -24,7 +24,7 @@ class Guides:
     """The guides of a client's training, spoken to as one."""
 
     each: Sequence[Any] = ()
-    own: Sight | None = None
+    own: FrozenFeatures | None = None
 
     @property
     def supervised(self) -> bool:
@@ -52,10 +52,10 @@ def of(client: Client, s: GuidanceSettings) -> Guides:
     kept = client.memory.kept(GUIDE)
     if kept is None:
         raise ClientError(f"guidance is {s.name}, but no guide was kept; the server sends it again")
-    sight = Sight(client, s, kept[0], str(kept[1]["version"]))
+    frozen = FrozenFeatures(client, s, kept[0], str(kept[1]["version"]))
     each: list[Any] = []
     if s.feddifrc_on:
-        each.append(FedDifRCGuide(s.feddifrc, client, sight))
+        each.append(FedDifRCGuide(s.feddifrc, client, frozen))
     if s.semanticfl_on:
-        each.append(SemanticFLGuide(s.semanticfl, client, sight))
-    return Guides(each, sight)
+        each.append(SemanticFLGuide(s.semanticfl, client, frozen))
+    return Guides(each, frozen)

@@ -11,7 +11,7 @@ from typing import Any
 
 from client_app.batches import ClientError
 from client_app.client import Client
-from client_app.guidance.frozen_features import GUIDE, Sight, under
+from client_app.guidance.frozen_features import GUIDE, FrozenFeatures, under
 from florilegium.diffusion.projection import Projection
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol import pixels
@@ -22,7 +22,7 @@ from florilegium.protocol.phases import crosses
 
 
 def crossing(settings: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:
-    """What these settings of a half let come down and go up in `represent` (florilegium/protocol/phases.py)."""
+    """What these settings of a side let come down and go up in `represent` (florilegium/protocol/phases.py)."""
     s: GuidanceSettings = settings.guidance
     if s.name == "none":
         return (), ()
@@ -30,30 +30,30 @@ def crossing(settings: Any) -> tuple[tuple[type, ...], tuple[type, ...]]:
 
 
 @crosses(crossing)
-def represent(half: Any, client: Client, down: Guide | Nothing) -> Report | Examples:
-    """The `represent` phase of every half that takes guidance: keep a guide and look once, or give the own rows away.
+def represent(side: Any, client: Client, down: Guide | Nothing) -> Report | Examples:
+    """The `represent` phase of a client side with guidance: keep a guide and look once, or upload own rows.
 
     ClientError where nothing allows an upload, or the guide does not fit this client.
     """
-    s: GuidanceSettings = half.settings.guidance
+    s: GuidanceSettings = side.settings.guidance
     if isinstance(down, Nothing):
         if not s.uploads:
             raise ClientError("no image leaves this client: guidance neither extracts nor makes anchors at the server")
         rows = client.data.train
         order = rows.ids.argsort()
         return Examples(rows.ids[order], rows.labels[order], tuple(pixels.encode(rows.images[order], "png")))
-    check(client, s, down)
+    check_guide(client, s, down)
     tensors = {**down.tensors, "visual": down.visual, "text": down.text, "ids": down.ids, "features": down.features}
     client.memory.keep(GUIDE, tensors, {"version": down.version})
-    sight = Sight(client, s, tensors, down.version)
+    frozen = FrozenFeatures(client, s, tensors, down.version)
     if s.feddifrc_on and s.feddifrc.condition == "none":
-        sight.features()
+        frozen.features()
     if s.semanticfl_on and s.semanticfl.source == "private_local":
-        sight.levels()
-    return Report(sight.counted(), client.examples)
+        frozen.levels()
+    return Report(frozen.counted(), client.examples)
 
 
-def check(client: Client, s: GuidanceSettings, guide: Guide) -> None:
+def check_guide(client: Client, s: GuidanceSettings, guide: Guide) -> None:
     """ClientError for a guide that this client's rows and model cannot use."""
     if s.feddifrc_on:
         try:

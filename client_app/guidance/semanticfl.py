@@ -23,10 +23,10 @@ class SemanticFLGuide:
 
     supervised = True
 
-    def __init__(self, settings: SemanticFLSettings, client: Client, sight: Any) -> None:
-        self.settings, self.client, self.sight = settings, client, sight
-        self.visual_CPD = sight.tensors["visual"].to(client.device)
-        self.text_CW = sight.tensors["text"].to(client.device)
+    def __init__(self, settings: SemanticFLSettings, client: Client, frozen: Any) -> None:
+        self.settings, self.client, self.frozen = settings, client, frozen
+        self.visual_CPD = frozen.tensors["visual"].to(client.device)
+        self.text_CW = frozen.tensors["text"].to(client.device)
         self.parameters: dict[str, nn.Parameter] = {}
         self.head_DW = self.text_head() if settings.contrast else None
 
@@ -48,12 +48,12 @@ class SemanticFLGuide:
     def visual(self, z_BD: Tensor, batch: Batch) -> Tensor:
         """V of each sample: its own, its class's, or the nearest of its class's."""
         if self.settings.source == "private_local":
-            return self.levels_ND[self.sight.at(batch.ids)].to(z_BD.device)
+            return self.levels_ND[self.frozen.at(batch.ids)].to(z_BD.device)
         return nearest(z_BD, self.visual_CPD[batch.labels])
 
     @cached_property
     def levels_ND(self) -> Tensor:
-        return self.sight.levels()
+        return self.frozen.levels()
 
     def text_head(self) -> Tensor | nn.Parameter | None:
         """z [D] -> the texts' space [W]: learned, fixed, or none where the widths are equal."""

@@ -1,4 +1,4 @@
-"""FedAvg, client half (arXiv 1602.05629, Algorithm 1, ClientUpdate). Server half: strategies/fedavg.py.
+"""FedAvg, client side (arXiv 1602.05629, Algorithm 1, ClientUpdate). Server side: strategies/fedavg.py.
 
 Down and up: weights.
 """

@@ -1,4 +1,4 @@
-"""FedDifRC, client half (arXiv 2507.06482). Server half: FedAvg's, strategies/fedavg.py.
+"""FedDifRC, client side (arXiv 2507.06482). Server side: FedAvg's, strategies/fedavg.py.
 
 Down and up: weights; once, down, the shared projection. The frozen diffusion model looks at the client's rows where
 they are. Axes: B batch, N rows, K negatives, Q = 2 + K features of a row, D width, W token width.

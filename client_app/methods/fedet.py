@@ -1,6 +1,6 @@
-"""Fed-ET, client half (arXiv 2204.12703, in the adapted form of docs/methods/logits.md).
+"""Fed-ET, client side (arXiv 2204.12703, in the adapted form of docs/methods/logits.md).
 
-Server half: strategies/fedet.py. Down: public samples, then consensus labels and the scores of those who disagree. Up:
+Server side: strategies/fedet.py. Down: public samples, then consensus labels and the scores of those who disagree. Up:
 class scores.
 """
 

@@ -1,6 +1,6 @@
-"""FedGEMS, client half (arXiv 2110.11027, in the adapted form of docs/methods/logits.md).
+"""FedGEMS, client side (arXiv 2110.11027, in the adapted form of docs/methods/logits.md).
 
-Server half: strategies/fedgems.py. Down: public samples, then their labels and the scores of whoever is right. Up:
+Server side: strategies/fedgems.py. Down: public samples, then their labels and the scores of whoever is right. Up:
 class scores.
 """
 

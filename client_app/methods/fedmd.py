@@ -1,6 +1,6 @@
-"""FedMD, client half (arXiv 1910.03581, Algorithm 1, in the adapted form of docs/methods/logits.md).
+"""FedMD, client side (arXiv 1910.03581, Algorithm 1, in the adapted form of docs/methods/logits.md).
 
-Server half: strategies/fedmd.py. Down: public samples, then the mean class scores. Up: class scores.
+Server side: strategies/fedmd.py. Down: public samples, then the mean class scores. Up: class scores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FedMDClientSettings(LogitsClientSettings):
         False, "true: learn a private batch beside each public batch, as FedMMKT's clients do (our choice)"
     )
     batch: int = setting(32, "private rows in a batch; 5 in the paper", low=2, high=100_000)
-    lesson_batch: int = setting(32, "public samples in a batch; 256 of 5,000 in the paper", low=2, high=100_000)
+    distill_batch: int = setting(32, "public samples in a batch; 256 of 5,000 in the paper", low=2, high=100_000)
 
 
 class FedMDClient(LogitsClient):

@@ -1,4 +1,4 @@
-"""FedMMKT, client half (arXiv 2510.12254, Algorithm 1). Server half: strategies/fedmmkt.py.
+"""FedMMKT, client side (arXiv 2510.12254, Algorithm 1). Server side: strategies/fedmmkt.py.
 
 Down: synthetic samples of the client's modality, then targets. Up: answers (or logits). Private data and weights stay.
 Axes: N samples, B batch, C classes, D width. Equation numbers and every free choice: docs/methods/fedmmkt.md.
@@ -99,11 +99,11 @@ class FedMMKTClient:
 
     def distill(self, client: Client, targets: Targets) -> Report:
         s, model = self.settings, client.classifier
-        lesson = joined(client.recall(targets), client.replayed())
-        client.store(lesson, s.replay)
-        if not len(lesson):
+        distillation = joined(client.recall(targets), client.replayed())
+        client.store(distillation, s.replay)
+        if not len(distillation):
             return Report({}, 0)
-        inputs = client.inputs(lesson.samples)
+        inputs = client.inputs(distillation.samples)
 
         def objective(pair: tuple[Batch, Batch | None]) -> dict[str, Tensor]:  # eq 13
             batch, private = pair
@@ -118,7 +118,7 @@ class FedMMKTClient:
 
         def batches(epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
             beside = private_without_end(client, s.batch, epoch, s.mix_private)
-            return zip(client.lesson_batches(lesson, inputs, s.batch, epoch), beside, strict=False)
+            return zip(client.distillation_batches(distillation, inputs, s.batch, epoch), beside, strict=False)
 
         means = fit(
             model,
@@ -128,4 +128,4 @@ class FedMMKTClient:
             weight_decay=s.weight_decay,
             epochs=s.distill_epochs,
         )
-        return Report(means, len(lesson))
+        return Report(means, len(distillation))

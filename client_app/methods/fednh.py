@@ -1,4 +1,4 @@
-"""FedNH, client half (arXiv 2212.02758, Algorithm 1). Server half: strategies/fednh.py.
+"""FedNH, client side (arXiv 2212.02758, Algorithm 1). Server side: strategies/fednh.py.
 
 Down: encoder, scale and class prototypes W. Up: encoder, scale, and the sums and counts of the client's own classes.
 Axes: N samples, B batch, C classes, D width.

@@ -1,4 +1,4 @@
-"""FedNova, client half (arXiv 2007.07481). Server half: strategies/fednova.py.
+"""FedNova, client side (arXiv 2007.07481). Server side: strategies/fednova.py.
 
 Down: weights. Up: weights, and how many plain gradients went into them (a_k, "effective_steps").
 """

@@ -1,4 +1,4 @@
-"""FedProx, client half (arXiv 1812.06127, Algorithm 2). Server half: FedAvg's, strategies/fedavg.py.
+"""FedProx, client side (arXiv 1812.06127, Algorithm 2). Server side: FedAvg's, strategies/fedavg.py.
 
 Down and up: weights. Axes: B batch, D width.
 """

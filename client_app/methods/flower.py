@@ -1,4 +1,4 @@
-"""FedAvg's client half for Flower's own strategies. Server half: strategies/flower.py.
+"""FedAvg's client side for Flower's own strategies. Server side: strategies/flower.py.
 
 Down and up: weights. With DP wrappers that clip at the client: the norm to clip to comes down, whether it did goes up.
 """

@@ -1,4 +1,4 @@
-"""MOON, client half (arXiv 2103.16257, Algorithm 1). Server half: FedAvg's, strategies/fedavg.py.
+"""MOON, client side (arXiv 2103.16257, Algorithm 1). Server side: FedAvg's, strategies/fedavg.py.
 
 Down and up: weights, with those of the projection head. The last local model stays. Axes: B batch, D width.
 """
@@ -45,7 +45,7 @@ class MoonClient:
         self.settings = settings
 
     def train(self, client: Client, down: Weights) -> Weights:
-        s, project, left = self.settings, self.projection(client), client.left[0]
+        s, project, left = self.settings, self.projection(client), client.previous_state[0]
         if down.tensors:
             weights, head = model_part(down.tensors), part(down.tensors, MOON)
             client.load(weights)  # ClientError, before we copy it

@@ -1,4 +1,4 @@
-"""SCAFFOLD, client half (arXiv 1910.06378, Algorithm 1, option II). Server half: strategies/scaffold.py.
+"""SCAFFOLD, client side (arXiv 1910.06378, Algorithm 1, option II). Server side: strategies/scaffold.py.
 
 Down: weights and the server's control variate c. Up: weights and the change of the client's own, c_k; c_k stays.
 """

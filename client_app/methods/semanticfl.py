@@ -1,4 +1,4 @@
-"""SemanticFL, client half (arXiv 2603.19337). Server half: FedAvg's, strategies/fedavg.py.
+"""SemanticFL, client side (arXiv 2603.19337). Server side: FedAvg's, strategies/fedavg.py.
 
 Down and up: weights; once, down, anchors that the server extracted. No client runs the diffusion model (but with
 source private_local). Axes: B batch, C classes, P anchors of a class, D width, W text width.

@@ -1,4 +1,4 @@
-"""Standalone, client half: private epochs, as many as FedMMKT's clients have. Server half: strategies/standalone.py.
+"""Standalone, client side: private epochs, as many as FedMMKT's clients have. Server side: strategies/standalone.py.
 
 Down and up: nothing.
 """

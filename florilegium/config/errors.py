@@ -12,7 +12,7 @@ class SettingsError(ValueError):
 
 
 #: keys of earlier versions -> the key that took their place, or what to do instead
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"lesson_batch": "distill_batch"}
 
 
 def first_line(error: BaseException) -> str:

@@ -75,7 +75,7 @@ class PrivacySettings:
     )
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def reported(self) -> tuple[str, ...]:
         """The epsilons that clients report beside every reply; votes are counted at the server."""
         return (("gaussian", "gaussian_row") if self.representations else ()) + (("dpsgd",) if self.training else ())
 

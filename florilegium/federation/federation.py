@@ -298,7 +298,7 @@ class Federation:
                 exchange.header.round,
                 client,
                 fault,
-                extra=told(exchange, client),
+                extra=log_context(exchange, client),
             )
         self.ledger.append(entry(exchange, client, up, fault))
 
@@ -313,7 +313,7 @@ class Federation:
             exchange.phase,
             exchange.header.round,
             fate,
-            extra=told(exchange, client),
+            extra=log_context(exchange, client),
         )
         self.ledger.append(late_entry(exchange, client, up, Header(self.arm, self.round, self.step), fate))
 
@@ -356,7 +356,7 @@ class Federation:
         return taken
 
 
-def told(exchange: Exchange, client: Client) -> dict[str, Any]:
+def log_context(exchange: Exchange, client: Client) -> dict[str, Any]:
     """Whom and what a line of the log is about."""
     return {"arm": exchange.header.arm, "phase": exchange.phase, "client": client.id}
 

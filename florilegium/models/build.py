@@ -23,14 +23,14 @@ ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilber
 TOWERS = ("clip",)  # trained before on pairs, one for each modality (clip.py)
 
 
-def check(modality: str, architecture: str, where: str = "clients.mix") -> None:
+def check_architecture(modality: str, architecture: str, where: str = "clients.mix") -> None:
     """ModelError, listing the choices, unless the modality has that architecture (a pair: two, image+text)."""
     if modality == "pair":
         image, plus, text = architecture.partition("+")
         if not plus:
             raise ModelError(f"{where}: a pair model is named image+text, such as resnet+bert, got {architecture!r}")
-        check("image", image, where)
-        return check("text", text, where)
+        check_architecture("image", image, where)
+        return check_architecture("text", text, where)
     if modality not in ARCHITECTURES:
         raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}, pair")
     if architecture not in (*ARCHITECTURES[modality], *TOWERS):
@@ -56,7 +56,7 @@ def body(
     clients: ClientsSettings, modality: str, architecture: str, reads: Any = None
 ) -> ImageBody | TextBody | ClipImage | ClipText:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
-    check(modality, architecture)
+    check_architecture(modality, architecture)
     given = sizes(clients, architecture)
     try:
         if architecture in TOWERS:
@@ -86,7 +86,7 @@ def build_pair(clients: ClientsSettings, architecture: str, reads: Vocabulary | 
 
     Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
     """
-    check("pair", architecture)
+    check_architecture("pair", architecture)
     image, text = architecture.split("+")
     reads = reads or vocabulary(clients, text)
     width = clients.width

@@ -1,6 +1,6 @@
 """`florilegium privacy METHOD`: what crosses the wire between a site and the server, field by field.
 
-Nothing here is written down by hand: the phases and payloads are those the client half's signatures declare
+Nothing here is written down by hand: the phases and payloads are those the client side's signatures declare
 (florilegium/protocol/phases.py), the fields those of the wire contract, the sizes those of the settings.
 """
 
@@ -76,7 +76,7 @@ def listing(conf: Settings) -> Listing:
     ]
     found += [
         Field("every", "up", "privacy", spent, "float", PUBLIC, "", None, _sees("up"), "the privacy a client has spent")
-        for spent in private.told
+        for spent in private.reported
     ]
     notes = [*_notes(kinds, sizes), *_without_noise(kinds, private)]
     return Listing(name, catalogue.entry(name).exchanges, found, notes)
@@ -147,7 +147,7 @@ def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
     )
     yield "What a field holds: " + "; ".join(f"{kind} - {words}" for kind, words in HOLDS.items()) + "."
     yield (
-        f"Sizes are one client's for one exchange: {sizes.told()}; of a state dict the model's, whatever a method"
+        f"Sizes are one client's for one exchange: {sizes.in_words()}; of a state dict the model's, whatever a method"
         " sends beside it comes on top. Axes: " + "; ".join(f"{axis} {words}" for axis, words in AXES.items()) + "."
     )
 
@@ -173,7 +173,7 @@ class Sizes:
         )
         return known | {"I": sent, "T": sent} | ({"N": int(samples), "L": int(samples)} if samples else {})
 
-    def told(self) -> str:
+    def in_words(self) -> str:
         return ", ".join(f"{axis} = {length}" for axis, length in self.lengths.items())
 
     def of(self, payload: Any, f: Any) -> tuple[str, str, int | None]:

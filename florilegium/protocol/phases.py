@@ -1,4 +1,4 @@
-"""The phases a server may ask for, and what may cross in each: read from the signatures of a client half.
+"""The phases a server may ask for, and what may cross in each: read from the signatures of a client side.
 
 The client's door (client_app/app.py) holds every message to it, so `florilegium privacy` cannot leave one out.
 """
@@ -32,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def crosses(kinds: Callable[[Any], Kinds]) -> Callable[[F], F]:
-    """Mark a phase whose settings decide what crosses: `kinds` gives, of a half's settings, what comes down and up."""
+    """Mark a phase whose settings decide what crosses: `kinds` gives, of a side's settings, what comes down and up."""
 
     def mark(function: F) -> F:
         function.crossing = kinds  # type: ignore[attr-defined]
@@ -47,7 +47,7 @@ def exchanges_of(arm: Any) -> str:
 
 
 def phases_of(Half: Any, exchanges: str = "separate") -> list[str]:
-    """The phases of the wire that clients of a half answer, in the wire's order; with `exchanges` joined, `joined`
+    """The phases of the wire that clients of a side answer, in the wire's order; with `exchanges` joined, `joined`
     stands for `represent`."""
     there = {phase for phase in PHASES if phase in ALWAYS or hasattr(Half, phase)}
     if exchanges == "joined":
@@ -56,9 +56,9 @@ def phases_of(Half: Any, exchanges: str = "separate") -> list[str]:
 
 
 def declared(Half: Any, phase: str, settings: Any = None) -> Kinds:
-    """(payloads that may come down, payloads that may go up) in `phase` of a half (its class, or one of it).
+    """(payloads that may come down, payloads that may go up) in `phase` of a side (its class, or one of it).
 
-    A phase's function may have an attribute `crossing`, a function of the half's settings, where these decide what
+    A phase's function may have an attribute `crossing`, a function of the side's settings, where these decide what
     crosses; ((), ()) is a phase that these settings never ask for. ValueError where a signature says nothing.
     """
     if phase in ALWAYS:

@@ -52,7 +52,7 @@ def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:
     return tuple(encoded)
 
 
-def check(images: Sequence[bytes], max_side: int = 1024) -> None:
+def check_images(images: Sequence[bytes], max_side: int = 1024) -> None:
     """ValueError, naming the row, unless every image is whole; all headers are read before any pixel is decoded."""
     opened = [_opened(row, data, max_side) for row, data in enumerate(images)]
     if (total := sum(image.width * image.height for image in opened)) > MAX_PIXELS:

@@ -142,7 +142,7 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
     try:
         if f.name == "texts":
             return tuple(p.decode("utf-8") for p in pieces)
-        pixels.check(pieces)
+        pixels.check_images(pieces)
     except ValueError as error:  # UnicodeDecodeError is one
         raise WireError(f"{f.name} cannot be read: {error}") from error
     return tuple(pieces)

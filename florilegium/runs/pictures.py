@@ -34,7 +34,7 @@ def grid(images_N3HW: np.ndarray, captions: list[str], scale: int = 3) -> Image.
 
     Raises ValueError when the images are not uint8 [N,3,H,W] or the captions are not N.
     """
-    check(images_N3HW, captions)
+    check_arrays(images_N3HW, captions)
     strips = {c: strip(images_N3HW[at]) for c, at in by_caption(captions).items()}
     font, line = ImageFont.load_default(size=13), 18
     wide = max((s.width for s in strips.values()), default=1) * scale
@@ -50,7 +50,7 @@ def grid(images_N3HW: np.ndarray, captions: list[str], scale: int = 3) -> Image.
     return sheet
 
 
-def check(images_N3HW: np.ndarray, captions: list[str]) -> None:
+def check_arrays(images_N3HW: np.ndarray, captions: list[str]) -> None:
     """ValueError, in one line, unless the images are uint8 [N,3,H,W] with one caption each."""
     if images_N3HW.ndim != 4 or images_N3HW.shape[1] != 3 or images_N3HW.dtype != np.uint8:
         raise ValueError(f"a grid wants uint8 [N,3,H,W], got {images_N3HW.dtype} {list(images_N3HW.shape)}")

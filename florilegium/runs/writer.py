@@ -211,13 +211,13 @@ def protocol_of(settings: dict) -> dict:
 def same_settings(old: dict, new: dict, out: Path) -> None:
     """RunError naming the first setting in which a resumed run differs; `rounds` may grow."""
 
-    def told(settings: dict) -> dict:
+    def compared(settings: dict) -> dict:
         kept = {k: v for k, v in settings.items() if k not in FREE | {"rounds"}}
         if isinstance(kept.get("clients"), dict):
             kept["clients"] = {k: v for k, v in kept["clients"].items() if k not in FREE_CLIENTS}
         return kept
 
-    for key, was, now in differing(told(old), told(new)):
+    for key, was, now in differing(compared(old), compared(new)):
         raise RunError(f"run directory {out}: was made with {key}={was}, not {now}; resume needs the same settings")
     if (new.get("rounds") or 0) < (old.get("rounds") or 0):
         raise RunError(f"run directory {out}: was made with rounds={old['rounds']}; a resumed run cannot have fewer")

@@ -1,6 +1,6 @@
-"""Guidance, server half: what a frozen diffusion model has to tell clients, made once, sent once, kept by version.
+"""Guidance, server side: what a frozen diffusion model has to tell clients, made once, sent once, kept by version.
 
-Composes with every method that averages weights: `Rounds` shares the guide before it trains. Clients' half:
+Composes with every method that averages weights: `Rounds` shares the guide before it trains. Clients' side:
 client_app/guidance. Down: a guide (shared PCA, anchors). Up: nothing, or, where `allow_upload` says so, the clients'
 labelled images. Axes: N images, C classes, P anchors of a class, D representation width, W text width.
 """

@@ -93,12 +93,13 @@ def trained(
 def same_tensors(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
     """WireError naming the first tensor whose shape or type is not that of `like`."""
 
-    def told(state: Mapping[str, Tensor], name: str) -> str:
+    def type_and_shape(state: Mapping[str, Tensor], name: str) -> str:
         return f"{str(state[name].dtype)[6:]} {list(state[name].shape)}" if name in state else "nothing"
 
     for name in [*like, *tensors]:
-        if told(tensors, name) != told(like, name):
-            raise WireError(f"Weights.tensors[{name}] is {told(tensors, name)}, expected {told(like, name)}")
+        if type_and_shape(tensors, name) != type_and_shape(like, name):
+            found, expected = type_and_shape(tensors, name), type_and_shape(like, name)
+            raise WireError(f"Weights.tensors[{name}] is {found}, expected {expected}")
 
 
 def shares(replies: Sequence[Reply], weighting: str = "examples") -> list[float]:

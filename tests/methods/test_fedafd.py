@@ -22,7 +22,7 @@ from florilegium.protocol.codec import Header
 from florilegium.protocol.deltas import Sent
 from florilegium.protocol.payloads import Features, Nothing, PublicSet, Report
 from florilegium.resources import Resources
-from strategies.fedafd import FedAFD, FedAFDSettings, apart, told
+from strategies.fedafd import FedAFD, FedAFDSettings, apart, client_metrics
 from tests.test_every_method import faults, lines
 
 MIX = (
@@ -118,7 +118,7 @@ def test_distillation_goes_to_the_target_and_leaves_frozen_bodies(toy_conf):
 
 def test_collapse_is_counted_and_named():
     bodies = [Reply(c, Report({"task": 1.0 + c.id, "baa/collapsed": float(c.id)}, 3)) for c in (IMAGE, TEXT, PAIR)]
-    figures = told(bodies)
+    figures = client_metrics(bodies)
     assert figures["train/task"] == 2.0 and figures["baa/collapsed"] == 3.0 and figures["baa/collapsed/2"] == 2.0
 
 
@@ -277,9 +277,9 @@ def test_uploads_are_the_local_encoders_alone(id_, toy_conf):
 
 def test_other_views_have_holes_and_missing_words():
     images, texts = torch.full((200, 3, 8, 8), 255, dtype=torch.uint8), ("one two three four",) * 200
-    holes, told = other_view(images, texts, torch.Generator().manual_seed(0))
+    holes, client_metrics = other_view(images, texts, torch.Generator().manual_seed(0))
     assert 20 < sum((i == 0).any().item() for i in holes) < 60 and (holes == 0).sum() % 48 == 0
-    assert 20 < sum(t != texts[0] for t in told) < 120 and all(told)
+    assert 20 < sum(t != texts[0] for t in client_metrics) < 120 and all(client_metrics)
 
 
 # -- a federation ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""FedDifRC's client half: its terms worked by hand, what it asks the decoder, and its own condition."""
+"""FedDifRC's client side: its terms worked by hand, what it asks the decoder, and its own condition."""
 
 import math
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from florilegium.methods.guidance.settings import FedDifRCSettings
 PROMPTS = ["a coat", "a bag", "a boot", "a dress"]
 
 
-class Sight:
+class FrozenFeatures:
     """Two rows, ids 3 and 8: H along y and x, F+ along x, two negatives along y and -x."""
 
     version = "v1"
@@ -42,7 +42,8 @@ def batch(*ids):
 
 def guide(**settings):
     head = nn.Linear(2, 2)
-    return FedDifRCGuide(FedDifRCSettings(temperature=0.5, **settings), SimpleNamespace(classifier=head), Sight())
+    given = FedDifRCSettings(temperature=0.5, **settings)
+    return FedDifRCGuide(given, SimpleNamespace(classifier=head), FrozenFeatures())
 
 
 def test_the_terms_by_hand():
@@ -64,10 +65,10 @@ def test_each_term_has_a_weight_and_can_be_off():
 
 def test_features_are_read_once_and_only_when_a_batch_asks():
     one = guide()
-    assert one.sight.asked == []
+    assert one.frozen.asked == []
     for _ in range(3):
         one.terms(torch.ones(1, 2), batch(3))
-    assert one.sight.asked == [None]
+    assert one.frozen.asked == [None]
 
 
 def test_both_terms_move_the_encoder_at_the_start():
@@ -80,8 +81,8 @@ def test_both_terms_move_the_encoder_at_the_start():
     reference = torch.autograd.grad(task, z)[0].norm()
 
     def share(**settings):
-        one = FedDifRCGuide(FedDifRCSettings(**settings), SimpleNamespace(), Sight())
-        one.__dict__["features_NQD"], one.sight.at = seen, lambda ids: ids
+        one = FedDifRCGuide(FedDifRCSettings(**settings), SimpleNamespace(), FrozenFeatures())
+        one.__dict__["features_NQD"], one.frozen.at = seen, lambda ids: ids
         return {
             name: (torch.autograd.grad(term, z, retain_graph=True)[0].norm() / reference).item()
             for name, term in one.terms(z, batch(*range(32))).items()
@@ -165,9 +166,9 @@ def test_the_map_of_the_condition_keeps_lengths():
 @pytest.mark.parametrize("rounds, takes", [((1, 2), 1), ((1, 3), 2)])
 def test_conditioned_features_are_taken_again_after_so_many_rounds(rounds, takes):
     """refresh = 3: rounds 1 and 2 are of one period, round 3 begins the next."""
-    sight, memory, tokens = Sight(), Memory(), torch.full((4, 2, 5), 2.0)
-    sight.extractor = SimpleNamespace(text=lambda prompts, pooled: tokens)
-    sight.questions, sight.order = SimpleNamespace(prompts=PROMPTS), torch.arange(2)
+    frozen, memory, tokens = FrozenFeatures(), Memory(), torch.full((4, 2, 5), 2.0)
+    frozen.extractor = SimpleNamespace(text=lambda prompts, pooled: tokens)
+    frozen.questions, frozen.order = SimpleNamespace(prompts=PROMPTS), torch.arange(2)
     c = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
     for r in rounds:
         client = SimpleNamespace(
@@ -178,9 +179,9 @@ def test_conditioned_features_are_taken_again_after_so_many_rounds(rounds, takes
             rows_as_inputs=lambda rows, order: None,
             encoded=lambda inputs: c,
         )
-        FedDifRCGuide(FedDifRCSettings(condition="add_all_tokens", refresh=3), client, sight).terms(
+        FedDifRCGuide(FedDifRCSettings(condition="add_all_tokens", refresh=3), client, frozen).terms(
             torch.ones(1, 2), batch(3)
         )
-    assert len(sight.asked) == takes
+    assert len(frozen.asked) == takes
     token = math.sqrt(5 * 4)  # each token's norm
-    assert sight.asked[0].norm(dim=-1).mean().item() == pytest.approx(0.1 * token, rel=1e-4)
+    assert frozen.asked[0].norm(dim=-1).mean().item() == pytest.approx(0.1 * token, rel=1e-4)

@@ -1,4 +1,4 @@
-"""FedMEKT: KL_T and reconstruction by hand, what goes to whom, both halves learn what they should."""
+"""FedMEKT: KL_T and reconstruction by hand, what goes to whom, both sides learn what they should."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""FedMMKT's server half on one page: four clients, six samples, every number worked by hand."""
+"""FedMMKT's server side on one page: four clients, six samples, every number worked by hand."""
 
 import pytest
 import torch

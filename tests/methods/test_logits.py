@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from client_app.batches import ClientError
 from client_app.blocks.logits import LogitsClient, LogitsClientSettings, recalled
-from client_app.distillation_set import LessonError
+from client_app.distillation_set import DistillationSetError
 from client_app.opening import open_client
 from florilegium.config import composition
 from florilegium.data.public import PublicPairs
@@ -367,7 +367,7 @@ def test_what_does_not_fit_the_kept_samples_is_refused(vit):
     with pytest.raises(ClientError, match="no samples were ever kept"):
         recalled(message(), Logits(torch.arange(8), torch.zeros(8, 4)))
     half.represent(message(), eight())
-    with pytest.raises(LessonError, match="id 9, which is not among the 8"):
+    with pytest.raises(DistillationSetError, match="id 9, which is not among the 8"):
         recalled(message(3), Logits(torch.tensor([9]), torch.zeros(1, 4)))
     with pytest.raises(ClientError, match="targets are 4 wide, representations 5"):
         recalled(message(3), Logits(torch.arange(8), torch.zeros(8, 3)))
@@ -501,7 +501,7 @@ def test_soft_targets_are_checked_on_the_wire():
         (lambda: FedETSettings(scores="raw"), "scores must be one of log_softmax, softmax"),
         (lambda: LogitsClientSettings(distance="l2"), "distance must be one of l1, kl"),
         (lambda: LogitsClientSettings(label_weight=0, logit_weight=0), "label_weight and logit_weight are both 0"),
-        (lambda: LogitsClientSettings(lesson_batch=1), "lesson_batch must lie between 2"),
+        (lambda: LogitsClientSettings(distill_batch=1), "distill_batch must lie between 2"),
     ],
 )
 def test_settings_are_checked(make, line):

@@ -1,4 +1,4 @@
-"""SemanticFL's client half: its two terms worked by hand, sub-anchors, own anchors, and the head of the texts."""
+"""SemanticFL's client side: its two terms worked by hand, sub-anchors, own anchors, and the head of the texts."""
 
 import math
 from types import SimpleNamespace
@@ -15,9 +15,9 @@ X, Y = [1.0, 0.0], [0.0, 1.0]
 
 def guide(visual=((X,), (Y,)), text=(X, Y), **settings):
     tensors = {"visual": torch.tensor(visual), "text": torch.tensor(text)}
-    sight = SimpleNamespace(tensors=tensors, at=lambda ids: ids, levels=lambda: torch.tensor([Y, X]))
+    frozen = SimpleNamespace(tensors=tensors, at=lambda ids: ids, levels=lambda: torch.tensor([Y, X]))
     client = SimpleNamespace(device=torch.device("cpu"), width=2)
-    return SemanticFLGuide(SemanticFLSettings(temperature=0.5, **settings), client, sight)
+    return SemanticFLGuide(SemanticFLSettings(temperature=0.5, **settings), client, frozen)
 
 
 def batch(*labels):

@@ -1,4 +1,4 @@
-"""FedAFD, client half (arXiv 2603.04890). Server half: strategies/fedafd.py.
+"""FedAFD, client side (arXiv 2603.04890). Server side: strategies/fedafd.py.
 
 Down: the server's encoders (whole once, then what changed) and its features of the public pairs. Up: the features of
 the client's own encoder of these. Weights and private data stay. Section numbers are those of our notes.

@@ -1,4 +1,4 @@
-"""Where FedAFD's released code differs from its paper: D1 to D9 of docs/methods/fedafd.md, shared by both halves.
+"""Where FedAFD's released code differs from its paper: D1 to D9 of docs/methods/fedafd.md, shared by both sides.
 
 `conf/fidelity/clean.yaml` is the default, `released.yaml` the code's behaviour. D10 (the best round is chosen on
 validation) and D11 (one `device` setting) hold for every method here and have no switch.

@@ -1,6 +1,6 @@
 """Guidance: what a frozen diffusion model adds to the loss of any client that averages weights.
 
-FedDifRC (arXiv 2507.06482) and SemanticFL (arXiv 2603.19337). Here: the settings of both halves and the prompts under
+FedDifRC (arXiv 2507.06482) and SemanticFL (arXiv 2603.19337). Here: the settings of both sides and the prompts under
 which an image is looked at. The client's side is client_app/guidance, the server's strategies/blocks/guidance.py.
 Axes: N samples, C classes, K negatives, Q = 2 + K prompts of an image.
 """
