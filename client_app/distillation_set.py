@@ -1,4 +1,4 @@
-"""Lessons: samples with what to learn on them, joined by id and storable in a client's memory."""
+"""The distillation set: samples with the targets that a client learns on them, joined by id, kept in its memory."""
 
 from __future__ import annotations
 

@@ -181,7 +181,8 @@ def set_in(key: str, method: str) -> list[tuple[str, Any]]:
 def chosen(preset: Path) -> str:
     """The method that a preset chooses; that of a plain run where it chooses none."""
     for file in (preset, conf_folder() / "config.yaml"):
-        for each in OmegaConf.load(file).get("defaults") or []:
+        values: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        for each in values.get("defaults") or []:
             for group, choice in {} if isinstance(each, str) else each.items():
                 if group.split()[-1].strip("/") == MAIN:
                     return str(choice)

@@ -87,14 +87,15 @@ def has_typed_settings(method: str, *overrides: str) -> None:
 def runs_and_resumes(method: str, folder: Path | str, *overrides: str) -> None:
     """Two rounds end well, are judged and refuse nothing. A run that dies in its last round and is resumed gives the
     same figures and the same last checkpoint, bit for bit."""
-    whole, part = (toy_settings(method, Path(folder, name), "rounds=2", *overrides) for name in ("whole", "part"))
+    ran = [Path(folder, name) for name in ("whole", "part")]
+    whole, part = (toy_settings(method, out, "rounds=2", *overrides) for out in ran)
     sent = federate(whole)
-    rounds = recorded(whole.out)
+    rounds = recorded(ran[0])
     assert [r["round"] for r in rounds] == [0, 1, 2], f"{method}: rounds {[r['round'] for r in rounds]} are recorded"
-    faults = [entry for entry in read_lines(Path(whole.out, "ledger.jsonl")) if entry["fault"]]
+    faults = [entry for entry in read_lines(Path(ran[0], "ledger.jsonl")) if entry["fault"]]
     assert evaluated(rounds[-1]), f"{method}: nothing of it was judged in the last round"
     for name in ("summary.json", "report.html"):
-        assert Path(whole.out, name).exists(), f"{method}: its run has no {name}"
+        assert Path(ran[0], name).exists(), f"{method}: its run has no {name}"
     assert not faults, f"{method}: {faults[0]['phase']} of client {faults[0]['client']}: {faults[0]['fault']}"
     try:
         federate(part, die_at=max(1, round(0.8 * sent)))
@@ -104,10 +105,10 @@ def runs_and_resumes(method: str, folder: Path | str, *overrides: str) -> None:
     if died:  # a method that asks no client cannot die at a client's answer
         part.resume = True
         federate(part)
-    for one, other in zip(rounds, recorded(part.out), strict=True):
+    for one, other in zip(rounds, recorded(ran[1]), strict=True):
         apart = [name for name in one["metrics"] if one["metrics"][name] != other["metrics"].get(name)]
         assert not apart, f"{method}: after a resume {apart[0]} of round {one['round']} is another"
-    ends = [last_checkpoint(conf.out) for conf in (whole, part)]
+    ends = [last_checkpoint(out) for out in ran]
     assert ends[0].keys() == ends[1].keys(), f"{method}: after a resume the checkpoint has other tensors"
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), f"{method}: after a resume {name} of the checkpoint is another"

@@ -1,35 +1,30 @@
-"""One writer for a run directory: a lock that ends with the process that holds it, whichever way that ends."""
+"""One writer for a run directory. The operating system gives the lock up when the process that holds it ends."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows: two servers on one directory are then the user's to avoid
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
-_held: dict[Path, IO[str]] = {}  # the open files: closing one would give its lock up
+_held: dict[Path, FileLock] = {}
 
 
 def hold(path: Path) -> bool:
-    """Lock `path` for the rest of this process; False when another process holds it."""
+    """Lock the file `path` until this process ends or calls `release`. False when another process holds the lock."""
     path = path.resolve()
-    if fcntl is None or (path in _held and path.exists()):
+    if path in _held and path.exists():
         return True
-    file = open(path, "a")
+    lock = FileLock(path, timeout=0, thread_local=False)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+        lock.acquire()
+    except Timeout:
         return False
-    _held[path] = file
+    _held[path] = lock
     return True
 
 
 def release(path: Path) -> None:
-    """Give up the lock on `path`, if this process holds it: its run has ended, but the process goes on."""
-    file = _held.pop(path.resolve(), None)
-    if file is not None:
-        file.close()
+    """Give up the lock on `path` if this process holds it: the run has ended, but the process goes on."""
+    lock = _held.pop(path.resolve(), None)
+    if lock is not None:
+        lock.release()
