@@ -27,12 +27,13 @@ from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
 from florilegium.privacy.mechanisms import without_batch_norm
 from florilegium.protocol import pixels
-from florilegium.protocol.payloads import Profile, PublicSet, Samples, Targets
+from florilegium.protocol.payloads import Profile, PublicSet, Samples, SiteProfile, Targets
 
 
 class Client:
     """A client as one message finds it. `memory` is this arm's, at the message's round and step."""
 
+    own_data = False  # its training rows are the node's own, not a part of the settings' data set
     public_path: str | None = None  # where this machine keeps the public set, if not where the settings say
 
     def __init__(self, conf: Settings, id_: int, data: PrivateData, memory: Memory, round_: int) -> None:
@@ -250,7 +251,7 @@ class Client:
     def profile(self) -> Profile:
         present = self.data.train.labels.unique().tolist()
         kept = self.memory.kept("guide")
-        return Profile(
+        return (SiteProfile if self.own_data else Profile)(
             self.id,
             self.modality,
             self.architecture,

@@ -38,6 +38,7 @@ def open_client(conf: Settings, node_config: Mapping[str, Any], header: Header) 
     memory = Memory(Path(str(place), federation, header.arm, f"client-{id_}"), header.round, header.step)
     data = open_rows(conf, id_, str(conf.clients.mix[id_].modality), node_config)
     client = Client(conf, id_, data, memory, header.round)
+    client.own_data = "data-path" in node_config
     client.public_path = str(node_config.get("public-path", "")) or None
     return client
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from florilegium import catalogue
 from florilegium.config import composition
 from florilegium.config.settings import Settings
+from florilegium.data.datasets import at_sites, classes_of
 from florilegium.data.own import preparation
 from florilegium.data.partition import partition
+from florilegium.federation.exchange import Client
 from florilegium.federation.federation import Federation
 from florilegium.learning.averaging import named, part, without
 from florilegium.report import page
 from florilegium.resources import Resources
 from florilegium.runs import files
 from florilegium.runs.logs import JsonLog, LoggedRounds
+from florilegium.runs.reader import read_json
 from florilegium.runs.sinks import opening
 from florilegium.runs.writer import Run
 from server_app import provenance
@@ -69,6 +73,7 @@ class ArmJournal(Journal):
     def close(
         self, strategy: Rounds, r: int, seconds: float, metrics: dict[str, float], federation: Federation
     ) -> None:
+        record_own_data(self.run, self.evaluation.resources.conf, federation.clients)
         tensors, meta = strategy.state()
         owed, about_clients = federation.state()
         self.run.ledger(federation.take_ledger())
@@ -83,6 +88,27 @@ class ArmJournal(Journal):
         )
         for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
             old.unlink()
+
+
+def record_own_data(run: Run, conf: Settings, clients: Sequence[Client]) -> None:
+    """Put what the sites with data of their own reported in the place of a partition that nobody trained on.
+
+    Under `privacy` neither counts nor classes are recorded: no mechanism covers them.
+    """
+    own = {client.id: client for client in clients if client.own}
+    if not own:
+        return
+    names = classes_of(conf.data)
+    private = bool(conf.privacy.representations or conf.privacy.votes or conf.privacy.training)
+    held = read_json(run.out / "partition.json")
+    there = {entry["client"]: entry for entry in held.get("clients", [])}
+    for k, client in own.items():
+        there[k] = {"client": k, "modality": client.modality, "model": client.architecture, "data": "own data"}
+        if not private:
+            there[k] |= {"count": client.examples, "present": [names[label] for label in client.classes]}
+    if all(entry.get("data") == "own data" for entry in there.values()):
+        held = {}  # nobody was dealt anything
+    run.partition(held | {"clients": [there[k] for k in sorted(there)]})
 
 
 class Narrator:
@@ -122,7 +148,7 @@ def run_arms(run: Run, conf: Settings, grid: Any) -> None:
     """Every arm in turn."""
     narrator = Narrator(run, conf.rounds)
     resources = Resources(conf, progress=narrator)
-    run.partition(partition(conf))
+    run.partition({"clients": []} if at_sites(conf.data) else partition(conf))
     evaluation = Evaluation(conf, resources)
     for arm, node in composition.arms(conf).items():
         Half: Any = catalogue.side(node.name, "server")

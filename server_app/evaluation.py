@@ -16,6 +16,7 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.settings import Settings
+from florilegium.data.datasets import at_sites
 from florilegium.data.partition import partition
 from florilegium.data.public import held_out_pairs
 from florilegium.federation.federation import Federation, Reply
@@ -67,7 +68,8 @@ class Evaluation:
         gives every client of a domain the same figures, so one of them judges it, unless `global_model` is everywhere.
         A method with several models gives a function of the client; then all judge, each its own.
         """
-        if model is not None and not callable(model) and self.settings.global_model == "once":
+        everywhere = at_sites(self.resources.conf.data)  # each site has held-out rows of its own
+        if model is not None and not callable(model) and self.settings.global_model == "once" and not everywhere:
             one_each = {self.domains.get(client.id): client for client in reversed(federation.clients)}
             replies = federation.ask("evaluate", model, Report, clients=list(one_each.values()), needed=0)
             if len(replies) == len(one_each):
@@ -78,6 +80,8 @@ class Evaluation:
     @cached_property
     def domains(self) -> dict[int, tuple]:
         """What tells the held-out rows of two clients apart, by client."""
+        if at_sites(self.resources.conf.data):
+            return {}
         whole = partition(self.resources.conf)
         if whole["settings"]["judged"] != "own":
             return {}
@@ -114,8 +118,10 @@ class Evaluation:
 
     def protocol(self) -> dict[str, Any]:
         """What stands beside the figures: how many images, and how often the judge is right on real test images."""
+        images = None
         if self._judge_accuracy is None and not self.resources.why_no_judge:
             images, labels = self.resources.test_images()
+        if self._judge_accuracy is None and images is not None and len(images):
             self._judge_accuracy = self.resources.judge().accuracy(images, labels)
         facts: dict[str, Any] = {
             "images": len(self.prompts),
@@ -125,7 +131,7 @@ class Evaluation:
         if self.not_measured:
             facts["not_measured"] = self.not_measured
         conf = self.resources.conf
-        if any(member.modality == "pair" for member in conf.clients.mix):
+        if not at_sites(conf.data) and any(member.modality == "pair" for member in conf.clients.mix):
             galleries = {
                 who: retrieval.protocol(held_out_pairs(conf, "test", part))
                 for who, part in (("clients", "private"), ("server", "public"))

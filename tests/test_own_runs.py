@@ -12,6 +12,7 @@ from florilegium.data.own import preparation
 from florilegium.data.partition import partition
 from florilegium.data.private import open_private
 from florilegium.data.public import open_public
+from florilegium.runtime import inprocess, launch
 from tests.field.inputs import put
 
 KINDS = ("Red_kite", "mole", "newt")
@@ -143,3 +144,54 @@ def test_a_site_needs_nothing_of_the_operators_files(pictures, own_conf):
     assert (len(data.train), len(data.validation), len(data.test)) == (27, 3, 6)
     again = open_private(conf, 1, "image", {"data-path": str(pictures), "test-path": str(pictures)})
     assert len(again.test) == 36 and len(again.validation) == 3
+
+
+@pytest.fixture
+def sites(monkeypatch):
+    """`sites({client: path})`: nodes of the next run have data of their own."""
+
+    def given(paths):
+        opened = inprocess.InProcessGrid.__init__
+
+        def with_paths(self, *args, **how):
+            opened(self, *args, **how)
+            for k, path in paths.items():
+                self.contexts[inprocess.FIRST_NODE + k].node_config["data-path"] = str(path)
+
+        monkeypatch.setattr(inprocess.InProcessGrid, "__init__", with_paths)
+
+    return given
+
+
+def test_records_say_what_the_sites_reported_and_nothing_that_was_not_used(pictures, own_conf, federated, sites):
+    sites({0: pictures, 1: pictures})
+    conf = own_conf("null", "data.classes=[mole,newt,red kite,ant]", data="sites")
+    run = federated(conf)
+    clients = json.loads((run / "partition.json").read_text())
+    assert clients == {
+        "clients": [
+            {
+                "client": k,
+                "modality": "image",
+                "model": "resnet",
+                "data": "own data",
+                "count": 27,
+                "present": ["mole", "newt", "red kite"],
+            }
+            for k in (0, 1)
+        ]
+    }
+    page = (run / "report.html").read_text()
+    assert "own data of each site" in page and "dirichlet" not in page.split("Settings</h2>")[0]
+    assert {"client/accuracy/0", "client/accuracy/1"} <= metrics(run)[-1].keys()  # each is judged on its own rows
+
+
+def test_a_site_that_is_refused_is_named_with_its_reason(pictures, own_conf, federated, sites, tmp_path):
+    put(tmp_path / "bad" / "mole" / "x.png", b"no picture")
+    sites({0: pictures, 1: tmp_path / "bad"})
+    run = federated(own_conf("null", "data.classes=[mole,newt,red kite]", "timeouts.quorum=1", data="sites"))
+    (line,) = launch.remarks(run)
+    assert line.startswith(f"left out: node {inprocess.FIRST_NODE + 1} raised: OwnDataError: own data are refused")
+    assert "unreadable image: 1 in all" in line and str(tmp_path) not in line
+    assert f"node {inprocess.FIRST_NODE + 1}" in (run / "report.html").read_text()
+    assert len(json.loads((run / "partition.json").read_text())["clients"]) == 1

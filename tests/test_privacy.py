@@ -144,7 +144,7 @@ def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
     assert all(word in out for word in ("train", "tensors", "SecAgg+", "dict[str, float]"))
     if way == "json":
         payloads = {f["payload"] for f in json.loads(out)["fields"]}
-        assert payloads == {"Header", "Nothing", "Profile", "Weights", "Report"}
+        assert payloads == {"Header", "Nothing", "Profile", "SiteProfile", "Weights", "Report"}
 
 
 def test_a_method_that_asks_no_client_says_so():

@@ -30,6 +30,7 @@ class Client:
     examples: int = 0
     classes: tuple[int, ...] = ()
     guide: str = ""  # the version it keeps
+    own: bool = False  # its training rows are the site's own
 
     def __str__(self) -> str:
         return f"client {self.id} ({self.modality}, {self.architecture})" if self.id >= 0 else f"node {self.node}"
@@ -76,7 +77,13 @@ def entry(exchange: Exchange, client: Client, up: int, fault: str | None) -> dic
         "up": up,
         "seconds": round(time.monotonic() - exchange.started, 3),
         "fault": fault,
+        **({"node": str(client.node)} if client.id < 0 else {}),  # who it is was never said
     }
+
+
+def called(entry: dict[str, Any]) -> str:
+    """Whom an entry is about: a client, or the node of one that was never known."""
+    return f"node {entry['node']}" if "node" in entry else f"client {entry['client']}"
 
 
 def late_entry(exchange: Exchange, client: Client, up: int, now: Header, fate: str) -> dict[str, Any]:

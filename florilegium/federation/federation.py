@@ -27,6 +27,7 @@ from florilegium.federation.exchange import (
     Question,
     Reply,
     attended,
+    called,
     entry,
     late_entry,
     traffic,
@@ -34,7 +35,7 @@ from florilegium.federation.exchange import (
 from florilegium.federation.guard import Guard
 from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
-from florilegium.protocol.payloads import Nothing, Profile, Report
+from florilegium.protocol.payloads import Nothing, Profile, Report, SiteProfile
 from florilegium.protocol.validation import WireError
 
 PATIENCE = 10  # times the time to answer, after which a client that never answered is asked again
@@ -89,7 +90,7 @@ class Federation:
                 raise FederationError(f"{len(nodes)} of {self.expected} clients connected within {self.timeout:.0f} s")
             time.sleep(POLL)
         met: dict[int, Client] = {}
-        for reply in self.ask("profile", Nothing(), Profile, clients=[Client(node) for node in nodes]):
+        for reply in self.ask("profile", Nothing(), Profile, SiteProfile, clients=[Client(n) for n in nodes]):
             client = known(reply)
             if client.id in met:
                 raise FederationError(f"two nodes call themselves client {client.id}")
@@ -110,7 +111,7 @@ class Federation:
                 log(WARNING, "%s, round %d: %s left", self.arm, self.round, client)
         self.overdue.forget(q.client.node for q in list(self.overdue.questions.values()) if q.client.node not in nodes)
         strangers = [Client(node) for node in sorted(nodes - {client.node for client in here.values()})]
-        replies = self.ask("profile", Nothing(), Profile, clients=strangers, needed=0) if strangers else []
+        replies = self.ask("profile", Nothing(), Profile, SiteProfile, clients=strangers, needed=0) if strangers else []
         busy = self.overdue.busy()
         for client in (known(reply) for reply in replies):
             # a node that came back under a new number, while the old one is not yet missed
@@ -219,7 +220,7 @@ class Federation:
             if waiting:
                 time.sleep(POLL)
         if len(replies) < exchange.needed:
-            faults = "; ".join(f"client {e['client']}: {e['fault']}" for e in self.ledger if e["fault"])
+            faults = "; ".join(f"{called(e)}: {e['fault']}" for e in self.ledger if e["fault"])
             raise FederationError(
                 f"{len(replies)} of {exchange.needed} needed replies to {exchange.phase!r}: {faults[-600:]}"
             )
@@ -364,7 +365,8 @@ def log_context(exchange: Exchange, client: Client) -> dict[str, Any]:
 def known(reply: Reply) -> Client:
     """The client that a profile tells of."""
     p = reply.body
-    return Client(reply.client.node, p.client, p.modality, p.architecture, p.examples, tuple(p.classes), p.guide)
+    own = isinstance(p, SiteProfile)
+    return Client(reply.client.node, p.client, p.modality, p.architecture, p.examples, tuple(p.classes), p.guide, own)
 
 
 def means_of(replies: Sequence[Reply], prefix: str = "distill") -> dict[str, float]:

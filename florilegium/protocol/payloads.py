@@ -80,6 +80,13 @@ class Profile:
 
 
 @payload
+class SiteProfile(Profile):
+    """The profile of a node whose training rows are its own, not a part of the settings' data set."""
+
+    carries: ClassVar[str] = "what a site with data of its own is: counts and classes of them, no row"
+
+
+@payload
 class Weights:
     """A state dict, the number of examples it was trained on, and what the training had to say about itself."""
 

@@ -11,11 +11,11 @@ from types import NoneType
 from typing import Any, TypeVar
 
 from florilegium.protocol import payloads
-from florilegium.protocol.payloads import Nothing, Profile, Report, Weights
+from florilegium.protocol.payloads import Nothing, Profile, Report, SiteProfile, Weights
 
 #: phase -> Flower message type. Every method is spoken in these words.
 PHASES = {
-    "profile": "query.profile",  # who are you?                    -> Profile
+    "profile": "query.profile",  # who are you?                    -> Profile | SiteProfile
     "train": "train",  # learn from your private data
     "represent": "query.represent",  # what do you see in these samples?
     "distill": "train.distill",  # learn from these targets
@@ -24,7 +24,7 @@ PHASES = {
 }
 #: phase -> (what comes down, what goes up) of the phases that belong to no method
 ALWAYS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
-    "profile": ((Nothing,), (Profile,)),
+    "profile": ((Nothing,), (Profile, SiteProfile)),
     "evaluate": ((Nothing, Weights), (Report,)),
 }
 Kinds = tuple[tuple[type, ...], tuple[type, ...]]  # payload classes down, and up

@@ -186,6 +186,9 @@ def cohort(run: Recorded) -> str:
 
 def partition_text(run: Recorded) -> str:
     """The partition's name with the settings that make it harder."""
+    held = run.partition.get("clients") or []
+    if held and all(client.get("data") == "own data" for client in held):
+        return "own data of each site"
     s = run.get("clients.partition") or {}
     if not (name := s.get("name")):
         return ""
@@ -294,6 +297,9 @@ def domain(client: dict) -> str:
 
 def holding(client: dict) -> tuple[str, str]:
     """How many training rows a client holds, and of which classes."""
+    if client.get("data") == "own data":
+        many = str(client["count"]) if "count" in client else "–"
+        return f"{many}<small>own data</small>", str(len(client["present"])) if "present" in client else "–"
     counts = client.get("classes") or {}
     rows = str(len(client["rows"])) if "rows" in client else "–"
     return rows, f"{sum(n > 0 for n in counts.values())} of {len(counts)}{bars(counts)}" if counts else "–"
@@ -302,6 +308,7 @@ def holding(client: dict) -> tuple[str, str]:
 def faults(run: Recorded) -> str:
     """Each fault of the ledger by arm, client and phase, with its count and the rounds."""
     found: list[Any] = [e for e in run.ledger if e.get("fault")]
+    found = [e | {"client": f"node {e['node']}"} if "node" in e else e for e in found]
     counts = Counter((e.get("arm"), e.get("client"), e.get("phase"), e["fault"]) for e in found)
     if not counts:
         return "<p>None: every message was answered, and every answer kept the contract.</p>" if run.ledger else ""
@@ -313,7 +320,7 @@ def faults(run: Recorded) -> str:
     }
     rows = [
         [
-            f"client {escape(str(client))}",
+            escape(client if str(client).startswith("node") else f"client {client}"),
             escape(run.title(str(arm))),
             escape(str(phase)),
             str(n),

@@ -41,6 +41,8 @@ from florilegium.runtime import continuation, inprocess, local
 from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
 INTERRUPTED = 130
+INCOMPLETE = 3  # exit code of a run that ended well without a node that was left out
+LEFT_OUT = "left out: "
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_NAME = 100  # of a job's directory; a longer one is cut and told apart by a hash
 SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
@@ -75,7 +77,7 @@ def main(arguments: list[str]) -> int:
         jobs.failures.append(say_failure(error))
     finally:
         jobs.tell()
-    return 1 if jobs.failures else 0
+    return 1 if jobs.failures else INCOMPLETE if jobs.incomplete else 0
 
 
 class Jobs:
@@ -84,6 +86,7 @@ class Jobs:
     def __init__(self) -> None:
         self.directories: list[Path] = []
         self.failures: list[str] = []
+        self.incomplete = False  # a run has ended well, but without a node that was refused
         self.table: list[tuple[str, str, str]] = []  # (overrides, directory, how it went), of a sweep
 
     def run(self, conf: Any, name: str = "", folder: str = "", given: Sequence[str] | None = None) -> None:
@@ -98,7 +101,7 @@ class Jobs:
             out, whole = prepare(composition.composed(conf), folder, sys.argv[1:] if given is None else given)
             where = shown(out)
             self.directories.append(out)
-            run_job(whole)
+            self.incomplete |= run_job(whole)
         except Exception as error:
             failure = say_failure(error)
             self.failures.append(failure)
@@ -215,8 +218,8 @@ def open_directory(conf: Settings) -> Path:
     return out
 
 
-def run_job(conf: Settings) -> None:
-    """Start one run and see it to its end. LaunchError with the reason when it fails."""
+def run_job(conf: Settings) -> bool:
+    """Start one run and see it to its end; whether a node was left out. LaunchError with the reason when it fails."""
     out, arms = directory_of(conf), list(composition.arms(conf))
     print(
         f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
@@ -229,8 +232,10 @@ def run_job(conf: Settings) -> None:
         run_here(conf, out, arms)
     else:
         run_flower(conf, out, arms)
-    for line in remarks(out):
+    said = remarks(out)
+    for line in said:
         print(line, flush=True)
+    return any(line.startswith(LEFT_OUT) for line in said)
 
 
 def run_here(conf: Settings, out: Path, arms: list[str]) -> None:
@@ -255,9 +260,11 @@ def run_flower(conf: Settings, out: Path, arms: list[str]) -> None:
 
 
 def remarks(out: Path) -> list[str]:
-    """What a user should know of a run beside its figures: those that could not be measured."""
+    """What a user should know of a run beside its figures: those that could not be measured, and who was left out."""
     missing = reader.read_json(out / "summary.json").get("protocol", {}).get("not_measured", {})
-    return [f"not measured: {figure}: {why}" for figure, why in missing.items()]
+    lines = [f"not measured: {figure}: {why}" for figure, why in missing.items()]
+    faults = [entry for entry in reader.read_lines(out / "ledger.jsonl") if "node" in entry and entry.get("fault")]
+    return lines + list(dict.fromkeys(f"{LEFT_OUT}node {entry['node']} {entry['fault']}" for entry in faults))
 
 
 @contextlib.contextmanager
