@@ -1,11 +1,12 @@
-"""`florilegium data check PATH`: what a site's own data hold, and what is wrong with them, before any run is joined.
+"""`florilegium data check PATH`: what own data hold, and what is wrong with them, before any run.
 
-It looks as a client does when it opens its data (examined.py). Exit code 1 when a client would refuse them.
+It looks as a client does when it opens its data (data/own/examination.py). Exit code 1 when a client would refuse them.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +18,13 @@ from florilegium.assets import AssetError
 from florilegium.cli.console import console
 from florilegium.config import composition
 from florilegium.config.data import MODALITIES
-from florilegium.data.datasets import Classes, open_dataset
+from florilegium.config.settings import Settings
+from florilegium.data.datasets import Classes, class_list, classes_of
 from florilegium.data.own.examination import Examined, examine
-from florilegium.data.own.findings import Finding, Unread
-from florilegium.data.own.sources import OwnSettings, open_table
+from florilegium.data.own.findings import Finding
+from florilegium.data.own.preparation import derived_classes, in_order
+from florilegium.data.own.sources import OwnSettings, modality_of
+from florilegium.models.tokens import open_vocabulary
 
 ERRORS = (AssetError, ValueError)  # settings, data of the federation, or options that cannot be used
 BAR = 30  # characters of the longest bar
@@ -31,8 +35,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     check = command.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "check", help="say what is wrong with data, naming file and row; exit code 1 when a client would refuse them"
     )
-    check.add_argument("path", metavar="PATH", help="an image folder, a table, or a saved data set (docs/data.md)")
-    check.add_argument("--data", default="emoji", help="the federation's data, whose classes count (conf/data)")
+    check.add_argument("path", metavar="PATH", help="an image folder, a table, or a saved data set (docs/own-data.md)")
+    check.add_argument("--data", help="the federation's data, whose classes count (conf/data); default: the data's own")
+    check.add_argument("--classes", metavar="A,B,...", help="the federation's classes, by their names")
+    check.add_argument("--all-classes", action="store_true", help="list all classes, also those without a row")
     check.add_argument("--modality", choices=MODALITIES, help="what the client reads; default: what the data have")
     for column in ("text", "label", "image"):
         check.add_argument(f"--{column}-column", metavar="NAME", help=f"as {column}-column of the node configuration")
@@ -45,27 +51,61 @@ def run(options: argparse.Namespace) -> int:
     """Look, print, and return the exit code."""
     keys = ("text_column", "label_column", "image_column", "max_pixels")
     given = {key: value for key in keys if (value := getattr(options, key)) is not None}
-    conf = composition.compose([f"data={options.data}", *options.overrides])
+    conf = composition.compose([f"data={options.data or 'emoji'}", *options.overrides])
     own = OwnSettings(str(Path(options.path).expanduser()), **given)
-    classes = open_dataset(conf.data).classes
-    modality = options.modality or modality_of(own)
-    found = examine(own, tuple(classes), modality, int(conf.data.image_size))
-    show(found, classes, modality, console(), options.lines)
+    classes, derived = classes_for(options, conf, own)
+    modality = options.modality or modality_of(own, () if derived else tuple(classes))
+    found = examine(own, tuple(classes), modality, int(conf.data.image_size), derived=derived)
+    screen = console()
+    show(found, classes, modality, screen, options.lines, options.all_classes)
+    for line in (*too_long(found, conf), *what_next(found, modality, options, derived)):
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if found.refused else 0
 
 
-def modality_of(own: OwnSettings) -> str:
-    """What the data have: images and texts, images or texts."""
-    for modality in ("pair", "image"):
-        try:
-            open_table(own, modality)
-            return modality
-        except Unread:
-            continue
-    return "text"
+def classes_for(options: argparse.Namespace, conf: Settings, own: OwnSettings) -> tuple[Classes, bool]:
+    """The classes that count, and whether the data themselves say which there are."""
+    if options.classes:
+        return class_list([name.strip() for name in options.classes.split(",") if name.strip()]), False
+    if options.data:
+        return classes_of(conf.data), False
+    try:
+        return class_list(sorted(derived_classes([own]), key=in_order) or ["(no class)"]), True
+    except ValueError:  # the examination says what is wrong
+        return class_list(["(no class)"]), True
 
 
-def show(found: Examined, classes: Classes, modality: str, screen: Console, lines: int = 10) -> None:
+def too_long(found: Examined, conf: Settings) -> Iterable[str]:
+    """How many texts are longer than a client reads."""
+    if not found.rows.texts:
+        return
+    most = conf.clients.tokens
+    split = open_vocabulary(conf.clients.tokenizer, most).split
+    long = sum(len(split(text)) > most for text in found.rows.texts)
+    if long:
+        yield f"{long} of {len(found.rows)} texts are longer than {most} tokens and are cut (clients.tokens)"
+
+
+def what_next(found: Examined, modality: str, options: argparse.Namespace, derived: bool) -> Iterable[str]:
+    """The line that runs these data."""
+    if found.refused or not derived:
+        return
+    name = {"image": "folder", "text": "table", "pair": "pairs"}[modality]
+    columns = [
+        f"data.{key}_column={shlex.quote(value)}"
+        for key in ("text", "label", "image")
+        if (value := getattr(options, f"{key}_column"))
+    ]
+    clients = {"image": ["clients=image"], "text": ["clients=text"], "pair": ["clients=paper_mixed"]}[modality]
+    method = "fedavg" if modality == "image" else "standalone"  # averaging needs one architecture
+    path = shlex.quote(str(Path(options.path)))
+    parts = [f"data={name}", f"data.path={path}", *columns, f"method={method}", *clients, "references=none"]
+    yield "run them: florilegium run " + " ".join(parts)
+
+
+def show(
+    found: Examined, classes: Classes, modality: str, screen: Console, lines: int = 10, every: bool = False
+) -> None:
     """Findings by kind, what is refused first; then rows, classes and sizes."""
     by_kind: dict[tuple[bool, str], list[Finding]] = {}
     for finding in found.findings:
@@ -92,6 +132,8 @@ def show(found: Examined, classes: Classes, modality: str, screen: Console, line
         screen.print(line, highlight=False)
     if len(found.rows):
         bars(found, classes, screen)
+    if every:
+        screen.print(f"classes ({len(classes)}): {', '.join(map(str, classes))}", markup=False, soft_wrap=True)
 
 
 def sizes(found: Examined) -> Iterable[str]:
