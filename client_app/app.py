@@ -1,6 +1,6 @@
 """Flower's door into the client: message -> phase of the arm's client side -> reply.
 
-A client process keeps nothing between messages but caches; what must last is in its memory on disk. Whatever goes wrong
+A client process keeps only caches between messages. What must last is in the client's memory on disk. Every error
 becomes one line for the server: a handler never returns None.
 """
 
@@ -38,7 +38,7 @@ def read_settings(text: str, overrides: str) -> Settings:
 
 
 def client_side(conf: Settings, arm: str) -> Any:
-    """The client side of an arm, with its settings. ValueError when the arm or its half is not there."""
+    """The client side of an arm, with its settings. ValueError when the arm does not exist or has no client side."""
     arms = composition.arms(conf)
     if arm not in arms:
         raise ValueError(f"no arm {arm!r} in these settings; there are {', '.join(arms)}")
@@ -73,7 +73,7 @@ def perform(phase: str, conf: Settings, client: Client, header: Header, content:
 
 
 def answered(phase: str, method: Any, client: Client, down: Any) -> Any:
-    """What the method makes of the server's message, before anything protects it."""
+    """The method's answer to the server's message, before the privacy mechanisms change it."""
     if phase == "evaluate":
         if isinstance(down, Weights) and down.tensors:
             client.load(down.tensors)

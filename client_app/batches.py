@@ -1,4 +1,4 @@
-"""Batches of rows, and the error of a client that is asked for what it cannot do.
+"""Batches of rows, and the error that a client raises when it cannot do what the server asks.
 
 Axes: N samples, B batch, D representation width, S image side, T tokens.
 """
@@ -15,7 +15,7 @@ EVALUATION_BATCH = 128
 
 
 class ClientError(ValueError):
-    """A client was asked for something it cannot do; one line."""
+    """The client cannot do what the server asks. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PairBatch:
 
 
 def resized(images_N3SS: Tensor, side: int) -> Tensor:
-    """uint8 images of another size than the data's, resized to side x side."""
+    """Resize uint8 images to side x side if they have another size."""
     if not len(images_N3SS) or images_N3SS.shape[-2:] == (side, side):
         return images_N3SS
     resize = torch.nn.functional.interpolate
@@ -48,7 +48,10 @@ def resized(images_N3SS: Tensor, side: int) -> Tensor:
 
 
 def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
-    """A random order of `count` rows in pieces of `size`; a last piece of one, which batch norm refuses, is not."""
+    """Pieces of `size` rows of a random order of `count` rows.
+
+    A last piece of one row is dropped: batch norm cannot train on it.
+    """
     for piece in torch.randperm(count, generator=random).split(size):
         if len(piece) > 1 or count == 1:
             yield piece

@@ -31,7 +31,7 @@ from florilegium.protocol.payloads import Profile, PublicSet, Samples, SiteProfi
 
 
 class Client:
-    """A client as one message finds it. `memory` is this arm's, at the message's round and step."""
+    """A client while it answers one message. `memory` belongs to the arm, at the round and step of the message."""
 
     own_data = False  # its training rows are the node's own, not a part of the settings' data set
     public_path: str | None = None  # where this machine keeps the public set, if not where the settings say
@@ -47,7 +47,7 @@ class Client:
             raise ClientError(f"client {id_} has no {self.modality} row to train on")
 
     def seed(self, *names: object) -> int:
-        """A seed for this client in this round. The same in every arm, so that arms differ by their method alone."""
+        """A seed for this client in this round. It is equal in all arms, so that arms differ only by their method."""
         return seeds.seed_of(self.conf.seed, "client", self.id, self.round, *names)
 
     @cached_property
@@ -63,7 +63,7 @@ class Client:
 
     @cached_property
     def previous_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and counters as the message before left them."""
+        """Weights and counters after the previous message."""
         return self.memory.read("model") or ({}, {"trained": 0})
 
     @property
@@ -73,7 +73,7 @@ class Client:
 
     @cached_property
     def model(self) -> bodies.Classifier | DualEncoder:
-        """The model as it was left by the message before, or as the seed starts it."""
+        """The model after the previous message, or a fresh one that depends on the seed."""
         vocabulary = None if self.modality == "image" else self.vocabulary
         with seeds.scoped(self.conf.seed, "model", self.id, self.architecture):
             model = build.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
@@ -98,7 +98,7 @@ class Client:
         return self.model
 
     def load(self, tensors: Mapping[str, Tensor]) -> bodies.Classifier | DualEncoder:
-        """The model with weights from the server. ClientError when they are another architecture's."""
+        """Load the server's weights into the model. ClientError when they belong to another architecture."""
         try:
             self.model.load_state_dict(dict(tensors))
         except RuntimeError as error:
@@ -107,7 +107,7 @@ class Client:
         return self.model
 
     def save(self) -> None:
-        """Remember the model as it is now."""
+        """Store the model in the memory."""
         self.memory.write("model", self.model.state_dict(), {"trained": self.trained + 1})
 
     # -- inputs --------------------------------------------------------------------------------------------------
@@ -188,11 +188,14 @@ class Client:
 
     @property
     def public_pairs(self) -> PublicPairs:
-        """The public set as this client has it. DataError when it has none."""
+        """This client's public set. DataError when it has none."""
         return open_public(self.conf, self.public_path)
 
     def public(self, asked: PublicSet) -> PublicPairs:
-        """The pairs the server means, in its order. DataError, with both hashes, when this client's set is another."""
+        """The pairs that the server asks about, in its order.
+
+        DataError, with both hashes, when this client has another set.
+        """
         ours = self.public_pairs
         same_order(ours, asked.order, f"client {self.id}")
         return ours.named(asked.ids)
@@ -200,11 +203,11 @@ class Client:
     # -- samples of the server -------------------------------------------------------------------------------------
 
     def keep(self, samples: Samples) -> None:
-        """Hold on to samples; the targets come later and are joined by id."""
+        """Store samples; the targets come later and are joined by id."""
         self.memory.write("samples", distillation_set.to_tensors(samples))
 
     def recall(self, targets: Targets, wide: int | None = None) -> DistillationSet:
-        """The kept samples that `targets` name, with their labels and fused representations (D or `wide` values)."""
+        """The stored samples that `targets` name, with their labels and fused representations (D or `wide` values)."""
         found = self.memory.read("samples")
         if found is None:
             raise ClientError("targets came, but no samples were ever kept")
@@ -214,7 +217,7 @@ class Client:
         return distillation_set.taught(distillation_set.from_tensors(found[0]), targets)
 
     def replayed(self) -> DistillationSet | None:
-        """The distillation of earlier rounds that `store` chose, or None."""
+        """The distillation set of earlier rounds that `store` kept, or None."""
         if (found := self.memory.read("replay")) is None:
             return None
         tensors = found[0]

@@ -18,7 +18,7 @@ class DistillationSetError(ValueError):
 
 @dataclass(frozen=True)
 class DistillationSet:
-    """N samples, their labels [N] and fused representations [N, D], or [N, 0] when only labels are taught."""
+    """N samples, their labels [N] and fused representations [N, D], or [N, 0] if there are labels only."""
 
     samples: Samples
     labels: Tensor
@@ -42,7 +42,7 @@ def select(samples: Samples, rows: Tensor) -> Samples:
 
 
 def joined(a: DistillationSet, b: DistillationSet | None) -> DistillationSet:
-    """`a` followed by `b`; `a` alone when b is missing or was taught another way (with or without representations)."""
+    """`a` followed by `b`. Only `a` if b is missing or differs in whether it has representations."""
     if b is None or not len(b) or a.fused.shape[1:] != b.fused.shape[1:]:
         return a
     samples = Samples(

@@ -1,4 +1,4 @@
-"""How a client's own model is judged: on the global test and validation splits of the client's modality.
+"""The evaluation of a client's model on the global test and validation splits of the client's modality.
 
 Axes: N rows, C classes, D representation width.
 """
@@ -38,9 +38,9 @@ def classified(client: Client, rows: Rows) -> tuple[float, float]:
 
 
 def evaluate_pairs(client: Client, look: Look | None = None) -> Report:
-    """Recall both ways on the test split, and its headline figure on the validation split.
+    """Recall in both directions on the test split, and its main figure on the validation split.
 
-    `look` is how a method with more than the client's own encoders sees pairs; default: the client's model.
+    `look` encodes pairs for a method that uses more than the client's own encoders; default: the client's model.
     """
     look = look or (lambda those: seen(client, those))
     test, validation = (as_pairs(rows) for rows in (client.data.test, client.data.validation))

@@ -1,8 +1,8 @@
-"""What a client remembers between messages, on its own disk.
+"""What a client stores between messages, on its own disk.
 
-A memory has parts (the model, the samples it keeps, the replay); each write makes a version named by the round and step
-of the message that caused it. A message sees the newest version before its own, so a message that is sent again, or a
-run that is resumed at a round, finds exactly what it found the first time.
+A memory has parts: the model, the stored samples, the replay, and others. Each write makes a version with the round
+and the step of its message. A message reads the newest version before its own. So a message that is sent again, or a
+run that resumes at a round, reads exactly what it read the first time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEPT_ROUNDS = 2  # earlier rounds whose last versions stay, so that a resumed ru
 
 
 class Memory:
-    """The memory of one client in one arm of a run, as one message (round, step) sees it."""
+    """The memory of one client in one arm of a run, for one message (round, step)."""
 
     def __init__(self, folder: Path | str, round_: int, step: int) -> None:
         self.folder, self.now = Path(folder), (round_, step)
@@ -36,7 +36,7 @@ class Memory:
         return sorted(found)
 
     def begin(self) -> None:
-        """Forget this message's own version and what came after it: they belong to a history that is run again."""
+        """Remove the versions of this message and of later ones: this part of the run is done again."""
         files.sweep(self.folder, LEFT)
         for _, when, path in self.versions():
             if when >= self.now:
@@ -53,17 +53,20 @@ class Memory:
             raise ValueError(f"{earlier[-1]} cannot be read: {str(error).splitlines()[0]}") from error
 
     def write(self, part: str, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
-        """Write this message's version of `part`, then drop the versions nobody can go back to."""
+        """Write this message's version of `part`, then remove the versions that no resume can need."""
         r, step = self.now
         files.save(self.folder / f"{part}-{r:06d}-{step:04d}.safetensors", tensors, meta)
         self._tidy(part)
 
     def keep(self, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Remember something that tells its own version and holds for every round, in the place of what was kept."""
+        """Store something that is valid for every round and has its own version; it replaces the previous one."""
         files.save(self.folder / f"{name}.safetensors", tensors, meta)
 
     def kept(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `keep` wrote: (tensors, meta), or None; a torn file counts as none, for it can be had again."""
+        """What `keep` wrote: (tensors, meta), or None.
+
+        An incomplete file counts as None, because it can be made again.
+        """
         try:
             return files.load(self.folder / f"{name}.safetensors")
         except Exception:  # not there, or torn: safetensors has its own error classes

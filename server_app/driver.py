@@ -112,7 +112,7 @@ def record_own_data(run: Run, conf: Settings, clients: Sequence[Client]) -> None
 
 
 class Narrator:
-    """Tells the run's progress which arm and round a phase belongs to."""
+    """Adds the arm and the round to the progress of a phase."""
 
     def __init__(self, run: Run, rounds: int) -> None:
         self.run, self.rounds = run, rounds
@@ -139,13 +139,13 @@ def drive(conf: Settings, grid: Any) -> None:
 
 
 def watched(run: Run, conf: Settings) -> None:
-    """Let the sinks of the settings and the run's own log hear of it."""
+    """Connect the sinks of the settings and the run's own log."""
     log = LoggedRounds(JsonLog(run.out, conf.log_level))
     run.observe(*opening.open_sinks(conf.sinks, run.out, run.settings), at_once=log)
 
 
 def run_arms(run: Run, conf: Settings, grid: Any) -> None:
-    """Every arm in turn."""
+    """Run each arm, one after another."""
     narrator = Narrator(run, conf.rounds)
     resources = Resources(conf, progress=narrator)
     run.partition({"clients": []} if at_sites(conf.data) else partition(conf))

@@ -1,4 +1,4 @@
-"""The one protocol by which every method is judged, after every evaluated round, with the same prompts and noise.
+"""The evaluation of all methods: after every evaluated round, with the same prompts and noise.
 
 Clients: accuracy of the private models on the global test set of their modality; retrieval clients: recall. Server: its
 dual encoder's recall on held-out pairs of the public domain. Generator: images of fixed prompts and seeds, judged by a
@@ -79,7 +79,7 @@ class Evaluation:
 
     @cached_property
     def domains(self) -> dict[int, tuple]:
-        """What tells the held-out rows of two clients apart, by client."""
+        """The domain of each client: clients with equal domains have equal held-out rows."""
         if at_sites(self.resources.conf.data):
             return {}
         whole = partition(self.resources.conf)
@@ -117,7 +117,7 @@ class Evaluation:
         return {f"server/{name}": told[key] for name, key in TASKS.items() if key in told}
 
     def protocol(self) -> dict[str, Any]:
-        """What stands beside the figures: how many images, and how often the judge is right on real test images."""
+        """Facts for the records: the number of images, and the judge's accuracy on real test images."""
         images = None
         if self._judge_accuracy is None and not self.resources.why_no_judge:
             images, labels = self.resources.test_images()

@@ -62,7 +62,7 @@ class CreamFLSettings:
 
 
 class CreamFL(Rounds):
-    """Clients of different modalities meet in the server's feature space, and shape it."""
+    """Clients of different modalities align their features with the server's; the server learns from theirs."""
 
     Settings = CreamFLSettings
 

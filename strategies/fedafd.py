@@ -114,7 +114,7 @@ class FedAFD(Rounds):
     # -- the global encoders and their features ------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        """After round 0 the bodies stand still where only the projections are tuned."""
+        """After round 0, freeze the bodies of the encoders if only the projections are tuned."""
         for encoder in (self.server_model.image, self.server_model.text):
             encoder.body.requires_grad_(self.settings.tuned == "all")
 
@@ -134,7 +134,7 @@ class FedAFD(Rounds):
         return {side: torch.cat([p[n].cpu() for p in parts]) for n, side in enumerate(SIDES)}
 
     def spread(self, federation: Federation) -> dict[str, float]:
-        """Send each client the encoders of its modality, or what changed in them since it got them."""
+        """Send each client the encoders of its modality, or only the tensors that changed since the last time."""
         if self.settings.fusion == "none":
             return {}
         state = self.retriever.state()
@@ -150,7 +150,7 @@ class FedAFD(Rounds):
     # -- aggregation (section 5) and distillation (section 6) ----------------------------------------------------------
 
     def ask_features(self, federation: Federation, clients: list[Client]) -> list[Reply]:
-        """The clients' unit features of all pairs; a reply that misses a side its client has is left out."""
+        """Ask for the clients' unit features of all pairs. A reply without a side that its client has is refused."""
 
         def whole(client: Client, body: Features) -> None:
             for side in SIDES:
@@ -176,7 +176,9 @@ class FedAFD(Rounds):
     def aggregated(
         self, replies: list[Reply], global_ND: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """i_agg and t_agg [N, D], of the sides that some client has, and each client's mean weight."""
+        """The aggregation: i_agg and t_agg [N, D], the similarity-weighted means of the clients' features, and metrics.
+
+        A side that no client has is missing. The metrics have each client's mean weight."""
         s, targets, metrics = self.settings, {}, {}
         for side in SIDES:
             mine = [x for x in replies if side in sides_of(x.client)]
@@ -237,7 +239,7 @@ def apart(own_BD: Tensor, target_BD: Tensor, form: str) -> Tensor:
 
 
 def client_metrics(replies: list[Reply]) -> dict[str, float]:
-    """The clients' figures: the mean by name over those that said it, and how many discriminators collapsed."""
+    """The clients' metrics: the mean of each over the clients that report it, and how many discriminators collapsed."""
     bodies = [x.body.metrics for x in replies]
     names = list(dict.fromkeys(name for b in bodies for name in b))
     means = {f"train/{n}": sum(b[n] for b in bodies if n in b) / sum(n in b for b in bodies) for n in names}

@@ -2,7 +2,7 @@
 the guided methods bring their own.
 
 Down and up: weights. Clients must share one architecture, unless `groups: architecture` says that clients of one
-architecture average among themselves (a control of the methods whose clients differ).
+architecture average among themselves (a control for the methods whose clients differ).
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class FedAvgSettings:
 
 
 class FedAvg(Rounds):
-    """Weighted mean of the clients' weights; with groups, `weights` holds each group's under the group's name."""
+    """The weighted mean of the clients' weights.
+
+    With groups, `weights` holds the mean of each group under the group's name.
+    """
 
     Settings = FedAvgSettings
 
@@ -75,7 +78,7 @@ class FedAvg(Rounds):
         return figures(replies) | {"weights/groups": float(len({group_of(x.client) for x in replies}))}
 
     def judged_model(self) -> Weights | Callable[[Client], Weights] | None:
-        """The global model; with groups, each client's own group's."""
+        """The global model; with groups, the model of each client's group."""
         if self.settings.groups == "none" or not self.weights:
             return super().judged_model()
         names = {name.split(".")[0] for name in self.weights}

@@ -96,7 +96,7 @@ def weighted(weight_KN: Tensor, score_KNC: Tensor) -> Tensor:
 def diversity(weight_KN: Tensor, score_KNC: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
     """[N, C] weighted mean of the clients whose arg-max is not the consensus, and whether there is one [N].
 
-    Rows nobody disputes hold the mean of all clients; they carry no weight at the clients.
+    Where all clients agree, the row is the mean of all clients, and the clients give it no weight.
     """
     other_KN = weight_KN * (score_KNC.argmax(-1) != label_N)
     some_N = other_KN.sum(0) > 0

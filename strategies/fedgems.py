@@ -42,7 +42,7 @@ class FedGEMSSettings:
 
 
 class FedGEMS(Rounds):
-    """Selective transfer: the server's scores where it is right, else what it once knew, else the clients that are."""
+    """Selective transfer: the server's scores if right, else its earlier right scores, else the right clients'."""
 
     Settings = FedGEMSSettings
 
@@ -107,7 +107,7 @@ class FedGEMS(Rounds):
         return torch.stack([nothing if x is None else x for x in known]), torch.tensor([x is not None for x in known])
 
     def remember(self, ids: Tensor, scores_NC: Tensor) -> None:
-        """Put the server's right scores into the pool, in the place of older ones."""
+        """Put the server's right scores into the pool; they replace older ones."""
         if self.settings.pool:
             self.pool |= dict(zip(ids.tolist(), scores_NC.clone(), strict=True))
 

@@ -115,7 +115,7 @@ def _call(kind: type, where: str, options: dict[str, Any], **ours: Any) -> built
 
 
 class CohortGrid:
-    """The grid as a built-in strategy may see it: the nodes of this round's cohort."""
+    """The grid that a built-in strategy gets: only the nodes of this round's cohort."""
 
     def __init__(self, federation: Federation) -> None:
         self.nodes = [client.node for client in federation.cohort]
@@ -201,7 +201,7 @@ class Flower(Rounds):
 
 
 def configured_figures(questions: list[Message]) -> dict[str, float]:
-    """What a strategy's configuration tells clients in figures (clipping_norm)."""
+    """The numbers that a strategy configures for clients (clipping_norm)."""
     config = next(iter(questions[0].content.config_records.values())) if questions else {}
     return {key: float(v) for key, v in config.items() if isinstance(v, float)}
 
@@ -231,7 +231,7 @@ def moments(strategy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def put_moments(strategy: Any, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Put back what `moments` took."""
+    """Set what `moments` returned."""
     for depth, layer in layers(strategy):
         for name in list(vars(layer)):
             place = f"{depth}/{name}"

@@ -1,4 +1,4 @@
-"""Self-fine-tuning: the T2I model tuned on its own unfiltered samples (reference rows of Table II). No clients."""
+"""Self-fine-tuning: the T2I model tuned on its own unfiltered samples (the references of Table II). No clients."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from strategies.blocks.rounds import Rounds
 
 @dataclass
 class StandaloneSettings:
-    """None: the server only says when."""
+    """The server has no settings: it only asks the clients to train."""
 
 
 class Standalone(Rounds):

@@ -1,4 +1,4 @@
-"""What all clients of weight-averaging methods share: the server's weights in, some local epochs, weights out.
+"""The local training of all methods that average weights: it takes the server's weights and returns the trained ones.
 
 A method adds terms to the objective, a head, a change of the gradients, or parameters that travel beside the model;
 guidance (client_app/guidance/phases.py) adds its own terms to any of them. Axes: B batch, C classes, D width.
@@ -50,11 +50,12 @@ def local(
     beside: Mapping[str, nn.Parameter] | None = None,
     before_step: Callable[[nn.Module], None] | None = None,
 ) -> Weights:
-    """Local epochs from the server's weights, then the new weights with the training's figures.
+    """Train some epochs from the server's weights; return the new weights with the metrics of the training.
 
-    Empty weights ask for the client's fresh ones, the common start of a federation. `extra_terms` are added to the
-    objective, `head` replaces the model's, `beside` are parameters that are trained, sent and averaged with the model's
-    (under their names, which no model's parameter may have). ClientError when the weights are of another architecture.
+    Empty weights mean that the server asks for fresh weights, which become the common start of all clients.
+    `extra_terms` are added to the objective, `head` replaces the model's, `beside` are parameters that are trained,
+    sent and averaged with the model's (under their names, which no model's parameter may have). ClientError when the
+    weights are of another architecture.
     """
     if client.modality == "pair" and (extra_terms or head or settings.guidance.name != "none"):
         raise ClientError("only plain averaging has something for retrieval clients: no terms, head or guidance")
@@ -99,7 +100,7 @@ def local(
 
 
 def private(client: Client, settings: LocalSettings) -> dict[str, float]:
-    """The local epochs by DP-SGD."""
+    """Train the local epochs with DP-SGD."""
     stepper = optimizer_of(
         list(client.model.parameters()),
         settings.optimizer,

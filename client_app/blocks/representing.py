@@ -1,8 +1,8 @@
-"""What clients that exchange representations share: looking at public samples, learning from what
-others saw in them.
+"""What all methods that exchange representations need at a client: to encode public samples, and to learn from the
+representations of others.
 
-An image or text client has one side of a pair, a retrieval client both. Public samples are the client's own copy of the
-public set (asked by `PublicSet`) or came with the question (`Samples`).
+An image or text client has one side of a pair, a retrieval client has both. The public samples are either the
+client's own copy of the public set (the server sends `PublicSet`), or they come with the message (`Samples`).
 Axes: N samples, B batch, D representation width, H width of a body.
 """
 
@@ -63,7 +63,7 @@ def seen(client: Client, inputs: dict[str, Tensor]) -> Codes:
 
 
 def sides_to_send(client: Client, found: Codes, second: bool) -> dict[str, Tensor]:
-    """What is sent of each side: the representation, and beside it the body's output where that is as wide."""
+    """The upload for each side: the representation, and with `second` the body's output if it has the same width."""
     return {
         side: torch.cat([z, h], 1) if second and h.shape[1] == client.width else z for side, (z, h) in found.items()
     }
@@ -86,7 +86,10 @@ def answer(client: Client, question: Samples | PublicSet, second: bool = False) 
 
 
 def answer(client: Client, question: Samples | PublicSet, second: bool = False) -> Answers | Features:
-    """Representations of the samples asked for; of samples that came, a classifier says the labels as well."""
+    """Representations of the samples that the server asks about.
+
+    For samples in the message, a classifier adds labels.
+    """
     if isinstance(question, Samples):
         keep(client, question)  # what to learn from them comes later
     if not len(question.ids):
@@ -134,7 +137,7 @@ def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[
 
 
 def keep(client: Client, samples: Samples) -> None:
-    """Hold on to each side of the samples that this client reads."""
+    """Store the sides of the samples that this client reads."""
     for side in towers(client):
         client.memory.write(
             f"public{side}",
@@ -143,7 +146,7 @@ def keep(client: Client, samples: Samples) -> None:
 
 
 def recalled(client: Client, down: Features) -> dict[str, Tensor]:
-    """The samples that `down` is about: those kept of the question, else those of the client's public set."""
+    """The samples that `down` is about: the stored ones, or else those of the client's public set."""
     kept_of = {side: client.memory.read(f"public{side}") for side in towers(client)}
     found = {side: kept for side, kept in kept_of.items() if kept is not None}
     if len(found) < len(kept_of):

@@ -45,7 +45,7 @@ class FedDifRCGuide:
 
     @cached_property
     def features_NQD(self) -> Tensor:
-        """Taken when the first batch asks, so that the condition is that of the server's weights."""
+        """Computed at the first batch, so that the condition comes from the server's weights."""
         return self.frozen.features() if self.settings.condition == "none" else self.conditioned()
 
     def conditioned(self) -> Tensor:

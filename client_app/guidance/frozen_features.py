@@ -1,4 +1,4 @@
-"""What the frozen diffusion model sees in a client's own rows, taken once through a cache on disk.
+"""Features that the frozen diffusion model computes of a client's own rows, once, with a cache on disk.
 
 Axes: N rows, Q features of a row, D width, W text width.
 """
@@ -37,7 +37,7 @@ def extractor_of(diffusion: str) -> FeatureExtractor:
 
 @dataclass
 class FrozenFeatures:
-    """What the frozen model sees in a client's own rows, as the server's guide has it looked at."""
+    """The frozen model's features of a client's own rows, with the settings of the server's guide."""
 
     client: Client
     settings: GuidanceSettings
@@ -78,9 +78,10 @@ class FrozenFeatures:
         return questions(prompts, data.labels[self.order], self.rows, s.feddifrc, s.noise_seed)
 
     def features(self, condition: Tensor | None = None) -> Tensor:
-        """float16 [N, Q, D]: H, F+ and F- of each row. From the server where it extracts; else through the cache.
+        """float16 [N, Q, D]: H, F+ and F- of each row. They come from the server if it computes them, else from the
+        cache.
 
-        With `condition` [N, W] of the moment they are not worth caching. ClientError when the server's are others'.
+        With a `condition` [N, W] they are not cached. ClientError when the server's features are for other rows.
         """
         if self.settings.feddifrc.location == "server":
             if not torch.equal(self.tensors["ids"], self.rows):

@@ -1,4 +1,4 @@
-"""The guides of a client's training, spoken to as one.
+"""All guides of a client's training behind one interface.
 
 Axes: B batch, D width.
 """
@@ -21,7 +21,7 @@ from florilegium.methods.guidance.settings import GuidanceSettings
 
 @dataclass
 class Guides:
-    """The guides of a client's training, spoken to as one."""
+    """All guides of a client's training behind one interface."""
 
     each: Sequence[Any] = ()
     own: FrozenFeatures | None = None
@@ -46,7 +46,7 @@ class Guides:
 
 
 def of(client: Client, s: GuidanceSettings) -> Guides:
-    """The guides of this client's training. ClientError when guidance is on but no guide was ever kept."""
+    """The guides of this client's training. ClientError when guidance is on but no guide was ever stored."""
     if s.name == "none":
         return Guides()
     kept = client.memory.kept(GUIDE)

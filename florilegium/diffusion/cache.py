@@ -1,4 +1,4 @@
-"""Features are computed once: a folder of files named by what is in them, shared by rounds, rows, clients and runs.
+"""A cache of features: a folder of files, named by their content, that all rounds, arms, clients and runs share.
 
 A file holds one request (these images under these prompts) as float16, mapped into memory when read, with a checksum
 and the name of each row (image, prompt). A request that is not there takes the rows it can from files of the same
@@ -132,7 +132,7 @@ class FeatureCache:
         return kept
 
     def _read(self, path: Path, expected: str) -> Tensor | None:
-        """The file's rows; None where there is no such file or it is torn, which is said in one line."""
+        """The file's rows; None if there is no such file, or if it is incomplete, which is logged."""
         if not path.exists():
             return None
         try:

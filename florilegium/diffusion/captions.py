@@ -49,8 +49,8 @@ class Captioner:
             repetition_penalty=s.repetition_penalty,
         )
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [self._told(" ".join(text.split())) for text in texts]
+        return [self._without_opening(" ".join(text.split())) for text in texts]
 
-    def _told(self, text: str) -> str:
-        """Without the words that begin every caption and are strange to texts that no captioner wrote."""
+    def _without_opening(self, text: str) -> str:
+        """The caption without its first words, which are equal in every caption and do not occur in real texts."""
         return text.removeprefix(self.settings.drop or "").strip() or text

@@ -1,4 +1,4 @@
-"""What a frozen diffusion model sees in an image: its decoder's maps, after one U-Net call at noise level t.
+"""Features of an image by a frozen diffusion model: the maps of its decoder after one U-Net call at noise level t.
 
 Guidance shows these to clients (arXiv 2507.06482, arXiv 2603.19337); nothing here is ever trained.
 One VAE encoding and one noisy latent serve all prompts of an image, a prompt is encoded once, and the U-Net ends with
@@ -32,14 +32,14 @@ PROMPTS_AT_ONCE = 256
 
 
 class _LastBlock(Exception):
-    """The last wanted block has answered; what follows it in the U-Net need not run."""
+    """The last requested block has run; the rest of the U-Net need not run."""
 
 
 class FeatureExtractor:
     """Features of a Stable Diffusion directory or hub id. The pipeline is read when first needed, not before.
 
     `version` tells everything that changes features but the images, ids, prompts, seed and projection; `passes` counts
-    the U-Net's rows. ValueError for a layer that the U-Net has not got.
+    the U-Net's rows. ValueError for a layer that the U-Net does not have.
     """
 
     def __init__(self, place: str, settings: DiffusionSettings) -> None:
@@ -256,7 +256,7 @@ class FeatureExtractor:
         return {name: torch.stack([maps[name] for maps in draws]).mean(0) for name in draws[0]}
 
     def _called(self, noisy_NCHW: Tensor, timestep: int, text_NTW: Tensor) -> dict[str, Tensor]:
-        """One U-Net call as far as the last wanted block."""
+        """One U-Net call up to the last requested block."""
         maps: dict[str, Tensor] = {}
         wanted = {
             name: self.pipe.unet.up_blocks[layer - 1]

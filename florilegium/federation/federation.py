@@ -358,7 +358,7 @@ class Federation:
 
 
 def log_context(exchange: Exchange, client: Client) -> dict[str, Any]:
-    """Whom and what a line of the log is about."""
+    """The arm, phase and client of a line in the log."""
     return {"arm": exchange.header.arm, "phase": exchange.phase, "client": client.id}
 
 

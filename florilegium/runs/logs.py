@@ -18,7 +18,7 @@ FIELDS = ("run", "arm", "round", "phase")
 
 
 class JsonLog(logging.FileHandler):
-    """Listens to Flower's logger, by which a server app is heard, until `close`."""
+    """Writes the messages of Flower's logger, which server apps use, until `close`."""
 
     def __init__(self, out: Path, level: str = "info") -> None:
         super().__init__(whole(out / "log.jsonl"), encoding="utf-8", delay=True)
@@ -33,7 +33,7 @@ class JsonLog(logging.FileHandler):
             logger.addHandler(self)
 
     def _placed(self, record: logging.LogRecord) -> bool:
-        """Say where the run was; what the one who logs says himself stands."""
+        """Add arm, round and phase to a message that does not give them itself."""
         for name in FIELDS:
             if not hasattr(record, name):
                 setattr(record, name, self.at.get(name))
@@ -48,7 +48,7 @@ class JsonLog(logging.FileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A log is a courtesy: one that cannot be written is left out, and says so once."""
+        """A log that cannot be written gives one warning and stops; the run continues."""
         why = sys.exc_info()[1]
         self.detach()
         logging.getLogger("flwr").warning("%s is left out from here on: %s", self.baseFilename, why)
@@ -70,7 +70,10 @@ def whole(path: Path) -> Path:
 
 
 class LoggedRounds(Observer):
-    """Keeps the log's place up to date and logs every finished round. It works at once, in no thread of its own."""
+    """Tells the log the current arm, round and phase, and logs every finished round.
+
+    It works without a thread of its own.
+    """
 
     def __init__(self, log: JsonLog) -> None:
         self.log = log

@@ -1,7 +1,7 @@
-"""Who hears what a run records: the one interface of all sinks (florilegium/sinks), of which methods know nothing.
+"""The interface of all sinks (florilegium/runs/sinks): they get what a run records. Methods do not know them.
 
-Each sink works in a thread of its own, so that a slow one holds up no round; one that fails says so once and is left
-out. Torch-free.
+Each sink has its own thread, so a slow sink does not delay a round. A sink that fails gives one warning and stops.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ END: tuple[str, tuple, dict] = ("", (), {})
 
 
 class Observer:
-    """What may be heard of a run; a sink says what it wants to hear."""
+    """The events of a run. A sink overrides the methods of the events that it needs."""
 
     def progress(self, at: dict[str, Any]) -> None:
-        """Where the run is: arm, round, rounds, phase, done, total."""
+        """The progress of the run: arm, round, rounds, phase, done, total."""
 
     def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
         """A finished round of an arm."""
@@ -37,7 +37,7 @@ class Observer:
 
 
 class Watched:
-    """An observer in its own thread; its first error is its last call."""
+    """An observer in its own thread. After its first error it is not called again."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer, self.name = observer, type(observer).__name__
@@ -69,7 +69,7 @@ class Watched:
             LOG.warning("the sink %s is left out from here on: %s", self.name, why)
 
     def close(self, patience: float) -> None:
-        """Let it finish what it was told, for `patience` seconds at most."""
+        """Wait until it has handled its events, at most `patience` seconds."""
         self.tell("close")
         try:
             self.events.put_nowait(END)
@@ -79,7 +79,7 @@ class Watched:
 
 
 class Observers:
-    """All observers of a run, told together."""
+    """All observers of a run. Each event goes to all of them."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self.watched = [Watched(observer) for observer in observers]

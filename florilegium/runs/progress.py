@@ -1,4 +1,4 @@
-"""Shows how a run stands, from the two files its server writes: progress.jsonl and rounds.jsonl.
+"""Shows the progress of a run from two files that its server writes: progress.jsonl and rounds.jsonl.
 
 On a terminal: a bar over all rounds with the time left, and the phase under way. Elsewhere: one line a round.
 """
@@ -24,7 +24,7 @@ SHOWN = (
 
 
 class Tail:
-    """The JSON objects appended to a file since the last look; a torn last line waits for its end."""
+    """The JSON objects appended to a file since the last look; an incomplete last line is read later."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.position = path, path.stat().st_size if path.exists() else 0

@@ -1,7 +1,7 @@
 """The files of a run directory, read and replaced; torch-free, so that a report starts at once.
 
-What each file holds is written down in docs/run-directory.md. A killed run is a normal run here: the torn last line
-of a .jsonl file is dropped, and whatever was not yet written is simply absent.
+docs/run-directory.md describes each file. The run may have been killed: then the incomplete last line of a .jsonl
+file is dropped, and some files may be missing.
 """
 
 import json
@@ -36,7 +36,8 @@ def read_json(path: Path) -> dict:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a .jsonl file. A torn last line (a killed writer) is dropped, a broken one before it an error.
+    """The objects of a .jsonl file. An incomplete last line (of a killed writer) is dropped; a broken line before it
+    is an error.
 
     Runs of version 0.1 call an arm a row; they read as if they said arm.
     """

@@ -28,7 +28,7 @@ def to_json(value) -> bytes:
 
 
 class Run:
-    """One run directory, open for writing. Rows are independent: each is recorded, rewound and resumed by itself."""
+    """One run directory, open for writing. Arms are independent: each is recorded, rewound and resumed by itself."""
 
     def __init__(self, out: Path, settings: dict) -> None:
         self.out, self.settings, self.model_dir = out, settings, out / "model"
@@ -72,7 +72,7 @@ class Run:
             getattr(self.log, what)(*given)
 
     def partition(self, clients: dict) -> None:
-        """Who holds which rows of the data: {client: [row ids]}, or {client: {...}}."""
+        """Record which client holds which rows of the data: {client: [row ids]}, or {client: {...}}."""
         replace(self.out / "partition.json", (json.dumps(plain(clients)) + "\n").encode())
 
     def record(self, arm: str, round: int, seconds: float, metrics: dict[str, float]) -> None:
@@ -132,7 +132,7 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def progress(self, **news) -> None:
-        """Say where the run is: arm, round, rounds, phase, done, total; what is left out stays as it was.
+        """Record the progress: arm, round, rounds, phase, done, total. A value that is not given keeps its last value.
 
         Grows progress.jsonl by a line, at most four a second; florilegium/runs/progress.py shows it on a terminal.
         """
@@ -165,12 +165,12 @@ class Run:
         replace(self.out / "summary.json", to_json(summary))
 
     def close(self) -> None:
-        """The run is over: nobody needs to see its progress any more."""
+        """End the run and remove its progress file."""
         (self.out / "progress.jsonl").unlink(missing_ok=True)
         self.silence()
 
     def silence(self) -> None:
-        """Nothing more is told to the observers."""
+        """Send nothing more to the observers."""
         self.observers.close()
         if self.log is not None:
             self.log.close()
@@ -193,7 +193,7 @@ def rounded(value: float | None, digits: int = 1) -> float | None:
 
 
 def protocol_of(settings: dict) -> dict:
-    """What the numbers of a run were measured under, from its settings."""
+    """The conditions of a run's numbers, from its settings."""
     data, clients, method = (settings.get(k) or {} for k in ("data", "clients", "method"))
     return {
         "method": method.get("name"),
