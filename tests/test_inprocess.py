@@ -205,6 +205,9 @@ def test_a_run_gives_its_records_as_tables(run: RunResults) -> None:
     entries = [json.loads(line) for line in (run.directory / "ledger.jsonl").read_text().splitlines()]
     assert len(run.ledger) == len(entries) and run.ledger["up"].sum() == sum(e["up"] for e in entries)
     assert run.votes.groupby("round")["count"].sum().to_dict() == {1: 12, 2: 12}  # every sample is counted once
+    assert list(run.partition["modality"]) == ["image", "image", "text", "text"]
+    rows = [len(c["rows"]) for c in json.loads((run.directory / "partition.json").read_text())["clients"]]
+    assert run.partition.drop(columns=["modality", "model"]).sum(axis="columns").tolist() == rows
     assert run.settings.rounds == 2 and run.settings.runtime.name == "inprocess"
 
 
@@ -212,6 +215,7 @@ def test_a_run_gives_its_pictures_curves_and_page(run: RunResults) -> None:
     assert set(run.pictures) == {("method", r) for r in (0, 1, 2)}
     assert run.pictures["method", 0].size == run.pictures["method", 2].size
     figure = run.curves()
+    assert figure._repr_png_().startswith(b"\x89PNG")
     shown = [axes.get_title() for axes in figure.axes]
     assert "client/accuracy/image" in shown and "t2i/accuracy" in shown
     line = run.curves("client/accuracy/image").axes[0].get_lines()[0]

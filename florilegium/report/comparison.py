@@ -69,7 +69,8 @@ class Comparison:
     def __str__(self) -> str:
         """The table as text, as wide as the terminal."""
         text = io.StringIO()
-        Console(file=text, width=max(100, shutil.get_terminal_size((120, 24)).columns)).print(self.table())
+        wide = max(100, shutil.get_terminal_size((120, 24)).columns)
+        Console(file=text, width=wide, force_jupyter=False, force_terminal=False).print(self.table())
         return text.getvalue().rstrip("\n")
 
     def text(self, form: str = "table") -> str:

@@ -5,15 +5,17 @@ Nothing here imports torch. All tables are read from the run directory; docs/run
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from florilegium.config.settings import Settings, settings_of
@@ -24,6 +26,15 @@ from florilegium.runs.reader import MAIN, Recorded, RunError, read_json, recorde
 TIDY = ["arm", "round", "metric", "value"]
 LEDGER = ["arm", "round", "step", "phase", "client", "modality", "down", "up", "seconds", "fault"]
 PANEL = (4.2, 3.0)  # width and height of one panel of the curves, in inches
+
+
+class Curves(Figure):
+    """A figure that a notebook shows without any preparation."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", dpi=80)
+        return stream.getvalue()
 
 
 class RunResults:
@@ -103,6 +114,13 @@ class RunResults:
         return pd.DataFrame(lines, columns=["arm", "round", "drawn", "label", "count"])
 
     @cached_property
+    def partition(self) -> pd.DataFrame:
+        """One line for each client: modality, model, and how many private training rows of each class it holds."""
+        held = self.recorded.partition.get("clients") or []
+        lines = [{"modality": c.get("modality"), "model": c.get("model"), **(c.get("classes") or {})} for c in held]
+        return pd.DataFrame(lines, index=pd.Index([c.get("client", n) for n, c in enumerate(held)], name="client"))
+
+    @cached_property
     def headline(self) -> pd.DataFrame:
         """The last evaluated figures of each arm, in the units of a report: one line an arm."""
         return figures(comparison.compare([self.directory], force=True))
@@ -122,21 +140,18 @@ class RunResults:
                 found[arm, int(number)] = image.copy()
         return found
 
-    def curves(self, *metrics: str) -> Any:
-        """A matplotlib Figure: one panel for each of `metrics` over the rounds, one line for each arm.
+    def curves(self, *metrics: str) -> Curves:
+        """A matplotlib figure: one panel for each of `metrics` over the rounds, one line for each arm.
 
         Without metrics, the headline figures that the run has. RunError for a metric that it does not have.
         """
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
         if unknown := [name for name in metrics if name not in self.metrics]:
             raise RunError(f"{self.directory}: no metric '{unknown[0]}'; there are {', '.join(self.metrics)}")
         chosen = list(metrics) or [key for _, key, *_ in COLUMNS if key in self.metrics and "/" in key]
         chosen = chosen if metrics else [key for key in chosen if not key.startswith("bytes/")]
         across = min(max(len(chosen), 1), 3)
         down = -(-max(len(chosen), 1) // across)
-        figure = Figure(figsize=(across * PANEL[0], down * PANEL[1]), layout="constrained")
+        figure = Curves(figsize=(across * PANEL[0], down * PANEL[1]), layout="constrained")
         for n, name in enumerate(chosen):
             axes = figure.add_subplot(down, across, n + 1)
             for arm in self.arms:
@@ -165,8 +180,14 @@ class RunResults:
             f"rounds, seed {self.recorded.get('seed')}"
         )
 
+    @property
+    def place(self) -> str:
+        """The run directory, seen from the working directory where it lies below that."""
+        here = Path.cwd()
+        return str(self.directory.relative_to(here) if self.directory.is_relative_to(here) else self.directory)
+
     def __repr__(self) -> str:
-        return f"{self.title}\n{self.headline.to_string(float_format='{:.3f}'.format, na_rep='–')}\n{self.directory}"
+        return f"{self.title}\n{self.headline.to_string(float_format='{:.3f}'.format, na_rep='–')}\n{self.place}"
 
     def _repr_html_(self) -> str:
         return (
