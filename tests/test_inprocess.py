@@ -238,12 +238,14 @@ def test_what_flower_says_is_in_the_log_and_the_lock_is_given_up(run: RunResults
     assert (run.directory / ".lock").resolve() not in lock._held
 
 
-def test_loading_and_comparing_runs(run: RunResults) -> None:
+def test_loading_and_comparing_runs(run: RunResults, monkeypatch: pytest.MonkeyPatch) -> None:
     pd.testing.assert_frame_equal(florilegium.load(run.directory).rounds, run.rounds)
     compared = florilegium.compare([run, str(run.directory)])
     assert list(compared.table.index) == ["FedMMKT", "Un-tuned T2I"]
     mean, std = compared.table.loc["FedMMKT", "T2I acc. %"]
     assert mean == pytest.approx(100 * run.metrics.loc[("method", 2), "t2i/accuracy"]) and math.isnan(std)
+    monkeypatch.chdir(run.directory.parent)
+    assert run.place == "fedmmkt" and str(run.directory) not in repr(run)  # as the user would type it
     assert "FedMMKT" in compared._repr_html_() and "FedMMKT" in repr(compared)
 
 

@@ -267,5 +267,5 @@ def compare(
     `at` chooses the round: last, best_on_validation or second_half. RunError for runs that differ in data, clients or
     evaluation; `force` compares them all the same.
     """
-    given = [run.directory if isinstance(run, RunResults) else Path(run) for run in runs]
+    given = [Path(run.place) if isinstance(run, RunResults) else Path(run) for run in runs]
     return ComparedRuns(comparison.compare(given, at=at, force=force))
