@@ -14,7 +14,7 @@ from torch import Tensor
 
 from client_app import distillation_set, views
 from client_app.batches import EVALUATION_BATCH, Batch, ClientError, PairBatch, resized, shuffled
-from client_app.distillation_set import DistillationSet
+from client_app.distillation_set import DistillationSet, Kept
 from client_app.memory import Memory
 from client_app.privacy.protection import Protection
 from florilegium import seeds
@@ -153,8 +153,8 @@ class Client:
             rows.groups[chosen].to(self.device),
         )
 
-    def inputs(self, samples: Samples, augment_seed: int | None = None) -> Tensor:
-        """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
+    def open_samples(self, samples: Samples) -> Kept:
+        """Samples as this client keeps them: images decoded, at its own size. ClientError for the wrong modality."""
         if self.modality == "pair":
             raise ClientError("this client reads pairs; samples have one side")
         filled, empty = (samples.images, samples.texts) if self.modality == "image" else (samples.texts, samples.images)
@@ -163,14 +163,21 @@ class Client:
                 f"this client reads {self.modality}s; it was sent {len(samples.images)} images and"
                 f" {len(samples.texts)} texts for {len(samples.ids)} ids"
             )
+        if self.modality == "text":
+            return Kept(samples.ids, texts=samples.texts)
+        return Kept(samples.ids, resized(pixels.decode(samples.images), self.conf.data.image_size))
+
+    def inputs(self, samples: Samples | Kept, augment_seed: int | None = None) -> Tensor:
+        """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
+        kept = self.open_samples(samples) if isinstance(samples, Samples) else samples
         if self.modality == "image":
-            images = resized(pixels.decode(samples.images), self.conf.data.image_size)
+            images = kept.images
             if augment_seed is not None:
-                images = views.second_images(images, samples.ids, augment_seed)
+                images = views.second_images(images, kept.ids, augment_seed)
             return pixels.scaled(images).to(self.device)
         if augment_seed is None:
-            return self.vocabulary(samples.texts).to(self.device)
-        return self.vocabulary(views.second_texts(samples.texts, samples.ids, augment_seed)).to(self.device)
+            return self.vocabulary(kept.texts).to(self.device)
+        return self.vocabulary(views.second_texts(kept.texts, kept.ids, augment_seed)).to(self.device)
 
     @torch.no_grad()
     def encoded(self, inputs: Tensor) -> Tensor:
@@ -204,7 +211,7 @@ class Client:
 
     def keep(self, samples: Samples) -> None:
         """Store samples; the targets come later and are joined by id."""
-        self.memory.write("samples", distillation_set.to_tensors(samples))
+        self.memory.write("samples", distillation_set.to_tensors(self.open_samples(samples)))
 
     def recall(self, targets: Targets, wide: int | None = None) -> DistillationSet:
         """The stored samples that `targets` name, with their labels and fused representations (D or `wide` values)."""

@@ -1,15 +1,20 @@
-"""The distillation set: samples with the targets that a client learns on them, joined by id, kept in its memory."""
+"""The distillation set: samples with the targets that a client learns on them, joined by id, kept in its memory.
+
+A client keeps samples as its model reads them (pixels of its own image size, or texts). So it decodes an image once,
+when the image arrives. Axes: N samples, D width, S image side.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from florilegium.protocol.payloads import Samples, Targets
+from florilegium.protocol import pieces
+from florilegium.protocol.payloads import Targets
+
+NO_IMAGES = torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
 
 
 class DistillationSetError(ValueError):
@@ -17,10 +22,24 @@ class DistillationSetError(ValueError):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Samples as a client keeps them: ids [N], and uint8 images [N, 3, S, S] or N texts; the other side is empty."""
+
+    ids: Tensor
+    images: Tensor = NO_IMAGES
+    texts: tuple[str, ...] = ()
+
+    def select(self, rows: Tensor) -> Kept:
+        """The samples of these rows, in this order."""
+        images = self.images[rows] if len(self.images) else self.images
+        return Kept(self.ids[rows], images, tuple(self.texts[i] for i in rows.tolist()) if self.texts else ())
+
+
+@dataclass(frozen=True)
 class DistillationSet:
     """N samples, their labels [N] and fused representations [N, D], or [N, 0] if there are labels only."""
 
-    samples: Samples
+    samples: Kept
     labels: Tensor
     fused: Tensor
 
@@ -28,32 +47,24 @@ class DistillationSet:
         return len(self.labels)
 
     def select(self, rows: Tensor) -> DistillationSet:
-        return DistillationSet(select(self.samples, rows), self.labels[rows], self.fused[rows])
-
-
-def select(samples: Samples, rows: Tensor) -> Samples:
-    """The samples of these rows, in this order."""
-    n = rows.tolist()
-    return Samples(
-        samples.ids[rows],
-        images=tuple(samples.images[i] for i in n) if samples.images else (),
-        texts=tuple(samples.texts[i] for i in n) if samples.texts else (),
-    )
+        return DistillationSet(self.samples.select(rows), self.labels[rows], self.fused[rows])
 
 
 def joined(a: DistillationSet, b: DistillationSet | None) -> DistillationSet:
     """`a` followed by `b`. Only `a` if b is missing or differs in whether it has representations."""
     if b is None or not len(b) or a.fused.shape[1:] != b.fused.shape[1:]:
         return a
-    samples = Samples(
+    if not len(a):
+        return DistillationSet(b.samples, b.labels, b.fused)
+    samples = Kept(
         torch.cat([a.samples.ids, b.samples.ids]),
-        images=a.samples.images + b.samples.images,
-        texts=a.samples.texts + b.samples.texts,
+        torch.cat([a.samples.images, b.samples.images]),
+        a.samples.texts + b.samples.texts,
     )
     return DistillationSet(samples, torch.cat([a.labels, b.labels]), torch.cat([a.fused, b.fused]))
 
 
-def taught(samples: Samples, targets: Targets) -> DistillationSet:
+def taught(samples: Kept, targets: Targets) -> DistillationSet:
     """Join targets to the kept samples by id. DistillationSetError names an id that was never sent, or sent twice."""
     where = {int(i): row for row, i in enumerate(samples.ids)}
     ids = targets.ids.tolist()
@@ -62,33 +73,20 @@ def taught(samples: Samples, targets: Targets) -> DistillationSet:
     if len(set(ids)) != len(ids):
         raise DistillationSetError("targets name one id twice")
     rows = torch.tensor([where[i] for i in ids], dtype=torch.int64)
-    return DistillationSet(select(samples, rows), targets.labels, targets.representations)
+    return DistillationSet(samples.select(rows), targets.labels, targets.representations)
 
 
-def to_tensors(samples: Samples) -> dict[str, Tensor]:
-    """Samples as flat tensors: ids, the joined bytes and their lengths."""
-    kind = "texts" if samples.texts else "images"
-    pieces = [p.encode() if isinstance(p, str) else p for p in getattr(samples, kind)]
-    data = np.frombuffer(b"".join(pieces), np.uint8).copy()
-    return {
-        "ids": samples.ids,
-        kind: torch.from_numpy(data),
-        "lengths": torch.tensor([len(p) for p in pieces], dtype=torch.int64),
-    }
+def to_tensors(samples: Kept) -> dict[str, Tensor]:
+    """Samples as flat tensors: ids and images, or ids, the joined bytes of the texts and their lengths."""
+    if not samples.texts:
+        return {"ids": samples.ids, "images": samples.images}
+    data, lengths = pieces.pack(samples.texts)
+    return {"ids": samples.ids, "texts": torch.from_numpy(data.copy()), "lengths": torch.from_numpy(lengths)}
 
 
-def from_tensors(tensors: dict[str, Tensor]) -> Samples:
+def from_tensors(tensors: dict[str, Tensor]) -> Kept:
     """Undo `to_tensors`."""
-    kind = "texts" if "texts" in tensors else "images"
-    pieces = split(tensors[kind].numpy().tobytes(), tensors["lengths"].tolist())
-    if kind == "texts":
-        return Samples(tensors["ids"], texts=tuple(p.decode() for p in pieces))
-    return Samples(tensors["ids"], images=tuple(pieces))
-
-
-def split(data: bytes, lengths: Sequence[int]) -> list[bytes]:
-    pieces, start = [], 0
-    for length in lengths:
-        pieces.append(data[start : start + length])
-        start += length
-    return pieces
+    if "texts" not in tensors:
+        return Kept(tensors["ids"], tensors["images"])
+    found = pieces.unpack(tensors["texts"].numpy(), tensors["lengths"].numpy())
+    return Kept(tensors["ids"], texts=tuple(piece.decode() for piece in found))

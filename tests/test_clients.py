@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from client_app import distillation_set, views
 from client_app.app import app
 from client_app.batches import shuffled
+from client_app.distillation_set import Kept
 from client_app.memory import Memory
 from florilegium import seeds
 from florilegium.config import composition
@@ -99,23 +100,28 @@ def test_parts_are_apart_and_a_torn_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_samples_survive_storage(modality):
-    back = distillation_set.from_tensors(distillation_set.to_tensors(SAMPLES[modality]))
-    assert back.images == SAMPLES[modality].images and back.texts == SAMPLES[modality].texts
+    samples = SAMPLES[modality]
+    kept = Kept(samples.ids, pixels.decode(samples.images), samples.texts)
+    back = distillation_set.from_tensors(distillation_set.to_tensors(kept))
+    assert torch.equal(back.ids, kept.ids) and torch.equal(back.images, kept.images) and back.texts == kept.texts
+
+
+KEPT = Kept(IDS, texts=TEXTS)
 
 
 def test_targets_are_joined_by_id_in_their_own_order():
     ids = torch.tensor([7, 2])
-    distillation = distillation_set.taught(SAMPLES["text"], Targets(ids, torch.tensor([3, 1]), torch.zeros(2, 0)))
+    distillation = distillation_set.taught(KEPT, Targets(ids, torch.tensor([3, 1]), torch.zeros(2, 0)))
     assert distillation.samples.texts == (TEXTS[7], TEXTS[2]) and distillation.labels.tolist() == [3, 1]
     with pytest.raises(distillation_set.DistillationSetError, match="id 99, which is not among the 24"):
-        distillation_set.taught(SAMPLES["text"], Targets(torch.tensor([99]), torch.tensor([0]), torch.zeros(1, 0)))
+        distillation_set.taught(KEPT, Targets(torch.tensor([99]), torch.tensor([0]), torch.zeros(1, 0)))
     with pytest.raises(distillation_set.DistillationSetError, match="one id twice"):
-        distillation_set.taught(SAMPLES["text"], Targets(torch.tensor([7, 7]), torch.tensor([0, 0]), torch.zeros(2, 0)))
+        distillation_set.taught(KEPT, Targets(torch.tensor([7, 7]), torch.tensor([0, 0]), torch.zeros(2, 0)))
 
 
 def test_a_replay_without_representations_is_not_mixed_with_one_that_has_them():
     def distillation(width):
-        return distillation_set.taught(SAMPLES["text"], Targets(IDS[:4], IDS[:4] % 4, torch.zeros(4, width)))
+        return distillation_set.taught(KEPT, Targets(IDS[:4], IDS[:4] % 4, torch.zeros(4, width)))
 
     assert len(distillation_set.joined(distillation(0), distillation(0))) == 8
     assert len(distillation_set.joined(distillation(8), distillation(0))) == 4

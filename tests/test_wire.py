@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
-from florilegium.protocol import codec, pixels
+from florilegium.protocol import codec, pieces, pixels
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Profile, Report, Samples, Targets, Weights
 from florilegium.protocol.validation import WireError
@@ -158,3 +158,49 @@ def test_header_must_be_there():
     record["header"] = ConfigRecord({"kind": "Nothing"})
     with pytest.raises(WireError, match="header"):
         codec.header(record)
+
+
+# -- bytes and lengths, and decoding once ------------------------------------------------------------------------------
+
+
+def test_pieces_are_all_bytes_and_their_lengths():
+    data, lengths = pieces.pack([b"ab", "", "d\u00e9"])
+    assert bytes(data) == b"abd\xc3\xa9" and lengths.tolist() == [2, 0, 3]
+    assert pieces.unpack(data, lengths) == [b"ab", b"", "d\u00e9".encode()]
+    assert pieces.unpack(*pieces.pack([])) == []
+    with pytest.raises(pieces.PiecesError, match="lengths that do not add up to its 5 bytes"):
+        pieces.unpack(data, np.array([2, 0, 4]))
+    with pytest.raises(pieces.PiecesError, match="should be bytes and their lengths"):
+        pieces.unpack(data.astype(np.int8), lengths)
+
+
+def test_what_arrived_is_decoded_already(monkeypatch):
+    sent = codec.unpack(codec.pack(Samples(torch.arange(2), images=PNG), HEADER), Samples)
+    monkeypatch.setattr(pixels, "_loaded", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(pixels.decode(sent.images), torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    assert sent.images == PNG
+
+
+def test_images_of_several_sizes_arrive_and_are_not_kept_decoded():
+    other = pixels.encode(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    assert pixels.check_images([*PNG, *other]).decoded is None
+    with pytest.raises(ValueError, match="image 2: size"):
+        pixels.decode(pixels.check_images([*PNG, *other]))
+
+
+def test_a_client_decodes_each_image_once_a_round(toy_conf, federated, monkeypatch):
+    """FedMMKT's clients need a sample when it arrives, when they answer, when they learn from it, and for replay."""
+    decoded, loaded = [], pixels._loaded
+    monkeypatch.setattr(pixels, "_loaded", lambda row, image: decoded.append(row) or loaded(row, image))
+    conf = toy_conf(
+        "method=fedmmkt",
+        "rounds=2",
+        "method.server.samples=12",
+        "tuning.batch=8",
+        "method.client.pretrain_epochs=1",
+        "method.client.replay=8",
+        "evaluation.images_per_class=1",
+    )
+    readers = [member.modality for member in conf.clients.mix].count("image")
+    federated(conf)
+    assert len(decoded) == 2 * 12 * readers > 0

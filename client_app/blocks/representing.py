@@ -8,7 +8,7 @@ Axes: N samples, B batch, D representation width, H width of a body.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -19,6 +19,7 @@ from client_app import distillation_set
 from client_app.batches import ClientError, resized, shuffled
 from client_app.blocks.training import private_without_end, task_terms
 from client_app.client import Client
+from client_app.distillation_set import Kept
 from florilegium.learning.fit import fit
 from florilegium.learning.losses import normalised
 from florilegium.models.bodies import Classifier
@@ -119,8 +120,12 @@ def inputs_of(client: Client, question: Samples | PublicSet) -> dict[str, Tensor
     for side, there in (("image", question.images), ("text", question.texts)):
         if side in towers(client) and len(there) != len(question.ids):
             raise ClientError(f"this client reads {side}s; it was sent {len(there)} for {len(question.ids)} ids")
-    images = resized(pixels.decode(question.images), int(client.conf.data.image_size)) if question.images else None
-    return read(client, images, question.texts)
+    return read(client, open_images(client, question.images) if question.images else None, question.texts)
+
+
+def open_images(client: Client, images: Sequence[bytes]) -> Tensor:
+    """Encoded images as uint8 [N, 3, S, S] of this client's size."""
+    return resized(pixels.decode(images), client.conf.data.image_size)
 
 
 def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[str, Tensor]:
@@ -141,7 +146,11 @@ def keep(client: Client, samples: Samples) -> None:
     for side in towers(client):
         client.memory.write(
             f"public{side}",
-            distillation_set.to_tensors(Samples(samples.ids, **{f"{side}s": getattr(samples, f"{side}s")})),
+            distillation_set.to_tensors(
+                Kept(samples.ids, open_images(client, samples.images))
+                if side == "image"
+                else Kept(samples.ids, texts=samples.texts)
+            ),
         )
 
 
@@ -151,10 +160,11 @@ def recalled(client: Client, down: Features) -> dict[str, Tensor]:
     found = {side: kept for side, kept in kept_of.items() if kept is not None}
     if len(found) < len(kept_of):
         return inputs_of(client, PublicSet(client.public_pairs.order, down.ids))
-    sides = {f"{side}s": getattr(distillation_set.from_tensors(kept[0]), f"{side}s") for side, kept in found.items()}
     if any(not torch.equal(kept[0]["ids"], down.ids) for kept in found.values()):
         raise ClientError("features came for other samples than were kept")
-    return inputs_of(client, Samples(down.ids, **sides))
+    sides = {side: distillation_set.from_tensors(kept[0]) for side, kept in found.items()}
+    images = sides["image"].images if "image" in sides else None
+    return read(client, images, sides["text"].texts if "text" in sides else ())
 
 
 # -- learning from others ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from florilegium.protocol import validation
+from florilegium.protocol import pieces, validation
 from florilegium.protocol.payloads import PAYLOADS
 from florilegium.protocol.validation import WireError
 
@@ -55,9 +55,8 @@ def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) ->
             arrays[f.name] = Array(np.ascontiguousarray(value.detach().cpu().numpy()))
         elif "blobs" in f.metadata:
             if value:
-                encoded = [v.encode() if isinstance(v, str) else v for v in value]
-                arrays[f.name] = Array(np.frombuffer(b"".join(encoded), np.uint8))
-                arrays[f"{f.name}.lengths"] = Array(np.array([len(e) for e in encoded], np.int64))
+                data, lengths = pieces.pack(value)
+                arrays[f.name], arrays[f"{f.name}.lengths"] = Array(data), Array(lengths)
         elif f.name == "tensors":
             record["tensors"] = ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in value.items()})
         elif f.name == "metrics":

@@ -52,16 +52,32 @@ def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:
     return tuple(encoded)
 
 
-def check_images(images: Sequence[bytes], max_side: int = 1024) -> None:
-    """ValueError, naming the row, unless every image is whole; all headers are read before any pixel is decoded."""
+class Images(tuple[bytes, ...]):
+    """Encoded images that were decoded when they arrived: `decoded` is uint8 [N, 3, H, W], None for several sizes."""
+
+    decoded: Tensor | None = None
+
+
+def check_images(images: Sequence[bytes], max_side: int = 1024) -> Images:
+    """The images with their pixels, so that nobody decodes them again.
+
+    ValueError, naming the row, unless every image is whole; all headers are read before any pixel is decoded.
+    """
     opened = [_opened(row, data, max_side) for row, data in enumerate(images)]
     if (total := sum(image.width * image.height for image in opened)) > MAX_PIXELS:
         raise ValueError(f"have {total} pixels together, more than {MAX_PIXELS}")
+    keep = len({image.size for image in opened}) == 1
+    arrays: list[np.ndarray] = []
     for row, (image, data) in enumerate(zip(opened, images, strict=True)):
         if image.format == "PNG" and not data.endswith(PNG_END):  # Pillow forgives a cut behind the last pixel
             raise ValueError(f"image {row}: does not end as a PNG does")
-        _loaded(row, image)
+        rgb = _loaded(row, image)
+        if keep:
+            arrays.append(np.asarray(rgb))
         image.close()
+    found = Images(images)
+    found.decoded = _stacked(arrays) if keep else None
+    return found
 
 
 def _opened(row: int, data: bytes, max_side: int) -> Image.Image:
@@ -88,12 +104,17 @@ def decode(images: Iterable[bytes], max_side: int = 1024) -> Tensor:
     The size is read from the header before a pixel is decoded, so a decompression bomb is refused unopened.
     Raises ValueError naming the row of an image that cannot be read, is too large or differs in size.
     """
-    pixels: list[np.ndarray] = []
+    if isinstance(images, Images) and images.decoded is not None:
+        return images.decoded
+    arrays: list[np.ndarray] = []
     for row, data in enumerate(images):
         array = np.asarray(_loaded(row, _opened(row, data, max_side)))
-        if pixels and array.shape != pixels[0].shape:
-            raise ValueError(f"image {row}: size {array.shape[:2]} differs from {pixels[0].shape[:2]}")
-        pixels.append(array)
-    if not pixels:
-        return torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        if arrays and array.shape != arrays[0].shape:
+            raise ValueError(f"image {row}: size {array.shape[:2]} differs from {arrays[0].shape[:2]}")
+        arrays.append(array)
+    return _stacked(arrays) if arrays else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [H, W, 3] each -> [N, 3, H, W]."""
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()

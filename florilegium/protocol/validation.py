@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from florilegium.protocol import pixels
+from florilegium.protocol import pieces, pixels
 
 MAX_BLOB = 1 << 30  # bytes of encoded images or texts in one message
 LARGEST = 1e6  # magnitude of any value of a tensor whose field has no narrower range
@@ -128,24 +128,21 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
     """The N byte strings (or texts) of a field, or none."""
     if f.name not in arrays:
         return ()
-    joined = _read(f.name, arrays.pop(f.name))
+    data = _read(f.name, arrays.pop(f.name))
     lengths = _read(f"{f.name}.lengths", arrays.pop(f"{f.name}.lengths", None))
-    if joined.dtype != np.uint8 or lengths.dtype != np.int64 or joined.ndim != 1 or lengths.ndim != 1:
-        raise WireError(f"{f.name} should be bytes and their lengths")
-    if (lengths < 0).any() or (lengths > joined.size).any() or lengths.sum() != joined.size or joined.size > MAX_BLOB:
-        raise WireError(f"{f.name} has lengths that do not add up to its {joined.size} bytes")
-    axis = f.metadata["blobs"]
-    if bounds.setdefault(axis, len(lengths)) != len(lengths):
-        raise WireError(f"{f.name} has {len(lengths)} entries, expected {bounds[axis]}")
-    ends = np.cumsum(lengths)
-    pieces = [joined[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
+    if data.size > MAX_BLOB:
+        raise WireError(f"{f.name} has {data.size} bytes, more than {MAX_BLOB}")
     try:
-        if f.name == "texts":
-            return tuple(p.decode("utf-8") for p in pieces)
-        pixels.check_images(pieces)
+        found = pieces.unpack(data, lengths)
+    except pieces.PiecesError as error:
+        raise WireError(f"{f.name} {error}") from error
+    axis = f.metadata["blobs"]
+    if bounds.setdefault(axis, len(found)) != len(found):
+        raise WireError(f"{f.name} has {len(found)} entries, expected {bounds[axis]}")
+    try:
+        return tuple(p.decode("utf-8") for p in found) if f.name == "texts" else pixels.check_images(found)
     except ValueError as error:  # UnicodeDecodeError is one
         raise WireError(f"{f.name} cannot be read: {error}") from error
-    return tuple(pieces)
 
 
 def values(cls: Any, record: Any, kinds: Mapping[str, Any], bounds: dict[str, int]) -> dict[str, Any]:
