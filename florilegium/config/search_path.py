@@ -1,15 +1,16 @@
-"""Where Hydra looks for YAML beside conf/: in the packages that bring methods of their own."""
+"""Where Hydra looks beside conf/: in the packages that bring methods of their own, and in the settings classes."""
 
 from __future__ import annotations
 
 from functools import cache
 
 from florilegium import catalogue
+from florilegium.config.method_schemas import register_schemas
 
 
 @cache
 def look_in_other_packages() -> None:
-    """Let Hydra find the YAML of methods of other packages, from now on in this process."""
+    """Let Hydra find the settings classes and the YAML of other packages' methods, from now on in this process."""
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -22,6 +23,7 @@ def look_in_other_packages() -> None:
                 search_path.append(catalogue.GROUP, f"file://{folder}")
 
     Plugins.instance().register(MethodFolders)
+    register_schemas()
 
 
 def problem_of(overrides: list[str]) -> str | None:
