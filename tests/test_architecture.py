@@ -38,6 +38,7 @@ ONLY_IN = {
     "hydra": {
         "florilegium/config/composition.py",
         "florilegium/config/overrides.py",
+        "florilegium/config/method_schemas.py",
         "florilegium/config/search_path.py",
         "florilegium/runtime/launch.py",
     },

@@ -54,6 +54,31 @@ def test_a_plain_run_has_the_classes_defaults_but_for_what_its_yaml_lists(
             assert value == known[key].default, key
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_yaml_of_a_method_repeats_no_default(method: str) -> None:
+    """Beside references to other keys and keys of both sides, a line is there because it differs."""
+    known, sides = reference.every(method), ("method.server.", "method.client.")
+    for key, value in reference.flat(reference.raw(reference.method_file(method)), "method"):
+        if key.startswith(sides) and "${" not in str(value):
+            assert value != known[key].default, key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_key_that_no_file_lists_can_be_set_and_its_type_is_checked(method: str) -> None:
+    listed = dict(reference.flat(reference.raw(reference.method_file(method)), "method"))
+    known = {
+        key: each
+        for key, each in reference.every(method).items()
+        if key.startswith(("method.server.", "method.client.")) and not any(key.startswith(given) for given in listed)
+    }
+    whole = next((key for key, each in known.items() if each.type == "int"), None)
+    if whole is None:
+        assert method == "flower" or not known
+        return
+    with pytest.raises(SettingsError, match=f"^{whole}: Value 'many' of type 'str' could not be converted to Int"):
+        composition.compose([f"method={method}", f"{whole}=many"])
+
+
 def test_a_key_is_described_with_its_bounds_and_the_files_that_set_it() -> None:
     found, below = look_up("diffusion.steps", "fedmmkt")
     assert (found.type, found.default, found.range, below) == ("int", 12, "1 to 1,000", [])
