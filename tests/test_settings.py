@@ -67,7 +67,7 @@ def test_each_experiment_composes_and_types(experiment: str) -> None:
         ("cohort.fraction=2", "cohort: fraction must lie between 0 and 1, got 2"),
         ("timeouts.quorum=9", "timeouts.quorum is 9, but there are"),
         ("resume=true", "resume=true needs out=DIR"),
-        ("runtime=deployment", "runtime.superlink: Missing mandatory value"),
+        ("runtime=deployment", "runtime: superlink must name a connection"),
         ("method=fedavg & clients=mixed", "fedavg averages weights and needs one architecture"),
         ("rounds=[1", "cannot read an override"),
         ("clients.mix=[]", "clients.mix is empty"),

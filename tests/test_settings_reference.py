@@ -76,6 +76,20 @@ def test_a_key_that_no_file_lists_can_be_set_and_its_type_is_checked(method: str
         composition.compose([f"method={method}", f"{whole}=many"])
 
 
+UNTYPED = {"architectures", "experiment", "references", "hydra/help", "method", "fidelity"}
+
+
+@pytest.mark.parametrize("path", sorted(composition.CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_file_of_conf_repeats_a_default(path: Path) -> None:
+    group = str(path.parent.relative_to(composition.CONF))
+    if group in UNTYPED:
+        return
+    place = "" if group == "." else reference.PLACES.get(group, group)
+    known = reference.every("fedavg" if group == "guidance" else "fedmmkt")
+    for key, value in reference.flat(reference.raw(path), place):
+        assert key not in known or value != known[key].default, f"{path.name}: {key} is {value} anyway"
+
+
 def test_a_key_is_described_with_its_bounds_and_the_files_that_set_it() -> None:
     found, below = look_up("diffusion.steps", "fedmmkt")
     assert (found.type, found.default, found.range, below) == ("int", 12, "1 to 1,000", [])

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets
-from florilegium.config import errors, overrides
+from florilegium.config import errors, overrides, schemas
 from florilegium.config.errors import SettingsError, first_line
 from florilegium.config.instances import typed
 from florilegium.config.reference import conf_folder
@@ -53,7 +53,7 @@ def _by_hydra(given: list[str]) -> Any:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    look_in_other_packages()
+    prepare_hydra()
     if line := problem_of(given):
         raise SettingsError(line)
     GlobalHydra.instance().clear()  # a warm Ray actor composes again and again
@@ -62,6 +62,12 @@ def _by_hydra(given: list[str]) -> Any:
             return compose("config", given)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(explain(error)) from error
+
+
+def prepare_hydra() -> None:
+    """Let Hydra know the types of all settings and the YAML of other packages, from now on in this process."""
+    look_in_other_packages()
+    schemas.register()
 
 
 def composed(conf: Any) -> Settings:

@@ -56,6 +56,10 @@ class DataSettings:
     )
     public: PublicSettings = setting(factory=PublicSettings, help="the public paired set")
 
+    def __post_init__(self) -> None:
+        if self.classes is not None and not self.classes:
+            raise ValueError("classes is empty: name all of them in the order of their numbers, e.g. [cat,dog]")
+
 
 @section
 class PartitionSettings:

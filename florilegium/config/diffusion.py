@@ -91,6 +91,9 @@ class DiffusionSettings:
     features: FeatureSettings = setting(factory=FeatureSettings, help="frozen features of an image")
 
     def __post_init__(self) -> None:
+        for key in ("model", "captioner", "clip"):
+            if not getattr(self, key):
+                raise ValueError(f"{key} is missing: name an asset, a directory or a hub id")
         one_of("device", self.device.split(":")[0], ("cpu", "cuda", "mps", "auto"))
 
 

@@ -54,13 +54,19 @@ def explain(error: BaseException, known_keys: Callable[[], Iterable[str]] = lamb
         there = f"; there are {', '.join(choices)}" if choices else ""
         return f"no {group or 'group'} '{choice}'{meant(choice, choices)}{there}"
     if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1]
+        key, known = found[1], list(known_keys())
         if line := renamed(key):
             return line
-        return f"no setting '{key}'{meant(key, known_keys())}; `florilegium settings` lists them"
+        if key not in known:
+            return f"no setting '{key}'{meant(key, known)}; `florilegium settings` lists them"
     if type(error).__name__ == "OverrideParseException":
         return f"cannot read an override: {first_line(error)}"
+    overridden = re.search(r"(?:Could not override|Error merging override) '?([\w.]+)", text)
     cause = error
     while cause is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__  # type: ignore[assignment]
-    return str(refused(cause)) if isinstance(cause, Exception) else first_line(error)
+    if not isinstance(cause, Exception):
+        return first_line(error)
+    above = overridden[1] if overridden else ""
+    inside = above and not str(getattr(cause, "full_key", "")).startswith(above)
+    return str(refused(cause, above if inside else ""))

@@ -29,7 +29,7 @@ from rich.table import Table
 from florilegium import assets, preflight
 from florilegium.config import composition, overrides
 from florilegium.config.composition import Settings, SettingsError
-from florilegium.config.search_path import look_in_other_packages, problem_of
+from florilegium.config.search_path import problem_of
 from florilegium.data.datasets import DataError
 from florilegium.data.own import preparation
 from florilegium.federation.federation import FederationError
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     arguments = overrides.readable(arguments, sweeping)
     sys.argv = [sys.argv[0], *arguments]
     try:
-        look_in_other_packages()
+        composition.prepare_hydra()
         if line := problem_of(arguments):
             raise SettingsError(line)
         if sweeping and not any(text.startswith(("-c", "--", "hydra")) and text != "--multirun" for text in arguments):
