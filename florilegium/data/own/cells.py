@@ -8,10 +8,12 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 from typing import Any
 
 from florilegium.data.own.findings import BadCell, cut, quoted, shown
 
+HALF = re.compile("[\ud800-\udfff]")  # surrogates
 LONGEST_LABEL = 200  # characters; what is longer is a text in the wrong column
 
 
@@ -49,7 +51,8 @@ def _text(value: Any) -> str:
 
 def half_character(text: str) -> str | None:
     """The first surrogate of a text, as an escape: JSON can hold one half of a character, no text can."""
-    return next((f"\\u{ord(c):04x}" for c in text if "\ud800" <= c <= "\udfff"), None)
+    found = None if text.isascii() else HALF.search(text)
+    return f"\\u{ord(found[0]):04x}" if found else None
 
 
 def label_of(value: Any) -> int | str:
