@@ -53,6 +53,7 @@ class FedAvg(Rounds):
     """
 
     Settings = FedAvgSettings
+    one_exchange = True
 
     def begin(self, federation: Federation) -> dict[str, float]:
         if self.settings.groups == "none":

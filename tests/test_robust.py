@@ -15,6 +15,11 @@ from florilegium.protocol.payloads import Answers, Logits
 T = torch.tensor
 
 
+def geometric_median(x_KND):
+    """The mean [N, D] by the weights that the defence uses."""
+    return (robust.median_weights(x_KND)[..., None] * x_KND).sum(0)
+
+
 # -- bounded shares ------------------------------------------------------------------------------------------
 
 
@@ -71,18 +76,18 @@ def test_equal_values_are_trimmed_by_count():
 
 def test_geometric_medians_of_known_points():
     square = T([[0.0, 0], [2, 0], [2, 2], [0, 2]])[:, None]
-    assert torch.allclose(robust.geometric_median(square), T([[1.0, 1.0]]), atol=1e-4)
+    assert torch.allclose(geometric_median(square), T([[1.0, 1.0]]), atol=1e-4)
     # an equilateral triangle's is its centre: (0 + 1 + 1/2) / 3, sqrt(3) / 6
     triangle = T([[0.0, 0], [1, 0], [0.5, 0.75**0.5]])[:, None]
-    assert torch.allclose(robust.geometric_median(triangle), T([[0.5, 0.75**0.5 / 3]]), atol=1e-4)
+    assert torch.allclose(geometric_median(triangle), T([[0.5, 0.75**0.5 / 3]]), atol=1e-4)
     # the inner point of a convex hull of four is the one where the diagonals cross, however long these are
     kite = T([[-1.0, 0], [1000.0, 0], [0, -3.0], [0, 50.0]])[:, None]
-    assert torch.allclose(robust.geometric_median(kite), T([[0.0, 0.0]]), atol=0.05)
+    assert torch.allclose(geometric_median(kite), T([[0.0, 0.0]]), atol=0.05)
 
 
 def test_on_a_line_it_is_the_median():
     line = T([[0.0], [1.0], [5.0], [6.0], [1e4]])[:, None]
-    assert robust.geometric_median(line).item() == pytest.approx(5.0, abs=0.05)
+    assert geometric_median(line).item() == pytest.approx(5.0, abs=0.05)
 
 
 def test_recentred_points_have_the_weighted_mean_as_their_mean():
@@ -91,8 +96,8 @@ def test_recentred_points_have_the_weighted_mean_as_their_mean():
     assert out[:, 0].tolist() == [[-1.0, 0.0], [5.0, 0.0], [2.0, 0.0]]
     assert out.mean(0).tolist() == [[2.0, 0.0]]
     median = robust.recentred(x, robust.median_weights(x))
-    assert torch.allclose(median.mean(0), robust.geometric_median(x), atol=1e-4)
-    reach = (median - robust.geometric_median(x)).norm(dim=-1)
+    assert torch.allclose(median.mean(0), geometric_median(x), atol=1e-4)
+    reach = (median - geometric_median(x)).norm(dim=-1)
     assert reach.max() < 10  # an outlier at 115 is no farther than the others now
 
 
@@ -154,7 +159,7 @@ def test_a_method_that_averages_gets_the_robust_centre():
     assert means(Guard(DefenceSettings(centre="trimmed"), classes=3).cleaned(four())) == [1.5, 1.5]
     by_median = Guard(DefenceSettings(centre="median"), classes=3).cleaned(four())
     stacked = torch.stack([x.body.representations[0] for x in four()])[:, None]
-    assert means(by_median) == pytest.approx(robust.geometric_median(stacked)[0].tolist(), abs=1e-3)
+    assert means(by_median) == pytest.approx(geometric_median(stacked)[0].tolist(), abs=1e-3)
     apart = Guard(DefenceSettings(centre="trimmed", among="modality", trim=0.34), classes=3).cleaned(four())
     assert means(apart[:3]) == [2.0, 1.0]  # of the three image clients
     assert apart[3].body.representations[0].tolist() == [-90.0, 80.0]  # alone in its modality: nobody to compare with

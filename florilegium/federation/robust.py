@@ -76,11 +76,6 @@ def recentred(x_KND: Tensor, weight_KN: Tensor) -> Tensor:
     return centre_ND + len(x_KND) * weight_KN[..., None] * (x_KND - centre_ND)
 
 
-def geometric_median(x_KND: Tensor) -> Tensor:
-    """The point [N, D] whose distances to the K clients' points have the least sum."""
-    return (median_weights(x_KND)[..., None] * x_KND).sum(0)
-
-
 def shares(reputation_K: Tensor, sharpness: float) -> Tensor:
     """Reputations in [0, 1] as shares [K] of one: rho^s / sum rho^s; equal where nobody has any."""
     weight_K = reputation_K.clamp_min(0) ** sharpness

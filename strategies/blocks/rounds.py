@@ -1,7 +1,8 @@
 """Rounds: a Flower Strategy whose `start()` is the loop of rounds, with resume, evaluation and records.
 
-A knowledge-transfer method overrides `round()` alone and reads top to bottom like its paper. A method that averages
-weights overrides nothing: the default round is Flower's own pair configure_train / aggregate_train.
+A method overrides `round()` and reads top to bottom like its paper. Flower's four callbacks describe one exchange of
+weights a round. A method whose round is just that can be driven by Flower's own loop as well; for the others the
+callbacks raise an error that says so.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from florilegium.protocol import codec, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Nothing, Report, Weights
 from strategies.blocks.guidance import Guided
-from strategies.blocks.weights import figures, trained
 
 
 class Journal:
@@ -56,12 +56,14 @@ class Rounds(Strategy):
     asks_clients : whether the method talks to clients at all.
     generator : the T2I model the method tunes, judged after each round; None when it has none.
     server_model : the DualEncoder the method trains for the server's own retrieval, judged likewise; None without one.
+    one_exchange : whether a round is one exchange of weights and their plain mean, which Flower's own loop can drive.
     alone : how the method goes on in a round that only one modality answered, for the log.
     """
 
     asks_clients = True
     generator: Any = None
     server_model: Any = None
+    one_exchange = False
     alone = ""
 
     def __init__(self, settings: Any, resources: Any = None) -> None:
@@ -83,10 +85,8 @@ class Rounds(Strategy):
         return {}
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
-        """One round; returns flat metrics. Default: average the clients' weights (McMahan 2017, Algorithm 1)."""
-        replies = trained(federation, self.weights)
-        self.weights = weighted_mean([x.body.tensors for x in replies], [x.weight * x.body.examples for x in replies])
-        return figures(replies)
+        """One round of the method; returns flat metrics."""
+        raise NotImplementedError(f"{type(self).__name__} has no round()")
 
     def judged_model(self) -> Weights | Callable[[Client], Weights] | None:
         """What clients judge: the global model where there is one, their own otherwise."""
@@ -156,38 +156,59 @@ class Rounds(Strategy):
         """Log what is about to run."""
         log(INFO, "%s: %s", type(self).__name__, self.settings)
 
-    # -- Flower's callbacks: one weight exchange and one evaluation, for those who drive them themselves ----------
+    # -- Flower's callbacks, for Flower's own loop: without our ledger, quorum and defences ------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The `train` phase with `arrays` to every node."""
-        body = codec.pack(Weights(dict(arrays.to_torch_state_dict())), Header("method", server_round, 1))
-        return [Message(body, node, phases.PHASES["train"], group_id=str(server_round)) for node in grid.get_node_ids()]
+        """The `train` phase with the weights `arrays`, to every node. NotImplementedError: see `one_exchange`."""
+        self._check_one_exchange()
+        down = Weights(dict(arrays.to_torch_state_dict()))
+        return messages_to_all(grid, "train", down, Header("method", server_round, 1))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The mean of the replies' weights by examples; error replies are left out."""
-        bodies = [codec.unpack(m.content, Weights) for m in replies if not m.has_error()]
+        """The weighted mean of the replies' weights; error replies are left out. WireError for a broken one."""
+        self._check_one_exchange()
+        bodies = bodies_of(replies, Weights)
         if not bodies:
             return None, None
-        mean = weighted_mean([b.tensors for b in bodies], [b.examples for b in bodies])
+        sizes = [float(body.examples) if self.settings.weighting == "examples" else 1.0 for body in bodies]
+        mean = weighted_mean([body.tensors for body in bodies], [size / sum(sizes) for size in sizes])
         return ArrayRecord(mean), MetricRecord({"replies": len(bodies)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The `evaluate` phase to every node, with the global model where there is one."""
-        body = codec.pack(
-            Weights(dict(arrays.to_torch_state_dict())) if len(arrays) else Nothing(), Header("method", server_round, 2)
-        )
-        group = str(server_round)
-        return [Message(body, node, phases.PHASES["evaluate"], group_id=group) for node in grid.get_node_ids()]
+        """The `evaluate` phase with the weights `arrays`, to every node. NotImplementedError: see `one_exchange`."""
+        self._check_one_exchange()
+        down = Weights(model_part(dict(arrays.to_torch_state_dict())))
+        return messages_to_all(grid, "evaluate", down, Header("method", server_round, 2))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """The plain mean over clients of each figure (the papers' client accuracy)."""
-        reports = [codec.unpack(m.content, Report).metrics for m in replies if not m.has_error()]
-        if not reports:
-            return None
-        return MetricRecord({name: sum(x[name] for x in reports) / len(reports) for name in reports[0]})
+        """The plain mean over clients of each figure; None without a good reply."""
+        self._check_one_exchange()
+        reports = [body.metrics for body in bodies_of(replies, Report)]
+        names = sorted({name for report in reports for name in report})
+        found = {name: [report[name] for report in reports if name in report] for name in names}
+        return MetricRecord({name: sum(values) / len(values) for name, values in found.items()}) if found else None
+
+    def _check_one_exchange(self) -> None:
+        if not self.one_exchange or getattr(self.settings, "groups", "none") != "none" or self.guided:
+            raise NotImplementedError(
+                f"the rounds of {type(self).__name__} are more than one exchange of weights: call its own start(), "
+                "not the one of Flower's Strategy"
+            )
+
+
+def messages_to_all(grid: Grid, phase: str, body: Any, header: Header) -> list[Message]:
+    """One message with `body` to each node of the grid."""
+    content, group = codec.pack(body, header), str(header.round)
+    return [Message(content, node, phases.PHASES[phase], group_id=group) for node in sorted(grid.get_node_ids())]
+
+
+def bodies_of(replies: Iterable[Message], kind: type) -> list[Any]:
+    """The checked payloads of all replies but errors, in the order of the nodes. WireError."""
+    good = sorted((m for m in replies if not m.has_error()), key=lambda m: m.metadata.src_node_id)
+    return [codec.unpack(m.content, kind) for m in good]

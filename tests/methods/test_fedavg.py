@@ -1,19 +1,31 @@
 """FedAvg and what all weight averaging stands on: the mean, the checks of uploads, the figures, the common start."""
 
+import json
 from functools import partial
 
 import pytest
 import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore.task_identity import TaskIdentity
 
+from client_app.app import app as client_app
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.methods.fedavg import FedAvgClient
+from florilegium.config import composition
 from florilegium.federation.federation import Client as Known
 from florilegium.federation.federation import FederationError
 from florilegium.learning.averaging import model_part, named, part, weighted_mean, without
 from florilegium.learning.fit import LearningRate
+from florilegium.protocol import codec
+from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Weights
+from florilegium.runs import files
+from florilegium.runs.reader import read_lines
 from strategies.blocks.weights import figures, same_tensors, shared_start
 from strategies.fedavg import FedAvg, FedAvgSettings
+from strategies.standalone import Standalone, StandaloneSettings
+from tests.local_grid import LocalGrid
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same
 
 ONE = {"local_epochs": 1, "batch": 8}
@@ -249,3 +261,49 @@ def test_without_labels_only_a_probe_learns_from_them(tmp_path, monkeypatch):
 def test_settings_are_checked(wrong, line):
     with pytest.raises(ValueError, match=line):
         LocalSettings(**wrong)
+
+
+# -- Flower's own loop -------------------------------------------------------------------------------------------------
+
+
+def alike(toy_conf, out):
+    mix = "clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]"
+    return toy_conf("method=fedavg", mix, "rounds=1", "method.client.local_epochs=1", f"out={out}")
+
+
+def test_flowers_own_loop_drives_it_to_the_same_weights(toy_conf, federated, tmp_path):
+    """Strategy.start of Flower, through the four callbacks and the real ClientApp, from the same start."""
+    ours = federated(alike(toy_conf, tmp_path / "ours"))
+    start, end = (files.load(ours / "checkpoints" / "method" / f"round-{r:04d}.safetensors")[0] for r in (0, 1))
+    conf = alike(toy_conf, tmp_path / "theirs")
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    grid = LocalGrid(client_app, 2, {"settings": json.dumps(composition.plain(conf)), "overrides": ""})
+    result = Strategy.start(FedAvg(FedAvgSettings()), grid, ArrayRecord(start), num_rounds=1)
+    theirs = result.arrays.to_torch_state_dict()
+    assert theirs.keys() == end.keys() and all(torch.equal(theirs[name], end[name]) for name in end)
+    assert not all(torch.equal(start[name], end[name]) for name in end)
+    assert result.train_metrics_clientapp[1]["replies"] == 2
+    judged = read_lines(ours / "rounds.jsonl")[1]["metrics"]
+    assert result.evaluate_metrics_clientapp[1]["accuracy"] == judged["client/accuracy"]
+
+
+def test_what_failed_is_left_out_of_flowers_loop():
+    strategy = FedAvg(FedAvgSettings(weighting="uniform"))
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    asked = [Message(RecordDict(), node, "train") for node in (1, 2, 3)]
+    good = [Weights({"w": torch.tensor([2.0 * n])}, 10 * n) for n in (1, 2)]
+    replies = [
+        Message(codec.pack(body, Header("method", 1, 1)), reply_to=question)
+        for body, question in zip(good, asked, strict=False)
+    ]
+    replies.append(Message(Error(2, "no memory"), reply_to=asked[2]))
+    mean, metrics = strategy.aggregate_train(1, replies)
+    assert mean.to_torch_state_dict()["w"].tolist() == [3.0] and metrics["replies"] == 2  # (2 + 4) / 2
+    assert strategy.aggregate_train(1, replies[2:]) == (None, None)
+    assert strategy.aggregate_evaluate(1, replies[2:]) is None
+
+
+def test_a_method_with_more_than_one_exchange_says_so():
+    strategy = Standalone(StandaloneSettings())
+    with pytest.raises(NotImplementedError, match="the rounds of Standalone are more than one exchange of weights"):
+        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), None)
