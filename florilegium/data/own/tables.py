@@ -278,8 +278,3 @@ def class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) and names else None
-
-
-def shortened_columns(columns: Sequence[str]) -> str:
-    """The names of columns, for a message."""
-    return listed(list(columns), 8)
