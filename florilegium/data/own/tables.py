@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florilegium.data.own.findings import Finding, Unread, cut, listed, quoted, reading, shown
+from florilegium.data.own.findings import Finding, Unread, cut, quoted, reading, shown
 from florilegium.data.own.names import TABLES
 
 Row = tuple[str, dict[str, Any]]  # where it stands, and its cells by column
