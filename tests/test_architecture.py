@@ -39,6 +39,7 @@ ONLY_IN = {
         "florilegium/config/composition.py",
         "florilegium/config/overrides.py",
         "florilegium/config/method_schemas.py",
+        "florilegium/config/schemas.py",
         "florilegium/config/search_path.py",
         "florilegium/runtime/launch.py",
     },

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from florilegium import catalogue
 from florilegium.assets import AssetError
 from florilegium.cli.console import console
 from florilegium.config import composition
@@ -97,10 +98,18 @@ def what_next(found: Examined, modality: str, options: argparse.Namespace, deriv
         if (value := getattr(options, f"{key}_column"))
     ]
     clients = {"image": ["clients=image"], "text": ["clients=text"], "pair": ["clients=paper_mixed"]}[modality]
-    method = "fedavg" if modality == "image" else "standalone"  # averaging needs one architecture
+    method = method_for(modality)
     path = shlex.quote(str(Path(options.path)))
     parts = [f"data={name}", f"data.path={path}", *columns, f"method={method}", *clients, "references=none"]
     yield "run them: florilegium run " + " ".join(parts)
+
+
+def method_for(modality: str) -> str:
+    """The first method of the catalogue for these data: one that averages weights for images, which one architecture
+    reads; for texts and pairs one in which every client learns alone."""
+    if modality == "image":
+        return next(name for name, entry in catalogue.entries().items() if entry.one_architecture)
+    return next(name for name, entry in catalogue.entries().items() if entry.role is catalogue.Role.ALONE)
 
 
 def show(
