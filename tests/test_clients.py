@@ -318,4 +318,5 @@ def test_settings_are_range_checked_in_one_line(key, toy_conf):
     conf = toy_conf(f"method.client.{key}")
     with pytest.raises(composition.SettingsError) as caught:
         composition.typed(FedMMKTClientSettings, conf.method.client, "method.client")
-    assert key.split("=")[0] in str(caught.value) and "\n" not in str(caught.value)
+    section, _, name = f".{key.split('=')[0]}".rpartition(".")
+    assert str(caught.value).startswith(f"method.client{section}: {name} ") and "\n" not in str(caught.value)
