@@ -16,7 +16,8 @@ from client_app.privacy.protection import Protection
 from florilegium import preflight, seeds
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
-from florilegium.config.privacy import Representations, Training, Votes
+from florilegium.config.instances import typed
+from florilegium.config.privacy import PrivacySettings, Representations, Training, Votes
 from florilegium.models import build
 from florilegium.privacy import accountants, mechanisms
 from florilegium.privacy.accountants import Accountant
@@ -99,9 +100,9 @@ def test_confident_gnmax_answers_where_enough_agree():
 
 
 def client(folder, round_=1, step=2, **given):
-    conf = {"privacy": {"delta": DELTA, **given}}
+    privacy = typed(PrivacySettings, {"delta": DELTA, **given}, "privacy")
     return SimpleNamespace(
-        conf=conf,
+        conf=SimpleNamespace(privacy=privacy),
         id=3,
         width=2,
         memory=Memory(folder, round_, step),
@@ -176,7 +177,7 @@ def trainee(folder, training, **more):
     toy.conf = SimpleNamespace(
         seed=0,
         clients=SimpleNamespace(mix=[]),
-        get=lambda key: {"training": training, "seeded": True} if key == "privacy" else None,
+        privacy=typed(PrivacySettings, {"training": training, "seeded": True}, "privacy"),
     )
     toy.rows_as_inputs = lambda rows, chosen, random=None: rows.x[chosen]
     toy.protection = Protection(toy)
