@@ -245,7 +245,8 @@ def test_loading_and_comparing_runs(run: RunResults, monkeypatch: pytest.MonkeyP
     mean, std = compared.table.loc["FedMMKT", "T2I acc. %"]
     assert mean == pytest.approx(100 * run.metrics.loc[("method", 2), "t2i/accuracy"]) and math.isnan(std)
     monkeypatch.chdir(run.directory.parent)
-    assert run.place == "fedmmkt" and str(run.directory) not in repr(run)  # as the user would type it
+    assert run.place == "fedmmkt"  # as the user would type it
+    assert str(run.directory) not in repr(run) + run._repr_html_()
     assert "FedMMKT" in compared._repr_html_() and "FedMMKT" in repr(compared)
 
 
@@ -293,4 +294,4 @@ def test_a_simulation_writes_the_same_run(run: RunResults, toy: list[str], tmp_p
             key=lambda entry: (entry["arm"], entry["round"], entry["step"], entry["client"], entry["up"])
         )
     assert len(ours["rounds"]) == 3 and len(ours["tensors"]) > 100
-    assert traces.differences(theirs, ours, []) == []
+    assert traces.differences(theirs, ours, ["ledger entry * node"]) == []  # Flower draws the numbers of its nodes

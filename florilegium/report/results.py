@@ -190,9 +190,7 @@ class RunResults:
         return f"{self.title}\n{self.headline.to_string(float_format='{:.3f}'.format, na_rep='–')}\n{self.place}"
 
     def _repr_html_(self) -> str:
-        return (
-            f"<p><b>{escape(self.title)}</b></p>{html(self.headline)}<p><code>{escape(str(self.directory))}</code></p>"
-        )
+        return f"<p><b>{escape(self.title)}</b></p>{html(self.headline)}<p><code>{escape(self.place)}</code></p>"
 
 
 @dataclass(frozen=True)
