@@ -363,7 +363,7 @@ def test_words_that_begin_every_caption_can_be_dropped():
     assert Captioner(place, CaptionSettings(prefix="the cat", drop="the cat", max_tokens=4))(images) == [
         whole.removeprefix("the cat").strip() or whole
     ]
-    told = Captioner(place, CaptionSettings(drop="a picture of"))._told
+    told = Captioner(place, CaptionSettings(drop="a picture of"))._without_opening
     assert told("a picture of a bird, a swan") == "a bird, a swan" and told("a swan") == "a swan"
     assert told("a picture of") == "a picture of"
 

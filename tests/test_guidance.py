@@ -233,18 +233,18 @@ def test_a_client_refuses_a_guide_that_does_not_fit():
         examples, width = 7, 32
 
     s = GuidanceSettings(name="feddifrc")
-    client_side.check(Half(), s, guide())
+    client_side.check_guide(Half(), s, guide())
     with pytest.raises(ClientError, match="the guide projects to 16, this client's representations are 32 wide"):
-        client_side.check(Half(), s, guide(width=16))
+        client_side.check_guide(Half(), s, guide(width=16))
     at_server = composition.typed(
         GuidanceSettings, {"name": "feddifrc", "allow_upload": True, "feddifrc": {"location": "server"}}, AT
     )
     with pytest.raises(ClientError, match="features of 3 rows, this client has 7"):
-        client_side.check(Half(), at_server, guide(rows=3))
+        client_side.check_guide(Half(), at_server, guide(rows=3))
     broken = guide()
     del broken.tensors["pca.up1.mean"]
     with pytest.raises(ClientError, match="the guide's projection: a projection has mean, components, explained"):
-        client_side.check(Half(), s, broken)
+        client_side.check_guide(Half(), s, broken)
 
 
 def test_guides_and_examples_cross_the_wire_checked():

@@ -165,7 +165,7 @@ def test_processes_that_detach_are_found_by_their_mark_and_ended() -> None:
 def no_flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command up to the point where Flower would start, from an empty directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "run_job", lambda conf: None)
+    monkeypatch.setattr(launch, "run_job", lambda conf: False)
     monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["florilegium"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

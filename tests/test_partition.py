@@ -179,9 +179,8 @@ def test_a_long_tail_comes_before_the_split():
     ],
 )
 def test_what_cannot_be_dealt_names_its_key(overrides, message):
-    conf = composition.compose(["clients=ten", "data=fashion", *(f"clients.partition.{o}" for o in overrides)])
-    with pytest.raises(ValueError) as caught:
-        partition(conf)
+    with pytest.raises(ValueError) as caught:  # a wrong value by itself is named when the settings are composed
+        partition(composition.compose(["clients=ten", "data=fashion", *(f"clients.partition.{o}" for o in overrides)]))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 

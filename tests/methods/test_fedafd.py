@@ -352,7 +352,7 @@ def test_each_preset_runs(preset, toy_conf, federated):
     assert ("bytes/encoders_whole" in last) == (preset != "no_gff")
     assert ("train/adversarial" in last) == (preset not in ("no_baa", "frozen_linear"))
     assert ("server/kd_image" in last) == (preset not in ("no_sed", "frozen_linear"))
-    released = [key for key, value in vars(Divergences()).items() if conf["divergences"][key] != value]
+    released = [key for key, value in vars(Divergences()).items() if conf["server"]["divergences"][key] != value]
     assert len(released) == (7 if preset == "released" else 0)  # D1 D3 D4 D5 D7 D8 D9
 
 
