@@ -218,7 +218,7 @@ def test_deploy_local_is_a_run_on_a_runtime_of_its_own() -> None:
     assert conf.assets and conf.runtime.fatal_codes == []
     with pytest.raises(composition.SettingsError, match="runtime: name must be one of simulation, inprocess"):
         preflight.validate(composition.complete(composition.compose(["runtime=local", "runtime.name=lokal", "out=x"])))
-    with pytest.raises(composition.SettingsError, match="runtime.superlink"):
+    with pytest.raises(composition.SettingsError, match="runtime: superlink must name a connection"):
         composition.complete(composition.compose(["runtime=deployment", "out=x"]))
 
 
