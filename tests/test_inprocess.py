@@ -242,8 +242,12 @@ def test_loading_and_comparing_runs(run: RunResults, monkeypatch: pytest.MonkeyP
     pd.testing.assert_frame_equal(florilegium.load(run.directory).rounds, run.rounds)
     compared = florilegium.compare([run, str(run.directory)])
     assert list(compared.table.index) == ["FedMMKT", "Un-tuned T2I"]
-    mean, std = compared.table.loc["FedMMKT", "T2I acc. %"]
-    assert mean == pytest.approx(100 * run.metrics.loc[("method", 2), "t2i/accuracy"]) and math.isnan(std)
+    mean, std, error = compared.table.loc["FedMMKT", "T2I acc. %"]
+    assert mean == pytest.approx(100 * run.metrics.loc[("method", 2), "t2i/accuracy"])
+    assert math.isnan(std) and math.isnan(error)
+    gap = compared.differences.set_index(["arm", "metric"]).loc[("Un-tuned T2I", "t2i/accuracy")]
+    start, end = (run.metrics.loc[("method", r), "t2i/accuracy"] for r in (0, 2))
+    assert gap["difference"] == pytest.approx(start - end) and gap["result"] == "one seed"
     monkeypatch.chdir(run.directory.parent)
     assert run.place == "fedmmkt"  # as the user would type it
     assert str(run.directory) not in repr(run) + run._repr_html_()

@@ -97,15 +97,20 @@ def test_what_is_no_run_is_named(tmp_path):
 SHOWN = [n for n, column in enumerate(comparison.COLUMNS) if column[1] not in comparison.SOMETIMES]
 
 
-def test_mean_and_standard_deviation_over_seeds(tmp_path):
-    runs = [build(tmp_path / f"s{n}", seed=n, lift=0.03 * n) for n in range(3)]
-    lines = {line.name: line for line in report.compare(runs).lines}
-    # last round: .50, .53, .56: mean .53, sample std sqrt((.03^2 + 0 + .03^2) / 2) = .03; CLIP .2 + T2I / 10
+def three_seeds(tmp_path: Path) -> list[Path]:
+    """Image accuracies .50, .53, .56 of the method, .30 of Standalone."""
+    return [build(tmp_path / f"s{n}", seed=n, lift=0.03 * n) for n in range(3)]
+
+
+def test_mean_and_standard_error_over_seeds(tmp_path):
+    lines = {line.name: line for line in report.compare(three_seeds(tmp_path)).lines}
+    # last round: .50, .53, .56: mean .53, sample std sqrt((.03^2 + 0 + .03^2) / 2) = .03, / sqrt(3) = .0173;
+    # CLIP .2 + T2I / 10
     assert comparison.texts(lines["FedMMKT"], SHOWN) == [
-        "53.0 ± 3.0",
-        "73.0 ± 3.0",
-        "43.0 ± 3.0",
-        "0.243 ± 0.003",
+        "53.0 ± 1.7",
+        "73.0 ± 1.7",
+        "43.0 ± 1.7",
+        "0.243 ± 0.002",
         "1.00 ± 0.00",
         "3.00 ± 0.00",
     ]
@@ -113,6 +118,56 @@ def test_mean_and_standard_deviation_over_seeds(tmp_path):
     assert comparison.texts(lines["Un-tuned T2I"], SHOWN)[2] == "20.0 ± 0.0"
     assert comparison.texts(lines["Centralised T2I"], SHOWN)[2] == "60.0 ± 0.0"
     assert [line.reference for line in lines.values()] == [False, True, True, True, True]
+
+
+def test_differences_are_paired_by_seed_and_decided_by_the_interval(tmp_path):
+    found = report.compare(three_seeds(tmp_path))
+    assert found.against.name == "Standalone"  # the arm that learns alone, without a word
+    rows = {(row.column.key, row.line.name): row.difference for row in found.compared()}
+    # gaps .20, .23, .26: mean .23, standard error .03 / sqrt(3) = .01732; t(.975, 2) = 4.3027: half .07452
+    image = rows["client/accuracy/image", "FedMMKT"]
+    assert image.seeds == (0, 1, 2) and image.mean == pytest.approx(0.23)
+    assert image.interval == pytest.approx((0.15548, 0.30452), abs=1e-5) and image.verdict == "higher"
+    # at 99.9 %: t(.9995, 2) = 31.599, half .5473: the same figures decide nothing
+    strict = report.compare([tmp_path / f"s{n}" for n in range(3)], level=0.999)
+    wide = next(iter(strict.compared())).difference
+    assert wide.interval == pytest.approx((0.23 - 0.5473, 0.23 + 0.5473), abs=1e-4) and wide.verdict == "not decided"
+    # Standalone has no T2I figure, so nothing is compared with it there; bytes are no matter of chance
+    assert rows["t2i/accuracy", "FedMMKT"] is None and not [key for key, _ in rows if key.startswith("bytes/")]
+    other = report.compare([tmp_path / "s0", tmp_path / "s1"], against="centralised")
+    t2i = {row.line.name: row.difference for row in other.compared() if row.column.key == "t2i/accuracy"}
+    assert t2i["Un-tuned T2I"].interval == pytest.approx((-0.4, -0.4)) and t2i["Un-tuned T2I"].verdict == "lower"
+    assert t2i["Centralised T2I"] is None
+
+
+def test_with_one_seed_nothing_is_decided(tmp_path):
+    found = report.compare([build(tmp_path / "run")])
+    row = next(row for row in found.compared() if row.line.name == "FedMMKT")
+    assert row.difference.mean == pytest.approx(0.2) and row.difference.interval is None
+    assert row.difference.verdict == "one seed" and "nothing is decided" in found.decides
+    assert "one seed" in str(found) and "nothing is decided" in found.markdown()
+
+
+def test_an_arm_to_compare_with_is_named_by_title_by_name_or_by_method(tmp_path):
+    run = build(tmp_path / "run", label="mine")
+    for word in ("mine", "fedmmkt"):
+        assert report.compare([run], against=word).against.name == "mine"
+    assert report.compare([run], against="self_label").against.name == "Self-tuned, labels"
+    with pytest.raises(RunError, match="'fedavg' is no arm of these runs; there are mine, Standalone, "):
+        report.compare([run], against="fedavg")
+    other = build(tmp_path / "other", label="yours")
+    with pytest.raises(RunError, match="'fedmmkt' is several arms; there are mine, yours"):
+        report.compare([run, other], against="fedmmkt")
+    with pytest.raises(RunError, match="level 1 is not between 0 and 1"):
+        report.compare([run], level=1)
+
+
+def test_metrics_are_chosen_by_patterns(tmp_path):
+    found = report.compare([build(tmp_path / "run")], metrics=["client/accuracy/*", "labels/kept"])
+    keys = [column.key for column in found.columns]
+    assert keys[:3] == ["client/accuracy/image", "client/accuracy/text", "client/accuracy/0"] and "labels/kept" in keys
+    with pytest.raises(RunError, match="no metric of these runs is named 'recall'"):
+        report.compare([tmp_path / "run"], metrics=["recall"])
 
 
 def test_one_seed_has_no_spread_and_repeats_of_a_seed_count_once(tmp_path):
@@ -140,12 +195,20 @@ def test_second_half_is_the_mean_of_its_evaluated_rounds():
 
 def test_forms_of_the_table(tmp_path):
     found = report.compare([build(tmp_path / f"s{n}", seed=n, lift=0.03 * n) for n in range(2)])
-    assert "| FedMMKT | 2 | 51.5 ± 2.1 |" in found.markdown()
-    assert found.markdown().startswith("data emoji · clients 2 image + 2 text · rounds 2 · seeds 0, 1 · last round\n")
-    head, first = found.csv().splitlines()[:2]
-    assert head.split(",")[3] == "client/accuracy/image mean" and first.split(",")[:3] == ["FedMMKT", "0", "0 1"]
-    assert float(first.split(",")[3]) == pytest.approx(0.515)
-    assert "51.5 ± 2.1" in str(found) and found.text("csv") == found.csv()
+    # .50 and .53: std .0212, / sqrt(2) = .015; gaps .20 and .23: t(.975, 1) = 12.706, half 12.706 x .015 = .1906
+    told = found.markdown()
+    assert "| FedMMKT | 2 | 51.5 ± 1.5 |" in told
+    assert (
+        "| **Image acc. %** | **FedMMKT** | **2** | **51.5** | **1.5** | **+21.5** | **[+2.4, +40.6]** | **higher** |"
+        in told
+    )
+    assert told.startswith("data emoji · clients 2 image + 2 text · rounds 2 · seeds 0, 1 · last round\n")
+    lines = [line.split(",") for line in found.csv().splitlines()]
+    first = dict(zip(lines[0], lines[1], strict=True))
+    assert (first["arm"], first["metric"], first["seeds"]) == ("FedMMKT", "client/accuracy/image", "0 1")
+    assert float(first["mean"]) == pytest.approx(0.515) and float(first["error"]) == pytest.approx(0.015)
+    assert float(first["low"]) == pytest.approx(0.215 - 0.1906, abs=1e-4) and first["result"] == "higher"
+    assert "51.5 ± 1.5" in str(found) and "[+2.4, +40.6]" in str(found) and found.text("csv") == found.csv()
     with pytest.raises(RunError, match="'tex' is none of table, markdown, csv"):
         found.text("tex")
 

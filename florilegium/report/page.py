@@ -353,8 +353,9 @@ def notes(run: Recorded) -> str:
     for figure, why in (run.protocol.get("not_measured") or {}).items():
         told.append(f"{escape(str(figure))} was not measured: {escape(str(why))}.")
     told.append(
-        f"This is one run with one seed ({run.get('seed')}). Differences of a few points need several seeds: "
-        "<code>florilegium run -m seed=0,1,2</code>, then <code>florilegium compare</code>."
+        f"This is one run with one seed ({run.get('seed')}), and one seed decides nothing. Run several seeds: "
+        "<code>florilegium run -m seed=0,1,2</code>. Then <code>florilegium compare</code> says which differences are "
+        "decided."
     )
     if not run.with_role(Role.ALONE):
         told.append("This run has no arm whose clients learn alone, so the clients’ gain is not shown.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -20,7 +20,8 @@ from PIL import Image
 
 from florilegium.config.settings import Settings, settings_of
 from florilegium.report import comparison, page
-from florilegium.report.comparison import COLUMNS, Comparison
+from florilegium.report.comparison import COLUMNS, Column, Comparison
+from florilegium.report.differences import LEVEL
 from florilegium.runs.reader import MAIN, Recorded, RunError, read_json, recorded
 
 TIDY = ["arm", "round", "metric", "value"]
@@ -195,20 +196,47 @@ class RunResults:
 
 @dataclass(frozen=True)
 class ComparedRuns:
-    """A comparison of runs: `table` has one line for each method and reference arm, with mean and std over seeds."""
+    """A comparison of runs: `table` has one line for each method and reference arm, `differences` one for each pair."""
 
     comparison: Comparison
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Indexed by name; `seeds`, and for each figure a column (figure, mean) and (figure, std)."""
-        shown = self.comparison.shown
-        names = [(COLUMNS[n][0], part) for n in shown for part in ("mean", "std")]
+        """Indexed by name; `seeds`, and for each figure the columns (figure, mean), (figure, std), (figure, error).
+
+        error is the standard error of the mean.
+        """
+        shown, columns = self.comparison.shown, self.comparison.columns
+        names = [(columns[n].title, part) for n in shown for part in ("mean", "std", "error")]
         lines = [
-            [len(line.seeds), *(value for n in shown for value in scaled(line, n))] for line in self.comparison.lines
+            [len(line.seeds), *(value for n in shown for value in scaled(line, n, columns))]
+            for line in self.comparison.lines
         ]
-        columns = pd.MultiIndex.from_tuples([("Seeds", ""), *names])
-        return pd.DataFrame(lines, index=[line.name for line in self.comparison.lines], columns=columns)
+        heads = pd.MultiIndex.from_tuples([("Seeds", ""), *names])
+        return pd.DataFrame(lines, index=[line.name for line in self.comparison.lines], columns=heads)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """Each arm's differences to the named arm, paired by seed, in the metrics' own units.
+
+        Columns: arm, against, metric, seeds (how many are paired), difference, low, high (the ends of the confidence
+        interval, NaN with one seed), result (higher, lower, not decided, one seed).
+        """
+        against = self.comparison.against
+        lines = [
+            (
+                row.line.name,
+                against.name if against else "",
+                row.column.key,
+                len(row.difference.seeds),
+                row.difference.mean,
+                *(row.difference.interval or (float("nan"), float("nan"))),
+                row.difference.verdict,
+            )
+            for row in self.comparison.compared()
+            if row.difference is not None
+        ]
+        return pd.DataFrame(lines, columns=["arm", "against", "metric", "seeds", "difference", "low", "high", "result"])
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -220,7 +248,9 @@ class ComparedRuns:
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{escape(line)}</li>" for line in self.warnings)
-        return f"<p>{escape(self.comparison.protocol)}</p>{html(figures(self.comparison))}<ul>{said}</ul>"
+        told = self.comparison
+        second = f"<p>{escape(told.decides)}</p>{html(self.differences)}" if told.against else ""
+        return f"<p>{escape(told.protocol)}</p>{html(figures(told))}{second}<ul>{said}</ul>"
 
 
 def tidy(lines: list[tuple]) -> pd.DataFrame:
@@ -229,21 +259,22 @@ def tidy(lines: list[tuple]) -> pd.DataFrame:
     return found.assign(value=pd.to_numeric(found["value"], errors="coerce").astype(float))
 
 
-def scaled(line: comparison.Line, n: int) -> tuple[float, float]:
-    """Mean and std of a line's figure `n`, in the column's unit; NaN where there is none."""
-    figure, scale = line.figures[n], COLUMNS[n][2]
+def scaled(line: comparison.Line, n: int, columns: Sequence[Column] = COLUMNS) -> tuple[float, float, float]:
+    """Mean, std and standard error of a line's figure `n`, in the column's unit; NaN where there is none."""
+    figure, scale = line.figures[n], columns[n].scale
     if figure is None:
-        return float("nan"), float("nan")
-    return scale * figure.mean, float("nan") if figure.std is None else scale * figure.std
+        return float("nan"), float("nan"), float("nan")
+    std, error = (float("nan") if value is None else scale * value for value in (figure.std, figure.error))
+    return scale * figure.mean, std, error
 
 
 def figures(found: Comparison) -> pd.DataFrame:
     """The means of a comparison, one line an arm; columns without a figure are left out."""
     shown = found.shown
     table = pd.DataFrame(
-        [[scaled(line, n)[0] for n in shown] for line in found.lines],
+        [[scaled(line, n, found.columns)[0] for n in shown] for line in found.lines],
         index=[line.name for line in found.lines],
-        columns=[COLUMNS[n][0] for n in shown],
+        columns=[found.columns[n].title for n in shown],
     )
     return table.dropna(axis="columns", how="all")
 
@@ -258,12 +289,27 @@ def load(directory: str | os.PathLike[str] | RunResults) -> RunResults:
 
 
 def compare(
-    runs: Iterable[str | os.PathLike[str] | RunResults], *, at: str = "last", force: bool = False
+    runs: Iterable[str | os.PathLike[str] | RunResults],
+    *,
+    at: str = "last",
+    force: bool = False,
+    against: str | None = None,
+    level: float = LEVEL,
+    metrics: Sequence[str] = (),
 ) -> ComparedRuns:
-    """Mean and std over seeds of each method and reference arm in `runs` (directories, folders of them, or results).
+    """Mean and spread over seeds of each method and reference arm in `runs`, and the differences to one arm.
 
-    `at` chooses the round: last, best_on_validation or second_half. RunError for runs that differ in data, clients or
-    evaluation; `force` compares them all the same.
+    Args:
+        runs: Directories, folders of them, or results.
+        at: Which round's figures: last, best_on_validation or second_half.
+        force: Compare also runs that differ in data, clients or evaluation.
+        against: The arm of the differences, by title, name or method; default: the one whose clients learn alone.
+        level: Of the confidence intervals.
+        metrics: Patterns such as "client/accuracy/*"; default: the headline figures.
+
+    Raises:
+        RunError: Runs that cannot be read or do not belong together, or a word that nothing is named.
     """
     given = [Path(run.place) if isinstance(run, RunResults) else Path(run) for run in runs]
-    return ComparedRuns(comparison.compare(given, at=at, force=force))
+    found = comparison.compare(given, at=at, force=force, against=against, level=level, metrics=metrics)
+    return ComparedRuns(found)
