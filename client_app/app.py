@@ -22,7 +22,7 @@ from client_app.privacy.attacks import attacked, poisoned
 from florilegium import catalogue, seeds
 from florilegium.config import composition
 from florilegium.config.settings import Settings
-from florilegium.protocol import codec, phases
+from florilegium.protocol import codec, personal, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Weights
 
@@ -64,6 +64,8 @@ def perform(phase: str, conf: Settings, client: Client, header: Header, content:
     up = answered(phase, method, client, down)
     if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
         raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
+    if hasattr(method, "personal"):
+        personal.check_stays(up, personal.personal_names(method, client.model))
     up = client.protection.upload(up)
     if phase == "evaluate":
         return up
@@ -76,7 +78,7 @@ def answered(phase: str, method: Any, client: Client, down: Any) -> Any:
     """The method's answer to the server's message, before the privacy mechanisms change it."""
     if phase == "evaluate":
         if isinstance(down, Weights) and down.tensors:
-            client.load(down.tensors)
+            client.load(personal.completed(down.tensors, client.model, personal.personal_names(method, client.model)))
         return method.evaluate(client) if hasattr(method, "evaluate") else evaluation.evaluate(client)
     client.memory.begin()
     # library code (dropout) draws from the global generators

@@ -294,7 +294,7 @@ def test_sizes(file: str) -> None:
 
 # a method's own files; everything else is shared, and asks the catalogue's facts
 OF_A_METHOD = re.compile(
-    r"strategies/[^/]+\.py|strategies/blocks/guidance\.py|client_app/(methods|guidance)/.+|florilegium/methods/.+"
+    r"strategies/(?!blocks/).+\.py|strategies/blocks/guidance\.py|client_app/(methods|guidance)/.+|florilegium/methods/.+"
     r"|florilegium/catalogue\.py"
 )
 FRAMEWORK = {"flower"}  # the method of this name runs the strategies of Flower, which all code may name

@@ -29,7 +29,7 @@ def written(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """(source, environment): the package is built and installed in a folder that the environment's Python sees."""
-    source, target = written(tmp_path_factory.mktemp("fedbn-example")), tmp_path_factory.mktemp("installed")
+    source, target = written(tmp_path_factory.mktemp("silobn-example")), tmp_path_factory.mktemp("installed")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
     paths = [str(target), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -46,15 +46,15 @@ def florilegium(environment: dict[str, str], folder: Path, *arguments: str) -> s
 
 def test_the_page_has_the_files_that_it_names() -> None:
     names = [name for name, _ in FILES.findall(PAGE.read_text())]
-    sides = ["fedbn/__init__.py", "fedbn/server.py", "fedbn/client.py"]
-    assert names == ["pyproject.toml", *sides, "fedbn/conf/method/fedbn.yaml", "tests/test_fedbn.py"]
+    sides = ["silobn/__init__.py", "silobn/server.py", "silobn/client.py"]
+    assert names == ["pyproject.toml", *sides, "silobn/conf/method/silobn.yaml", "tests/test_silobn.py"]
 
 
 def test_it_is_listed_and_says_what_it_sends(installed, tmp_path: Path) -> None:
     _, environment = installed
-    assert "weights without normalisation layers" in florilegium(environment, tmp_path, "methods")
+    assert "weights without statistics of batch norm" in florilegium(environment, tmp_path, "methods")
     given = ["data=toy", "clients=toy", "clients.mix=[{modality: image, model: vit}]", "--format", "json"]
-    told = json.loads(florilegium(environment, tmp_path, "privacy", "fedbn", *given))
+    told = json.loads(florilegium(environment, tmp_path, "privacy", "silobn", *given))
     assert {f["payload"] for f in told["fields"] if f["way"] == "up"} == {"Profile", "SiteProfile", "Weights", "Report"}
 
 
@@ -69,7 +69,7 @@ def test_it_keeps_the_contract_by_its_own_test(installed) -> None:
 def test_it_runs_in_a_simulation(installed, tmp_path: Path) -> None:
     """Flower's bundle has our files alone; the processes of a simulation import the package of this machine."""
     _, environment = installed
-    given = ["method=fedbn", "data=toy", "clients=toy", *toy_overrides(), "rounds=1", f"out={tmp_path / 'run'}"]
+    given = ["method=silobn", "data=toy", "clients=toy", *toy_overrides(), "rounds=1", f"out={tmp_path / 'run'}"]
     alike = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
     florilegium(environment, tmp_path, "run", *given, alike)
     rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]

@@ -26,7 +26,7 @@ def printed() -> list[str]:
 
 def plain(line: str) -> bool:
     """Whether a line is a whole command for one run, without placeholders and sweeps, of a method that is here."""
-    if "fedbn" in line:
+    if "silobn" in line:
         return False
     return not re.search(r"\.\.\.|\bDIR\b|\bX\b|<|\$|;|&|\||^-|\s-m|resume=|hydra", line)
 

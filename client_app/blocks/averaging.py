@@ -1,12 +1,16 @@
 """The local training of all methods that average weights: it takes the server's weights and returns the trained ones.
 
-A method adds terms to the objective, a head, a change of the gradients, or parameters that travel beside the model;
-guidance (client_app/guidance/phases.py) adds its own terms to any of them. Axes: B batch, C classes, D width.
+A method adds terms to the objective, a head, a change of the gradients, or parameters that travel beside the model. It
+may train the model in several turns, and it may keep a part of it (florilegium/protocol/personal.py). Guidance
+(client_app/guidance/phases.py) adds its own terms to any of them. Axes: B batch, C classes, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,9 +23,12 @@ from client_app.privacy.dpsgd import fit_dpsgd
 from florilegium.config.fields import section, setting
 from florilegium.learning.fit import OPTIMIZERS, LearningRate, fit, optimizer_of
 from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.protocol import personal
 from florilegium.protocol.payloads import Weights
 
 Terms = Callable[[Tensor, Batch], dict[str, Tensor]]  # (z [B, D], batch) -> named scalar terms of the objective
+Objective = Callable[[Batch], dict[str, Tensor]]  # batch -> named scalar terms, whose sum is minimised
+PRIVATE = "private"  # the turn of a method that has no other
 
 
 @section
@@ -40,7 +47,17 @@ class LocalSettings:
     )
 
 
-def local(
+@dataclass(frozen=True)
+class Turn:
+    """Epochs that train a part of the model: the parameters of these names, or all (None). `name` tells its order of
+    rows and its figures from those of other turns."""
+
+    epochs: int
+    trained: Collection[str] | None = None
+    name: str = PRIVATE
+
+
+def local(  # noqa: PLR0913  (what a method may bring)
     client: Client,
     settings: LocalSettings,
     down: Weights,
@@ -49,54 +66,96 @@ def local(
     head: Callable[[Tensor], Tensor] | None = None,
     beside: Mapping[str, nn.Parameter] | None = None,
     before_step: Callable[[nn.Module], None] | None = None,
+    keeps: Collection[str] = (),
+    turns: Sequence[Turn] = (),
 ) -> Weights:
     """Train some epochs from the server's weights; return the new weights with the metrics of the training.
 
     Empty weights mean that the server asks for fresh weights, which become the common start of all clients.
     `extra_terms` are added to the objective, `head` replaces the model's, `beside` are parameters that are trained,
-    sent and averaged with the model's (under their names, which no model's parameter may have). ClientError when the
-    weights are of another architecture.
+    sent and averaged with the model's (under their names, which no model's parameter may have). `keeps` are tensors of
+    the model that neither come nor go; `turns` replace the one of `local_epochs`. ClientError when the weights are of
+    another architecture.
     """
     if client.modality == "pair" and (extra_terms or head or settings.guidance.name != "none"):
         raise ClientError("only plain averaging has something for retrieval clients: no terms, head or guidance")
     if client.protection.settings.training and (
-        extra_terms or head or beside or before_step or settings.guidance.name != "none"
+        extra_terms or head or beside or before_step or turns or settings.guidance.name != "none"
     ):
         raise ClientError("privacy.training covers plain averaging: no terms, head, corrections or guidance")
-    model, guide = client.model, guides.of(client, settings.guidance)
+    guide = guides.of(client, settings.guidance)
     beside = {**(beside or {}), **{f"guidance.{name}": p for name, p in guide.parameters.items()}}
     figures: dict[str, float] = {}
     if down.tensors:
-        receive(client, down.tensors, beside)
+        receive(client, down.tensors, beside, keeps)
+        if client.protection.settings.training:
+            figures = private(client, settings)
+        else:
+            objective = objective_of(client, guide, extra_terms, head)
+            figures = train(client, settings, objective, turns, beside, before_step)
+    state = {**client.model.state_dict(), **beside}
+    tensors = {name: value.detach().cpu().clone() for name, value in state.items() if name not in keeps}
+    return Weights(tensors, client.examples, figures | guide.metrics())
 
-        def objective(batch: Batch) -> dict[str, Tensor]:
-            if client.modality == "pair":
-                return task_terms(client, batch)
-            z_BD, score = client.classifier.encode(batch.inputs), head or client.classifier.head
-            seen = z_BD if guide.supervised else z_BD.detach()
-            task = cross_entropy(score(seen), batch.labels)
-            terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch)
-            return terms | extra_terms(z_BD, batch) if extra_terms else terms
 
-        figures = (
-            private(client, settings)
-            if client.protection.settings.training
-            else fit(
-                model,
-                lambda epoch: client.private_batches(settings.batch, epoch, "private"),
+def objective_of(
+    client: Client, guide: Any, extra_terms: Terms | None = None, head: Callable[[Tensor], Tensor] | None = None
+) -> Objective:
+    """batch -> named terms: the task, what the guide adds, and the method's own."""
+
+    def objective(batch: Batch) -> dict[str, Tensor]:
+        if client.modality == "pair":
+            return task_terms(client, batch)
+        z_BD, score = client.classifier.encode(batch.inputs), head or client.classifier.head
+        seen = z_BD if guide.supervised else z_BD.detach()
+        task = cross_entropy(score(seen), batch.labels)
+        terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch)
+        return terms | extra_terms(z_BD, batch) if extra_terms else terms
+
+    return objective
+
+
+def train(
+    client: Client,
+    settings: LocalSettings,
+    objective: Objective,
+    turns: Sequence[Turn] = (),
+    beside: Mapping[str, nn.Parameter] | None = None,
+    before_step: Callable[[nn.Module], None] | None = None,
+) -> dict[str, float]:
+    """Train the client's model in turns; the figures of the training, those of a named turn under its name."""
+    figures: dict[str, float] = {}
+    for turn in turns or (Turn(settings.local_epochs),):
+        with only(client.model, turn.trained):
+            told = fit(
+                client.model,
+                lambda epoch, turn=turn: client.private_batches(settings.batch, epoch, turn.name),  # type: ignore[misc]
                 objective,
                 lr=settings.learning_rate.of(client.modality),
                 weight_decay=settings.weight_decay,
-                epochs=settings.local_epochs,
+                epochs=turn.epochs,
                 clip=settings.clip,
                 optimizer=settings.optimizer,
                 momentum=settings.momentum,
-                beside=beside.values(),
+                beside=(beside or {}).values(),
                 before_step=before_step,
             )
-        )
-    tensors = {name: value.detach().cpu().clone() for name, value in {**model.state_dict(), **beside}.items()}
-    return Weights(tensors, client.examples, figures | guide.metrics())
+        figures |= told if turn.name == PRIVATE else {f"{turn.name}/{name}": value for name, value in told.items()}
+    return figures
+
+
+@contextmanager
+def only(model: nn.Module, trained: Collection[str] | None) -> Iterator[None]:
+    """Inside, the parameters of no other names are trained (None: all are). Outside all are as they were."""
+    frozen = [p for name, p in model.named_parameters() if trained is not None and name not in trained]
+    frozen = [p for p in frozen if p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
 
 
 def private(client: Client, settings: LocalSettings) -> dict[str, float]:
@@ -111,11 +170,15 @@ def private(client: Client, settings: LocalSettings) -> dict[str, float]:
     return fit_dpsgd(client, stepper, settings.batch, settings.local_epochs, "private")
 
 
-def receive(client: Client, tensors: Mapping[str, Tensor], beside: Mapping[str, nn.Parameter]) -> None:
-    """Put the server's weights into the client's model and the parameters beside it. ClientError when they differ."""
+def receive(
+    client: Client, tensors: Mapping[str, Tensor], beside: Mapping[str, nn.Parameter], keeps: Collection[str] = ()
+) -> None:
+    """Put the server's weights into the client's model and the parameters beside it; the model keeps its own tensors
+    of the names `keeps`. ClientError when they differ."""
     for name, parameter in beside.items():
         if name not in tensors or tensors[name].shape != parameter.shape:
             there = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise ClientError(f"the server's {name} is {there}, expected {tuple(parameter.shape)}")
         parameter.data.copy_(tensors[name])
-    client.load({name: value for name, value in tensors.items() if name not in beside})
+    shared = {name: value for name, value in tensors.items() if name not in beside}
+    client.load(personal.completed(shared, client.model, keeps))

@@ -20,6 +20,7 @@ from florilegium.models import build
 from florilegium.privacy import coverage
 from florilegium.protocol import codec, payloads, phases
 from florilegium.protocol.fields import AXES, COUNT, FIGURE, HOLDS, LABEL, PUBLIC, RAW, holding, holds
+from florilegium.protocol.personal import personal_names
 
 AT_MOST = frozenset("NLARIT")  # axes that may also be shorter: fewer samples, a side that is not sent
 MAKES_NOTHING = ("Nothing", "PublicSet")  # payloads in which no client could see another
@@ -62,7 +63,7 @@ def listing(conf: Settings) -> Listing:
     spoken = phases.phases_of(Half, phases.exchanges_of(conf.method))
     kinds = {phase: phases.declared(Half, phase, given) for phase in spoken}
     private = conf.privacy
-    sizes = Sizes(conf, given)
+    sizes = Sizes(conf, given, Half)
     found = [
         line
         for phase, both in kinds.items()
@@ -141,6 +142,9 @@ def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
         )
     if single:
         yield f"Secure aggregation would not fit {', '.join(single)}: the server needs each client's own."
+    if kept := sizes.kept():
+        told = "; ".join(f"{which} {size:,} B" for which, size in kept.items())
+        yield f"Personal tensors of the model never leave the client: {told}. An upload that has one is refused."
     yield (
         "A phase that fails sends one line of text instead. Of own data that are refused it names the kind of fault,"
         " never a file, row or text (florilegium/data/own/examination.py)."
@@ -158,8 +162,8 @@ def _notes(kinds: dict[str, Any], sizes: Sizes) -> Iterator[str]:
 class Sizes:
     """Lengths of axes and sizes of models, as far as the settings fix them."""
 
-    def __init__(self, conf: Settings, given: Any) -> None:
-        self.conf, self.given = conf, given
+    def __init__(self, conf: Settings, given: Any, Half: Any) -> None:
+        self.conf, self.given, self.Half = conf, given, Half
 
     @cached_property
     def lengths(self) -> dict[str, int]:
@@ -202,7 +206,23 @@ class Sizes:
         return {" ".join(which): self._state(*which) for which in chosen}
 
     def _state(self, modality: str, architecture: str) -> int:
+        """Bytes of a model, without the tensors that never leave the client."""
+        return self._bytes(modality, architecture)[0]
+
+    def kept(self) -> dict[str, int]:
+        """Bytes of the tensors that never leave the client, by architecture; empty where there are none."""
+        if not hasattr(self.Half, "personal"):
+            return {}
+        own = dict.fromkeys((str(m.modality), str(m.model)) for m in self.conf.clients.mix)
+        return {" ".join(which): self._bytes(*which)[1] for which in own}
+
+    def _bytes(self, modality: str, architecture: str) -> tuple[int, int]:
+        """(bytes that may cross, bytes that stay) of a model's state dict."""
         reads = None if modality == "image" else build.vocabulary(self.conf.clients, architecture.split("+")[-1])
         with seeds.scoped(0, "privacy"):
             model = build.build(self.conf.clients, modality, architecture, self.lengths["C"], reads)
-        return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        keeps = personal_names(self.Half(self.given), model)
+        both = [0, 0]
+        for name, value in model.state_dict().items():
+            both[name in keeps] += value.numel() * value.element_size()
+        return both[0], both[1]
