@@ -32,6 +32,7 @@ class Upload(StrEnum):
     LOGITS = "Logits"
     FEATURES = "Features"
     EXAMPLES = "Examples"
+    PROTOTYPES = "Prototypes"
 
 
 class Role(StrEnum):
@@ -82,7 +83,7 @@ class Entry:
 CLASSIFIERS, ALL = ("image", "text"), ("image", "text", "pair")
 AVERAGED = (Upload.WEIGHTS,)
 GUIDED = (Upload.WEIGHTS, Upload.EXAMPLES)  # `guidance` may ask for examples, where the client allows it
-PERSONAL = "strategies.personal.shared_part"
+PERSONAL = "strategies.averaging.shared_part"
 
 
 def _averaging(server: str, client: str, title: str, paper: str, exchanges: str = "weights", **facts: object) -> Entry:
@@ -104,9 +105,12 @@ CATALOGUE: dict[str, Entry] = {
     "feddifrc":    _averaging("strategies.fedavg:FedAvg", "client_app.methods.feddifrc:FedDifRCClient", "FedDifRC", "arXiv 2507.06482", "weights, one guide"),
     "semanticfl":  _averaging("strategies.fedavg:FedAvg", "client_app.methods.semanticfl:SemanticFLClient", "SemanticFL", "arXiv 2603.19337", "weights, one guide"),
     "flower":      _averaging("strategies.flower:Flower", "client_app.methods.flower:FlowerClient", "Flower", "Flower's built-in strategies", dpsgd=True),
-    "fedbn":       _averaging(f"{PERSONAL}:SharedPart", "client_app.methods.personal.fedbn:FedBNClient", "FedBN", "arXiv 2102.07623", "weights without normalisation layers"),
-    "fedper":      _averaging(f"{PERSONAL}:SharedPart", "client_app.methods.personal.fedper:FedPerClient", "FedPer", "arXiv 1912.00818", "weights without the last layers"),
-    "fedrep":      _averaging(f"{PERSONAL}:SharedPart", "client_app.methods.personal.fedrep:FedRepClient", "FedRep", "arXiv 2102.07078", "weights without the head"),
+    "fedbn":       _averaging(f"{PERSONAL}:SharedPart", "client_app.methods.averaging.fedbn:FedBNClient", "FedBN", "arXiv 2102.07623", "weights without normalisation layers"),
+    "fedper":      _averaging(f"{PERSONAL}:SharedPart", "client_app.methods.averaging.fedper:FedPerClient", "FedPer", "arXiv 1912.00818", "weights without the last layers"),
+    "fedrep":      _averaging(f"{PERSONAL}:SharedPart", "client_app.methods.averaging.fedrep:FedRepClient", "FedRep", "arXiv 2102.07078", "weights without the head"),
+    "feddyn":      _averaging("strategies.averaging.feddyn:FedDyn", "client_app.methods.averaging.feddyn:FedDynClient", "FedDyn", "arXiv 2111.04263"),
+    "fpl":         _averaging("strategies.averaging.fpl:FPL", "client_app.methods.averaging.fpl:FPLClient", "FPL", "CVPR 2023, Huang et al.", "weights, class means"),
+    "fedproto":    Entry("strategies.prototypes.fedproto:FedProto", "client_app.methods.prototypes.fedproto:FedProtoClient", "FedProto", "arXiv 2105.00243", "class means", CLASSIFIERS, (Upload.PROTOTYPES,)),
     "fedmd":       Entry("strategies.fedmd:FedMD", "client_app.methods.fedmd:FedMDClient", "FedMD", "arXiv 1910.03581", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedgems":     Entry("strategies.fedgems:FedGEMS", "client_app.methods.fedgems:FedGEMSClient", "FedGEMS", "arXiv 2110.11027", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedet":       Entry("strategies.fedet:FedET", "client_app.methods.fedet:FedETClient", "Fed-ET", "arXiv 2204.12703", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),

@@ -117,13 +117,16 @@ def objective_of(
 
 def train(
     client: Client,
-    settings: LocalSettings,
+    settings: Any,
     objective: Objective,
     turns: Sequence[Turn] = (),
     beside: Mapping[str, nn.Parameter] | None = None,
     before_step: Callable[[nn.Module], None] | None = None,
 ) -> dict[str, float]:
-    """Train the client's model in turns; the figures of the training, those of a named turn under its name."""
+    """Train the client's model in turns; the figures of the training, those of a named turn under its name.
+
+    `settings` has batch, optimizer, learning_rate, momentum, weight_decay, clip and, without turns, local_epochs.
+    """
     figures: dict[str, float] = {}
     for turn in turns or (Turn(settings.local_epochs),):
         with only(client.model, turn.trained):

@@ -22,7 +22,7 @@ from florilegium.protocol import codec, payloads, phases
 from florilegium.protocol.fields import AXES, COUNT, FIGURE, HOLDS, LABEL, PUBLIC, RAW, holding, holds
 from florilegium.protocol.personal import personal_names
 
-AT_MOST = frozenset("NLARIT")  # axes that may also be shorter: fewer samples, a side that is not sent
+AT_MOST = frozenset("NLARITG")  # axes that may also be shorter: fewer samples or classes, a side that is not sent
 MAKES_NOTHING = ("Nothing", "PublicSet")  # payloads in which no client could see another
 
 
@@ -169,7 +169,8 @@ class Sizes:
     def lengths(self) -> dict[str, int]:
         server, width = self.conf.method.server, self.conf.clients.width
         sent = width * (2 if getattr(self.given, "second_layer", 0) else 1)  # a body's outputs travel beside z
-        known = {"C": len(open_dataset(self.conf.data).classes), "D": sent, "A": width, "R": width}
+        classes = len(open_dataset(self.conf.data).classes)
+        known = {"C": classes, "G": classes, "D": sent, "A": width, "R": width}
         samples = (
             getattr(server, "samples", None)
             or getattr(getattr(server, "public", None), "samples", None)

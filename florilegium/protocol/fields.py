@@ -16,6 +16,7 @@ AXES = {
     "L": "samples of an earlier round",
     "M": "rows of the client's own data",
     "C": "classes",
+    "G": "classes with a prototype",
     "D": "representation width",
     "A": "width of an augmented view's representation (0 or D)",
     "R": "width of a target (0 or D)",

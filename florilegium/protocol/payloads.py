@@ -98,6 +98,22 @@ class Weights:
 
 
 @payload
+class Prototypes:
+    """Of each class that it names, the mean representation and the number of rows behind it; from a client also what
+    its training had to say. Means of private rows are no answers about samples, so no mechanism covers them."""
+
+    carries: ClassVar[str] = "mean representations of classes, with the numbers of rows behind them"
+    classes: Tensor = array("int64", "G", holds=COUNT, low=0, below="C", unique=True)
+    counts: Tensor = array("int64", "G", holds=COUNT, low=1)
+    means: Tensor = array("float32", "G", "D", holds=DERIVED)
+    metrics: dict[str, float] = plain(FIGURE, factory=dict)
+
+    @property
+    def examples(self) -> int:
+        return int(self.counts.sum())
+
+
+@payload
 class Samples:
     """Public or synthetic samples: encoded images for image clients, UTF-8 texts for text clients."""
 

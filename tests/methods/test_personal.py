@@ -7,14 +7,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from client_app.blocks.averaging import LocalSettings
+from client_app.methods.averaging.fedbn import FedBNClient, FedBNClientSettings
+from client_app.methods.averaging.fedper import FedPerClient, FedPerClientSettings, last_layers
+from client_app.methods.averaging.fedrep import FedRepClient, FedRepClientSettings
 from client_app.methods.fedavg import FedAvgClient
-from client_app.methods.personal.fedbn import FedBNClient, FedBNClientSettings
-from client_app.methods.personal.fedper import FedPerClient, FedPerClientSettings, last_layers
-from client_app.methods.personal.fedrep import FedRepClient, FedRepClientSettings
 from florilegium.learning.fit import LearningRate
 from florilegium.protocol import personal
 from florilegium.protocol.payloads import Nothing, Weights
-from strategies.personal.shared_part import SharedPart, SharedPartSettings
+from strategies.averaging.shared_part import SharedPart, SharedPartSettings
 from tests.toy_federation import ToyClient, ToyFederation, classifier, rounds, same
 
 STEPS = {"batch": 8, "learning_rate": LearningRate(0.1), "momentum": 0.0, "weight_decay": 0.0, "clip": None}

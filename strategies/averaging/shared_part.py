@@ -1,7 +1,7 @@
 """Server side of all methods whose clients keep a part of their model: the mean of what they share.
 
 FedBN (arXiv 2102.07623, Algorithm 1), FedPer (1912.00818, Algorithm 2) and FedRep (2102.07078, Algorithm 1) differ at
-the client alone. Client sides: client_app/methods/personal. Down and up: the weights that are shared.
+the client alone. Client sides: client_app/methods/averaging. Down and up: the weights that are shared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FedRep, client side (arXiv 2102.07078, Algorithm 1). Server side: strategies/personal/shared_part.py.
+"""FedRep, client side (arXiv 2102.07078, Algorithm 1). Server side: strategies/averaging/shared_part.py.
 
 Down and up: weights of the representation phi. The head h stays.
 """

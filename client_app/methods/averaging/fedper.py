@@ -1,4 +1,4 @@
-"""FedPer, client side (arXiv 1912.00818, Algorithm 1). Server side: strategies/personal/shared_part.py.
+"""FedPer, client side (arXiv 1912.00818, Algorithm 1). Server side: strategies/averaging/shared_part.py.
 
 Down and up: weights of the base layers. The personalisation layers, the last ones of the model, stay.
 """

@@ -1,4 +1,4 @@
-"""FedBN, client side (arXiv 2102.07623, Algorithm 1). Server side: strategies/personal/shared_part.py.
+"""FedBN, client side (arXiv 2102.07623, Algorithm 1). Server side: strategies/averaging/shared_part.py.
 
 Down and up: weights without normalisation layers, which stay.
 """
