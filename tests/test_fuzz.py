@@ -58,7 +58,7 @@ def good(cls):
             shape = [BOUNDS[axis] for axis in f.metadata["axes"]]
             values[f.name] = (
                 torch.arange(shape[0])
-                if f.name in ("ids", "known")
+                if f.metadata["unique"]
                 else torch.ones(shape, dtype=getattr(torch, f.metadata["array"]))
             )
         elif "blobs" in f.metadata:
@@ -205,7 +205,7 @@ def values(f):
     ways += [put(1e30), put(-1e30)] if dtype == "float32" else []
     ways += [put(f.metadata["low"] - 1)] if f.metadata["low"] is not None else []
     ways += [put(C), put(2**40)] if f.metadata["below"] else []
-    ways += [put(2**62), put(1, everywhere=True)] if name in ("ids", "known") else []
+    ways += [put(2**62), put(1, everywhere=True)] if f.metadata["unique"] else []
     return ways + ([put(2**33)] if name == "ids" else [])  # no such id was sent; of `known` only the client can tell
 
 

@@ -1,6 +1,6 @@
 """FedDyn, server side (arXiv 2111.04263, Algorithm 1). Client side: client_app/methods/averaging/feddyn.py.
 
-Down and up: weights theta. Clients: m in all, P in the cohort. The server keeps g = -h / alpha, which does not depend on
+Down and up: weights theta. Clients: m in all, P in the cohort. The server keeps g = -h / alpha, the same for every
 alpha.
 """
 
