@@ -77,9 +77,12 @@ def perform(phase: str, conf: Settings, client: Client, header: Header, content:
 def answered(phase: str, method: Any, client: Client, down: Any) -> Any:
     """The method's answer to the server's message, before the privacy mechanisms change it."""
     if phase == "evaluate":
-        if isinstance(down, Weights) and down.tensors:
-            client.load(personal.completed(down.tensors, client.model, personal.personal_names(method, client.model)))
-        return method.evaluate(client) if hasattr(method, "evaluate") else evaluation.evaluate(client)
+        if came := isinstance(down, Weights) and bool(down.tensors):
+            stays = personal.personal_names(method, client.model)
+            client.load(personal.completed(down.tensors, client.model, stays))
+        if hasattr(method, "evaluate"):
+            return method.evaluate(client)
+        return evaluation.evaluate(client, by_class=came and not stays)
     client.memory.begin()
     # library code (dropout) draws from the global generators
     with seeds.scoped(client.seed(phase)):

@@ -1,10 +1,11 @@
-"""The evaluation of a client's model on the global test and validation splits of the client's modality.
+"""The evaluation of a client's model: on the global test and validation splits, and on the client's own distribution.
 
 Axes: N rows, C classes, D representation width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,27 +15,55 @@ from torch.nn.functional import cross_entropy
 from client_app.client import Client
 from florilegium.data.datasets import Rows
 from florilegium.data.public import PublicPairs, as_pairs
+from florilegium.learning.own_distribution import own_accuracy, recalls, shares
 from florilegium.learning.retrieval import headline, retrieval
 from florilegium.models.embeddings import image_features, text_features
 from florilegium.protocol.payloads import Report
 
 Look = Callable[[PublicPairs], tuple[Tensor, Tensor]]  # pairs -> unit vectors of images [N, D] and texts [N, D]
+Scores = Callable[[Rows], Tensor]  # rows -> class scores [N, C]
+FIGURES = {"test": "accuracy", "validation": "validation"}  # split -> name of its accuracy in a report
 
 
-def evaluate(client: Client) -> Report:
-    """Top-1 accuracy and loss on the test split, accuracy on the validation split; recalls for a retrieval client."""
+def evaluate(client: Client, by_class: bool = False) -> Report:
+    """The figures of the client's own model; recalls of pairs for a retrieval client. `by_class`: see `classified`."""
     if client.modality == "pair":
         return evaluate_pairs(client)
-    accuracy, loss = classified(client, client.data.test)
-    validation, _ = classified(client, client.data.validation)
-    return Report({"accuracy": accuracy, "validation": validation, "loss": loss}, len(client.data.test))
+    return classified(client, lambda rows: scores(client, rows), by_class)
 
 
-def classified(client: Client, rows: Rows) -> tuple[float, float]:
-    """Top-1 accuracy and mean cross-entropy of the client's model on these rows."""
-    logits_NC = client.logits(client.encoded(client.rows_as_inputs(rows, torch.arange(len(rows)))))
-    hits = (logits_NC.argmax(-1) == rows.labels).float()
-    return hits.mean().item(), cross_entropy(logits_NC, rows.labels).item()
+def scores(client: Client, rows: Rows) -> Tensor:
+    """Class scores [N, C] of the client's model for these rows."""
+    return client.logits(client.encoded(client.rows_as_inputs(rows, torch.arange(len(rows)))))
+
+
+def classified(client: Client, scores: Scores, by_class: bool = False) -> Report:
+    """Top-1 accuracy on the test and validation split, loss on the test split, and both accuracies on the client's own
+    distribution (`accuracy_own`, `validation_own`).
+
+    Held-out rows of a site follow its distribution as they are. Other rows are weighted by the shares of the classes
+    in the client's training rows (florilegium/learning/own_distribution.py). These shares stay here; but each such
+    figure tells a little about them, and DP-SGD does not cover that, so under `privacy.training` there is none.
+
+    `by_class` adds the recall of each class, which says nothing about the client: it is asked of a client that judges
+    a global model for all, and the server weights these.
+    """
+    figures: dict[str, float] = {}
+    for split, name in FIGURES.items():
+        rows = getattr(client.data, split)
+        logits_NC = scores(rows)
+        hits_N = logits_NC.argmax(-1) == rows.labels
+        figures[name] = hits_N.float().mean().item()
+        if split == "test":
+            figures["loss"] = cross_entropy(logits_NC, rows.labels).item()
+        recall_C = recalls(logits_NC.argmax(-1), rows.labels, client.classes)
+        if not client.protection.settings.training:
+            share_C = shares(client.data.train.labels, client.classes)
+            own = figures[name] if split in client.data.own else own_accuracy(recall_C, share_C)
+            figures |= {f"{name}_own": own} if math.isfinite(own) else {}
+        if by_class:
+            figures |= {f"{name}_of/{c}": r for c, r in enumerate(recall_C.tolist()) if math.isfinite(r)}
+    return Report(figures, len(client.data.test))
 
 
 def evaluate_pairs(client: Client, look: Look | None = None) -> Report:

@@ -102,4 +102,4 @@ def unflat(tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> PrivateDa
         )
         for split in SPLITS
     }
-    return PrivateData(**rows, classes=tuple(words["classes"]))
+    return PrivateData(rows["train"], rows["validation"], rows["test"], tuple(words["classes"]))

@@ -1,12 +1,15 @@
 """The evaluation of all methods: after every evaluated round, with the same prompts and noise.
 
-Clients: accuracy of the private models on the global test set of their modality; retrieval clients: recall. Server: its
-dual encoder's recall on held-out pairs of the public domain. Generator: images of fixed prompts and seeds, judged by a
-classifier of real images (GAN-test) and by CLIP. Axes: M generated images.
+Clients: accuracy of the private models on the global test set of their modality, and on rows with the shares of classes
+of each client's own data (the personalised figure); retrieval clients: recall. Server: its dual encoder's recall on
+held-out pairs of the public domain. Generator: images of fixed prompts and seeds, judged by a classifier of real images
+(GAN-test) and by CLIP. Axes: M generated images, C classes.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +22,11 @@ from florilegium.config.settings import Settings
 from florilegium.data.datasets import at_sites
 from florilegium.data.partition import partition
 from florilegium.data.public import held_out_pairs
+from florilegium.federation.exchange import Client
 from florilegium.federation.federation import Federation, Reply
 from florilegium.learning import retrieval
 from florilegium.learning.metrics import accuracy, mean_cosine, pairwise_distance
+from florilegium.learning.own_distribution import own_accuracy
 from florilegium.models.embeddings import public_features
 from florilegium.protocol.payloads import Nothing, Report
 
@@ -30,6 +35,8 @@ IN_GRID = 2  # images of each class in a grid
 TASKS = {
     "accuracy": "accuracy",
     "validation": "validation",
+    "accuracy_own": "accuracy_own",
+    "validation_own": "validation_own",
     "rsum": retrieval.HEADLINE,
     "rsum_6": "rsum_6",
     **{f"retrieval/{way}/r{k}": f"retrieval/{way}/r{k}" for way in ("i2t", "t2i") for k in retrieval.KS},
@@ -65,17 +72,38 @@ class Evaluation:
         """Every client's figures, and their mean over the clients of each modality there is.
 
         `model` is the global one (Weights) of a method that has one; otherwise clients judge their own. A global model
-        gives every client of a domain the same figures, so one of them judges it, unless `global_model` is everywhere.
-        A method with several models gives a function of the client; then all judge, each its own.
+        gives every client of a domain the same figures, so one of them judges it, unless `global_model` is everywhere
+        or a site has data of its own. A method with several models gives a function of the client; then all judge,
+        each its own.
         """
-        everywhere = at_sites(self.resources.conf.data)  # each site has held-out rows of its own
-        if model is not None and not callable(model) and self.settings.global_model == "once" and not everywhere:
+        once = model is not None and not callable(model) and self.settings.global_model == "once"
+        if once and not at_sites(self.resources.conf.data) and not any(client.own for client in federation.clients):
             one_each = {self.domains.get(client.id): client for client in reversed(federation.clients)}
             replies = federation.ask("evaluate", model, Report, clients=list(one_each.values()), needed=0)
             if len(replies) == len(one_each):
-                return client_figures(replies)
+                return client_figures(replies) | self.on_own_distributions(replies, federation.clients)
         # private models, or the one that was asked failed
         return client_figures(federation.ask("evaluate", model or Nothing(), Report, clients=federation.clients))
+
+    def on_own_distributions(self, replies: list[Reply], clients: Sequence[Client]) -> dict[str, float]:
+        """The figures `accuracy_own` and `validation_own` of a global model, for all clients of those who judged it.
+
+        A judge reports the recall of each class, and what clients were dealt is in the partition that this run made.
+        """
+        if self.resources.conf.privacy.training:
+            return {}
+        dealt = {row["client"]: row for row in partition(self.resources.conf)["clients"]}
+        figures: dict[str, float] = {}
+        for name in ("accuracy", "validation"):
+            told = []
+            for client in (one for one in clients if one.modality != "pair"):
+                share_C = torch.tensor(list(dealt[client.id]["classes"].values())).double()
+                judge = next(x for x in replies if self.domains.get(x.client.id) == self.domains.get(client.id))
+                recall_C = [judge.body.metrics.get(f"{name}_of/{c}", math.nan) for c in range(len(share_C))]
+                value = own_accuracy(torch.tensor(recall_C, dtype=torch.float64), share_C)
+                told += [(client, value)] if math.isfinite(value) else []
+            figures |= averaged(f"{name}_own", told)
+        return figures
 
     @cached_property
     def domains(self) -> dict[int, tuple]:
@@ -141,17 +169,22 @@ class Evaluation:
 
 
 def client_figures(replies: list[Reply]) -> dict[str, float]:
-    """client/accuracy/<id>, client/accuracy/<modality> and their mean client/accuracy; validation, and the rsum and
-    recalls of retrieval clients likewise."""
+    """client/accuracy/<id>, client/accuracy/<modality> and their mean client/accuracy; validation, both on the clients'
+    own distributions, and the rsum and recalls of retrieval clients likewise."""
     figures: dict[str, float] = {}
     for name, key in TASKS.items():
-        told = [(x.client, x.body.metrics[key]) for x in replies if key in x.body.metrics]
-        figures |= {f"client/{name}/{client.id}": value for client, value in told}
-        means = []
-        for modality in sorted({client.modality for client, _ in told}):
-            values = [value for client, value in told if client.modality == modality]
-            means.append(sum(values) / len(values))
-            figures[f"client/{name}/{modality}"] = means[-1]
-        if means:
-            figures[f"client/{name}"] = sum(means) / len(means)
+        figures |= averaged(name, [(x.client, x.body.metrics[key]) for x in replies if key in x.body.metrics])
+    return figures
+
+
+def averaged(name: str, told: list[tuple[Client, float]]) -> dict[str, float]:
+    """client/<name>/<id> of each client, the means client/<name>/<modality>, and their mean client/<name>."""
+    figures = {f"client/{name}/{client.id}": value for client, value in told}
+    means = []
+    for modality in sorted({client.modality for client, _ in told}):
+        values = [value for client, value in told if client.modality == modality]
+        means.append(sum(values) / len(values))
+        figures[f"client/{name}/{modality}"] = means[-1]
+    if means:
+        figures[f"client/{name}"] = sum(means) / len(means)
     return figures

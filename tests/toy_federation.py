@@ -60,7 +60,7 @@ class ToyClient:
         labels = (torch.arange(examples) + id_) % CLASSES
         x = torch.randn(examples, 2, generator=random) + labels[:, None] * 2.0 + id_
         self.x, self.labels = x, labels
-        self.data = SimpleNamespace(train=Points(x, labels, torch.arange(examples)))
+        self.data = SimpleNamespace(train=Points(x, labels, torch.arange(examples)), own=())
         self.folder, self.norm = folder / f"client-{id_}", norm
         self.memory = Memory(self.folder, round_, 1)
         self.model = classifier(norm)

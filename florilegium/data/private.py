@@ -34,18 +34,22 @@ from florilegium.data.own.sources import OwnSettings
 from florilegium.data.own.splits import split_rows
 from florilegium.data.partition import partition
 
+HELD_OUT = ("validation", "test")  # splits that no client trains on
+
 
 @dataclass(frozen=True)
 class PrivateData:
     """A client's own training rows, and the held-out rows of its modality that it is judged on.
 
-    Those are the same for all clients, unless each has a domain of its own and is judged on that (`judged: own`).
+    Those are the same for all clients, unless each has a domain of its own and is judged on that (`judged: own`), or a
+    site brings its own: `own` names the splits (test, validation) whose rows are the site's.
     """
 
     train: Rows
     validation: Rows
     test: Rows
     classes: tuple[str, ...]
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ def open_private(conf: Settings, client: int, modality: str, node_config: Mappin
         _own(given, names, modality, side, split)
         if (given := OwnSettings.of(node_config, f"{split}-path"))
         else _judged(data, split, modality, domain)
-        for split in ("validation", "test")
+        for split in HELD_OUT
     )
-    return PrivateData(train, validation, test, names)
+    brought = tuple(split for split in HELD_OUT if OwnSettings.of(node_config, f"{split}-path"))
+    return PrivateData(train, validation, test, names, brought)
 
 
 def operators_rows(data: DataSettings) -> bool:
@@ -100,7 +105,7 @@ def _at_site(conf: Settings, own: OwnSettings, modality: str, node_config: Mappi
     classes, side = classes_of(conf.data), int(conf.data.image_size)
     rows = {"train": _own(own, tuple(classes), modality, side)}
     drawn: dict[str, float] = {}
-    for split in ("test", "validation"):
+    for split in reversed(HELD_OUT):
         if given := OwnSettings.of(node_config, f"{split}-path"):
             rows[split] = _own(given, tuple(classes), modality, side, split)
         elif (found := _own_split(own, tuple(classes), modality, side, split)) is not None:
@@ -109,7 +114,7 @@ def _at_site(conf: Settings, own: OwnSettings, modality: str, node_config: Mappi
             drawn[split] = getattr(conf.data.split, split)
     if drawn:
         rows |= split_rows(rows["train"], classes, drawn, conf.data.split.seed)
-    return PrivateData(rows["train"], rows["validation"], rows["test"], tuple(classes))
+    return PrivateData(rows["train"], rows["validation"], rows["test"], tuple(classes), HELD_OUT)
 
 
 @lru_cache(maxsize=8)

@@ -34,6 +34,8 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("Image acc. %", "client/accuracy/image", 100, 1),
     Column("Text acc. %", "client/accuracy/text", 100, 1),
+    Column("Image own %", "client/accuracy_own/image", 100, 1),
+    Column("Text own %", "client/accuracy_own/text", 100, 1),
     Column("Retrieval rsum %", "client/rsum/pair", 100, 1),
     Column("Server rsum %", "server/rsum", 100, 1),
     Column("T2I acc. %", "t2i/accuracy", 100, 1),
@@ -41,7 +43,8 @@ COLUMNS = (
     Column("Up MB", "bytes/up_per_client", 2**-20, 2),
     Column("Down MB", "bytes/down_per_client", 2**-20, 2),
 )
-SOMETIMES = ("client/rsum/pair", "server/rsum")  # columns of runs that have them
+# columns of runs that have them; "own": on rows with the shares of classes of each client's own data
+SOMETIMES = ("client/accuracy_own/image", "client/accuracy_own/text", "client/rsum/pair", "server/rsum")
 CHOSEN = {
     "last": "last round",
     "best_on_validation": "round chosen on validation",

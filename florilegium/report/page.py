@@ -203,6 +203,8 @@ def partition_text(run: Recorded) -> str:
 FIGURES = (
     ("Image accuracy", "client/accuracy/image", percent),
     ("Text accuracy", "client/accuracy/text", percent),
+    ("Image accuracy, own classes", "client/accuracy_own/image", percent),
+    ("Text accuracy, own classes", "client/accuracy_own/text", percent),
     ("Retrieval, R@1 both ways summed", "client/rsum/pair", percent),
     ("Server’s", "server/rsum", percent),
     ("T2I accuracy", "t2i/accuracy", percent),

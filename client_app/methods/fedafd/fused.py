@@ -17,6 +17,7 @@ from client_app.batches import ClientError
 from client_app.blocks.representing import towers
 from client_app.client import Client
 from florilegium import seeds
+from florilegium.data.datasets import Rows
 from florilegium.data.public import PublicPairs
 from florilegium.learning.averaging import named, part
 from florilegium.learning.fit import optimizer_tensors, restore_optimizer
@@ -164,16 +165,12 @@ class Fused:
         self.train(False)
         if client.modality == "pair":
             return evaluation.evaluate_pairs(client, self.look)
-        figures = {}
-        for name, rows in (("accuracy", client.data.test), ("validation", client.data.validation)):
-            parts = [
-                self.logits(client.rows_as_inputs(rows, chosen)).cpu() for chosen in torch.arange(len(rows)).split(LOOK)
-            ]
-            logits_NC = torch.cat(parts)
-            figures[name] = (logits_NC.argmax(-1) == rows.labels).float().mean().item()
-            if name == "accuracy":
-                figures["loss"] = cross_entropy(logits_NC, rows.labels).item()
-        return Report(figures, len(client.data.test))
+        return evaluation.classified(client, self.scores)
+
+    def scores(self, rows: Rows) -> Tensor:
+        """Class scores [N, C] of rows, on the CPU."""
+        read = self.client.rows_as_inputs
+        return torch.cat([self.logits(read(rows, chosen)).cpu() for chosen in torch.arange(len(rows)).split(LOOK)])
 
     def look(self, shown: PublicPairs) -> tuple[Tensor, Tensor]:
         """Unit vectors [N, D] of both sides of pairs."""

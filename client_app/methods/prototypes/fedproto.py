@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from client_app import evaluation
 from client_app.batches import Batch
@@ -63,15 +62,11 @@ class FedProtoClient:
             return evaluation.evaluate(client)
         global_CD, known_C = spread(found[0]["classes"], found[0]["means"], client)
 
-        def measured(rows: Rows) -> tuple[float, float]:
+        def scores(rows: Rows) -> Tensor:
             z_ND = client.encoded(client.rows_as_inputs(rows, torch.arange(len(rows))))
-            scores_NC = -torch.cdist(z_ND, global_CD.cpu()).masked_fill(~known_C.cpu(), 1e9)
-            hits = (scores_NC.argmax(-1) == rows.labels).float()
-            return hits.mean().item(), cross_entropy(scores_NC, rows.labels).item()
+            return -torch.cdist(z_ND, global_CD.cpu()).masked_fill(~known_C.cpu(), 1e9)
 
-        accuracy, loss = measured(client.data.test)
-        validation, _ = measured(client.data.validation)
-        return Report({"accuracy": accuracy, "validation": validation, "loss": loss}, len(client.data.test))
+        return evaluation.classified(client, scores)
 
 
 def spread(classes_G: Tensor, means_GD: Tensor, client: Client) -> tuple[Tensor, Tensor]:
