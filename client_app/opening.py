@@ -14,6 +14,7 @@ from client_app.batches import ClientError
 from client_app.client import Client
 from client_app.memory import Memory
 from florilegium.config.instances import to_plain
+from florilegium.config.node import node_settings
 from florilegium.config.settings import Settings
 from florilegium.data import datasets
 from florilegium.data.datasets import Rows
@@ -23,23 +24,26 @@ from florilegium.runs import files
 
 
 def open_client(conf: Settings, node_config: Mapping[str, Any], header: Header) -> Client:
-    """The client of this node as the message with this header finds it. Its id is the node's `partition-id`."""
-    try:
-        id_ = int(node_config["client-id"] if "client-id" in node_config else node_config["partition-id"])
-    except (KeyError, ValueError) as error:
-        raise ClientError("the node configuration has no partition-id (or client-id)") from error
+    """The client of this node as the message with this header finds it. Its id is the node's `partition-id`.
+
+    SettingsError names a wrong key or value of the node configuration.
+    """
+    node = node_settings(node_config)
+    id_ = node.partition_id if node.client_id is None else node.client_id
+    if id_ is None:
+        raise ClientError("the node configuration has no partition-id (or client-id)")
     if not 0 <= id_ < len(conf.clients.mix):
         raise ClientError(f"this node is client {id_}, but clients.mix has {len(conf.clients.mix)} clients")
     out = conf.out
-    place = node_config.get("state-dir") or conf.clients.state_dir or (out and Path(out, "state"))
+    place = node.state_dir or conf.clients.state_dir or (out and Path(out, "state"))
     if not place:
         raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
     federation = Path(out or "federation").name
     memory = Memory(Path(str(place), federation, header.arm, f"client-{id_}"), header.round, header.step)
     data = open_rows(conf, id_, str(conf.clients.mix[id_].modality), node_config)
     client = Client(conf, id_, data, memory, header.round)
-    client.own_data = "data-path" in node_config
-    client.public_path = str(node_config.get("public-path", "")) or None
+    client.own_data = node.data_path is not None
+    client.public_path = node.public_path
     return client
 
 

@@ -373,3 +373,11 @@ def test_tracked_files_name_no_machine_and_no_registry() -> None:
             text = path.read_text(errors="ignore")
             assert not machine.search(text), f"{name} names a path of one machine: {machine.search(text)[0]!r}"
             assert not hosts.search(text), f"{name} names a registry host"
+
+
+def test_only_the_settings_know_omegaconf() -> None:
+    """Everybody else gets typed objects. The warm process of a site imports it by its name, so that forks have it."""
+    written = {file for file in FILES if re.search("omegaconf|DictConfig", (ROOT / file).read_text(), re.IGNORECASE)}
+    outside = {file for file in written if not file.startswith("florilegium/config/")}
+    assert len(written) > 3 and outside <= {"florilegium/runtime/warm.py"}
+    assert "omegaconf" not in {name.split(".")[0] for name in imports(ast.walk(tree("florilegium/runtime/warm.py")))}

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from datetime import timedelta
 from pathlib import Path
 
@@ -132,10 +133,15 @@ def test_the_fleet_has_a_port_of_its_own_up_to_1_39(monkeypatch: pytest.MonkeyPa
 def test_node_configuration_is_read_by_flower_as_it_was_meant() -> None:
     from flwr.common.config import parse_config_args
 
-    config = {"partition-id": 3, "num-partitions": 4, "state-dir": '/a folder/with \\ and "', "threads": 2}
+    config = {
+        "partition-id": 3,
+        "num-partitions": 4,
+        "state-dir": '/a folder/with \\ and "',
+        "data-path": "it's \\\" = 'é'",
+    }
     assert parse_config_args([commands.node_config(config)]) == config
-    with pytest.raises(ValueError, match="data-path: .* must not contain a single quote"):
-        commands.node_config({"data-path": "it's"})
+    text = commands.connection("lab", "[::1]:9093", Path('/it\'s/a "quoted" place/ca.crt'))
+    assert tomllib.loads(text)["superlink"]["lab"]["root-certificates"] == '/it\'s/a "quoted" place/ca.crt'
 
 
 @pytest.mark.parametrize(
@@ -191,8 +197,6 @@ def test_connections_are_added_to_flowers_home_not_over_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import tomllib
-
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
 
     def connect(name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,46 @@ def test_each_experiment_composes_and_types(experiment: str) -> None:
 )
 def test_a_bad_setting_gets_one_line_that_names_it(override: str, said: str) -> None:
     assert said in message(*override.split(" & "))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+clients.widht=3", "clients.widht: Key 'widht' not in 'ClientsSettings' (did you mean 'width'?)"),
+        ("+rouns=3", "rouns: Key 'rouns' not in 'Settings' (did you mean 'rounds'?)"),
+        ("clients.mix=[{modality: image, modle: vit}]", "Key 'modle' not in 'Member' (did you mean 'model'?)"),
+        ("+method.server.vote_treshold=1", "method.server.vote_treshold: Key 'vote_treshold' not in"),
+        ("+method.client.learnig_rate=1", "(did you mean 'learning_rate'?)"),
+        (
+            "+method.server.t2i.bach=2",
+            "method.server.t2i.bach: Key 'bach' not in 'TuneSettings' (did you mean 'batch'?)",
+        ),
+        ("+method.servre.samples=2", "method.servre: fedmmkt has no such setting (did you mean 'server'?)"),
+        ("+references.standalone.client.bach=1", "references.standalone.client.bach: Key 'bach'"),
+        ("+references.standalone.clint=3", "references.standalone.clint: standalone has no such setting (did you mean"),
+        ("+references.mine.client.lr=1", "mine.name is missing"),
+        ("+references.mine={name: fedavgg}", "mine: no method 'fedavgg'"),
+        ("references=null", "references=null: references needs a choice; there are all, none, standalone"),
+    ],
+)
+def test_an_unknown_key_is_named_when_the_settings_are_composed(override: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        composition.compose([override])
+
+
+def test_a_yaml_of_ones_own_with_an_unknown_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "conf"
+    shutil.copytree(composition.CONF, folder)
+    (folder / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nclients: {width: 64}\nmethod: {server: {vote_treshold: 0.4}}\n"
+    )
+    monkeypatch.setattr(composition, "CONF", folder)
+    with pytest.raises(SettingsError, match="vote_treshold.*did you mean '(method.server.)?vote_threshold'"):
+        composition.compose(["experiment=mine"])
+
+
+def test_no_experiment_is_a_plain_run() -> None:
+    assert composition.compose(["experiment=null", "rounds=2"]) == composition.compose(["rounds=2"])
 
 
 def test_settings_win_over_overrides_and_arrive_as_they_were() -> None:

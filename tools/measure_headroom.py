@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from omegaconf import OmegaConf
 from rich.progress import track
 from training_loop import device_of
 from transformers import ResNetForImageClassification
 
+from florilegium.config.data import DataSettings
 from florilegium.data.datasets import Splits, modality_rows, open_dataset, read_rows
 from florilegium.protocol.pixels import scaled
 
@@ -88,8 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     args.device = "cpu"
     device_of(args)
-    place = {"name": "lexicon", "path": str(args.assets / "data/lexicon"), "image_size": SIDE}
-    splits = open_dataset(OmegaConf.create(place))
+    splits = open_dataset(DataSettings(name="lexicon", path=str(args.assets / "data/lexicon"), image_size=SIDE))
     folder = args.assets / "models/judges/lexicon-private"
     judge = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
     pipe = StableDiffusionPipeline.from_pretrained(args.assets / "models/mini-sd", torch_dtype=torch.float32)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from florilegium.cli.console import console
 from florilegium.report.comparison import CHOSEN, compare
 from florilegium.report.differences import LEVEL
 from florilegium.runs.reader import RunError
+from florilegium.runs.terminal import console
 
 ERRORS = (RunError,)
 

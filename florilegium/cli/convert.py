@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from florilegium.cli.console import console
 from florilegium.diffusion.glide.conversion import convert
+from florilegium.runs.terminal import console
 
 ERRORS = (ValueError, OSError)
 VOCABULARY = "openai-community/gpt2"  # GLIDE's byte-pair vocabulary is GPT-2's, byte for byte

@@ -16,9 +16,8 @@ from rich.table import Table
 
 from florilegium import catalogue
 from florilegium.assets import AssetError
-from florilegium.cli.console import console
-from florilegium.config import composition
-from florilegium.config.data import MODALITIES
+from florilegium.config import composition, overrides
+from florilegium.config.data import MODALITIES, SplitSettings
 from florilegium.config.settings import Settings
 from florilegium.data.datasets import Classes, class_list, classes_of
 from florilegium.data.own.examination import Examined, examine
@@ -26,9 +25,14 @@ from florilegium.data.own.findings import Finding
 from florilegium.data.own.preparation import derived_classes, in_order
 from florilegium.data.own.sources import OwnSettings, modality_of
 from florilegium.models.tokens import open_vocabulary
+from florilegium.runs.terminal import console
 
 ERRORS = (AssetError, ValueError)  # settings, data of the federation, or options that cannot be used
 BAR = 30  # characters of the longest bar
+DATA = {"image": "folder", "text": "table", "pair": "pairs"}  # conf/data
+CLIENTS = 4  # of conf/clients/image.yaml and pair.yaml; text.yaml has three
+FEW = 40 * CLIENTS  # rows; with fewer, a split by classes may leave a client less than it needs
+PUBLIC_SHARE = 0.2  # data.public.share of conf/data/folder.yaml
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -52,14 +56,15 @@ def run(options: argparse.Namespace) -> int:
     """Look, print, and return the exit code."""
     keys = ("text_column", "label_column", "image_column", "max_pixels")
     given = {key: value for key in keys if (value := getattr(options, key)) is not None}
-    conf = composition.compose([f"data={options.data or 'emoji'}", *options.overrides])
+    conf = composition.compose([f"data={options.data or 'emoji'}", *overrides.readable(options.overrides)])
     own = OwnSettings(str(Path(options.path).expanduser()), **given)
     classes, derived = classes_for(options, conf, own)
     modality = options.modality or modality_of(own, () if derived else tuple(classes))
     found = examine(own, tuple(classes), modality, int(conf.data.image_size), derived=derived)
     screen = console()
     show(found, classes, modality, screen, options.lines, options.all_classes)
-    for line in (*too_long(found, conf), *what_next(found, modality, options, derived)):
+    named = None if derived else tuple(classes)
+    for line in (*too_long(found, conf), *what_next(found, modality, options, named)):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if found.refused else 0
 
@@ -87,21 +92,40 @@ def too_long(found: Examined, conf: Settings) -> Iterable[str]:
         yield f"{long} of {len(found.rows)} texts are longer than {most} tokens and are cut (clients.tokens)"
 
 
-def what_next(found: Examined, modality: str, options: argparse.Namespace, derived: bool) -> Iterable[str]:
-    """The line that runs these data."""
-    if found.refused or not derived:
+def what_next(
+    found: Examined, modality: str, options: argparse.Namespace, classes: tuple[str, ...] | None
+) -> Iterable[str]:
+    """The line that runs these data. `classes` are those that were asked for; None: those of the data."""
+    if found.refused:
         return
-    name = {"image": "folder", "text": "table", "pair": "pairs"}[modality]
-    columns = [
-        f"data.{key}_column={shlex.quote(value)}"
-        for key in ("text", "label", "image")
-        if (value := getattr(options, f"{key}_column"))
-    ]
-    clients = {"image": ["clients=image"], "text": ["clients=text"], "pair": ["clients=paper_mixed"]}[modality]
-    method = method_for(modality)
-    path = shlex.quote(str(Path(options.path)))
-    parts = [f"data={name}", f"data.path={path}", *columns, f"method={method}", *clients, "references=none"]
-    yield "run them: florilegium run " + " ".join(parts)
+    if classes is None and len(set(found.rows.labels.tolist())) < 2:
+        yield "to run them: a run needs two or more classes, and these data have one"
+        return
+    if (rows := rows_of_training(found, modality)) < 2 * CLIENTS:
+        yield f"to run them: these rows leave {rows} for the training of {CLIENTS} clients, who need two each"
+        return
+    parts = [f"data={DATA[modality]}", f"data.path={overrides.word(str(Path(options.path)))}"]
+    for key in ("text_column", "label_column", "image_column", "max_pixels"):
+        if (value := getattr(options, key)) is not None:
+            parts.append(f"data.{key}={overrides.word(str(value))}")
+    if classes is not None:
+        parts.append(f"data.classes=[{','.join(map(overrides.word, classes))}]")
+    parts += [f"method={method_for(modality)}", f"clients={modality}", "references=none"]
+    if rows < FEW:  # a skewed deal would leave a client without rows
+        parts += ["clients.partition.name=iid", "clients.partition.min_samples=2"]
+    yield "run them: florilegium run " + shlex.join([*parts, *options.overrides])
+
+
+def rows_of_training(found: Examined, modality: str) -> int:
+    """About how many rows the clients get: a run takes some of each class for tests and for its public part."""
+    split = SplitSettings()
+    shares = [split.validation] if found.split else [split.validation, split.test]  # given splits are kept
+    left = 0
+    for count in Counter(found.rows.labels.tolist()).values():
+        for share in shares if modality == "text" else [*shares, PUBLIC_SHARE]:
+            count -= min(max(round(share * count), 1), count - 1)
+        left += count
+    return left
 
 
 def method_for(modality: str) -> str:

@@ -12,12 +12,14 @@ import tempfile
 from pathlib import Path
 
 from florilegium import assets
+from florilegium.config.errors import SettingsError
+from florilegium.config.node import KEYS, checked
 from florilegium.runs import files
 from florilegium.runtime import commands, keys, processes, superlink
 from florilegium.runtime.keys import KeyFileError
 from florilegium.runtime.superlink import Flower, LaunchError
 
-ERRORS = (KeyFileError, LaunchError)
+ERRORS = (KeyFileError, LaunchError, SettingsError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +81,14 @@ def _supernode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, required=True, help="how many clients.mix has")
     parser.add_argument("--state", type=Path, required=True, help="where this site remembers its private model")
     parser.add_argument("--data", type=Path, help="this site's own data; without it, its part of the embedded data")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more of the node configuration")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"more of the node configuration (docs/data.md): {', '.join(KEYS[3:])}",
+    )
     libraries = parser.add_mutually_exclusive_group()
     libraries.add_argument(
         "--cold",
@@ -157,22 +166,25 @@ def run_serverapp(options: argparse.Namespace) -> None:
 
 
 def run_supernode(options: argparse.Namespace) -> None:
-    """LaunchError."""
+    """LaunchError, SettingsError."""
     if not 0 <= options.client < options.clients:
         raise LaunchError(f"--client: {options.client} is none of the {options.clients} clients, 0 is the first")
     options.state.mkdir(parents=True, exist_ok=True)
-    config: dict[str, str | int] = {
+    given: dict[str, str | int] = {
         "partition-id": options.client,
         "num-partitions": options.clients,
-        "state-dir": str(options.state.resolve()),
+        "state-dir": str(options.state),
     }
     if options.data:
-        config["data-path"] = str(options.data.resolve())
+        given["data-path"] = str(options.data)
     for text in options.set:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise LaunchError(f"--set: {text!r} is not KEY=VALUE")
-        config[key] = value
+        if key in given:
+            raise LaunchError(f"--set: {key} is given by an option of its own")
+        given[key] = value
+    config = checked(given)
     _offer_assets()
     home = options.home or options.state.resolve() / "flower"
     sys.exit(

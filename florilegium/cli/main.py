@@ -69,7 +69,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             module: Any = import_module(command.module)
             added.set_defaults(command=module.run, errors=module.ERRORS)
             module.add_arguments(added)
-    return top.parse_args(arguments)
+    options, rest = top.parse_known_args(arguments)
+    if rest and hasattr(options, "overrides") and all("=" in text and not text.startswith("-") for text in rest):
+        options.overrides, rest = [*options.overrides, *rest], []  # argparse takes none behind an option
+    if rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def run(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import argparse
 from rich.table import Table
 
 from florilegium import catalogue
-from florilegium.cli.console import console
+from florilegium.runs.terminal import console
 
 ERRORS: tuple[type[Exception], ...] = ()
 

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from florilegium.assets import AssetError
-from florilegium.cli.console import console
-from florilegium.config import composition
+from florilegium.config import composition, overrides
 from florilegium.privacy.listing import AT_MOST, Field, Listing, listing
+from florilegium.runs.terminal import console
 
 FORMATS = ("table", "markdown", "json")
 ERRORS = (ValueError, AssetError)  # settings that the method refuses, data or models that are not there
@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the listing of a method under the settings."""
-    found = listing(composition.compose([f"method={options.method}", *options.overrides]))
+    found = listing(composition.compose([f"method={options.method}", *overrides.readable(options.overrides)]))
     if options.format == "json":
         print(json.dumps(asdict(found), indent=1))
     elif options.format == "markdown":

@@ -9,10 +9,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from florilegium.cli.console import console
 from florilegium.config.errors import SettingsError
 from florilegium.config.reference import Described, chosen, conf_folder, described, look_up, set_in
 from florilegium.config.settings import Settings
+from florilegium.runs.terminal import console
 
 ERRORS: tuple[type[Exception], ...] = (SettingsError,)
 

@@ -18,15 +18,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from florilegium import assets
-from florilegium.config import errors, overrides, schemas
-from florilegium.config.errors import SettingsError, first_line
+from florilegium.config import errors, overrides, reference, schemas
+from florilegium.config.errors import SettingsError, first_line, meant
 from florilegium.config.instances import typed
-from florilegium.config.reference import conf_folder
 from florilegium.config.search_path import look_in_other_packages, problem_of
-from florilegium.config.settings import MAIN, Arm, Settings, settings_of
+from florilegium.config.settings import MAIN, SIDES, Arm, Settings, settings_of
 
 __all__ = ["MAIN", "Arm", "Settings", "SettingsError", "first_line", "typed"]
-CONF = conf_folder()
+CONF = reference.conf_folder()
 
 
 def load(run_config: Mapping[str, Any]) -> Settings:
@@ -53,9 +52,7 @@ def _by_hydra(given: list[str]) -> Any:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    prepare_hydra()
-    if line := problem_of(given):
-        raise SettingsError(line)
+    given = prepared(given)
     GlobalHydra.instance().clear()  # a warm Ray actor composes again and again
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -64,16 +61,48 @@ def _by_hydra(given: list[str]) -> Any:
         raise SettingsError(explain(error)) from error
 
 
-def prepare_hydra() -> None:
-    """Let Hydra know the types of all settings and the YAML of other packages, from now on in this process."""
+def prepared(given: Iterable[str]) -> list[str]:
+    """The overrides as Hydra takes them, which from now on knows all types and the YAML of other packages.
+
+    `experiment=null` is left out: it chooses nothing, as a run does by itself, but Hydra refuses it. SettingsError for
+    a method of another package that cannot be used, and for `GROUP=null` where a choice is needed.
+    """
     look_in_other_packages()
     schemas.register()
+    given = list(given)
+    if line := problem_of(given):
+        raise SettingsError(line)
+    unset = {f"{group}=null" for group in _optional_groups()}
+    for group in (folder.name for folder in CONF.iterdir() if folder.is_dir()):
+        if f"{group}=null" in given and f"{group}=null" not in unset:
+            choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+            raise SettingsError(f"{group}=null: {group} needs a choice; there are {', '.join(choices)}")
+    return [text for text in given if text not in unset]
+
+
+def _optional_groups() -> list[str]:
+    """Groups that have no choice in a plain run."""
+    entries: Any = OmegaConf.load(CONF / "config.yaml").defaults
+    return [str(key) for entry in entries if OmegaConf.is_dict(entry) for key in entry if entry[key] is None]
 
 
 def composed(conf: Any) -> Settings:
-    """The root object of what Hydra composed, or a root object itself. SettingsError names a wrong or missing value."""
+    """The root object of what Hydra composed, or a root object itself.
+
+    SettingsError names a wrong or missing value and, also in the sections of the methods, an unknown key.
+    """
     if isinstance(conf, Settings):
         return conf
+    made = _resolved(conf)
+    for arm in made.arms().values():
+        fields = {name for side in (arm.server, arm.client) if side is not None for name in vars(side)}
+        known = {*SIDES, *reference.raw(reference.method_file(arm.name)), *fields}
+        if strange := [key for key in arm.shared if key not in known]:
+            raise SettingsError(f"{arm.key}.{strange[0]}: {arm.name} has no such setting{meant(strange[0], known)}")
+    return made
+
+
+def _resolved(conf: Any) -> Settings:
     try:
         values: Any = OmegaConf.to_container(conf, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -83,7 +112,7 @@ def composed(conf: Any) -> Settings:
 
 def read_yaml(path: Path) -> Settings:
     """The settings that a run directory holds (settings.yaml)."""
-    return composed(OmegaConf.load(path))
+    return _resolved(OmegaConf.load(path))
 
 
 def complete(conf: Settings, job: str = "") -> Settings:

@@ -40,8 +40,9 @@ def refused(error: Exception, where: str = "") -> SettingsError:
     if line := renamed(key):
         return SettingsError(line)
     known = getattr(getattr(error, "object_type", None), "__dataclass_fields__", {})
-    hint = meant(str(getattr(error, "key", "")), known) if " not in " in str(error) else ""
-    line = f"{first_line(error)}{hint}"
+    line = first_line(error)
+    if " not in " in line and known:
+        line += meant(str(getattr(error, "key", "")), known) or f"; there are {', '.join(known)}"
     return SettingsError(f"{key}: {line}" if key else line)
 
 

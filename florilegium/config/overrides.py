@@ -57,6 +57,12 @@ def quote(value: str) -> str:
     return "'" + re.sub(r"(\\+)$", lambda found: found[1] * 2, inside) + "'"
 
 
+def word(value: str) -> str:
+    """A value, or one entry of a list, that Hydra reads as this text: between quotes where it needs them."""
+    plain = re.fullmatch(r"[A-Za-z_./~][\w ./~-]*(?<! )", value, re.ASCII)
+    return value if plain and value.lower() not in ("null", "true", "false", "nan", "inf") else quote(value)
+
+
 def key_of(override: str) -> str:
     """`clients.width` of `+clients.width=64`, `clients` of `clients@there=ten`."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0]

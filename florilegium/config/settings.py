@@ -37,6 +37,11 @@ class Arm:
         self._made: dict[str, Any] = {}
 
     @property
+    def key(self) -> str:
+        """Where the arm stands in the settings."""
+        return self.arm if self.arm == MAIN else f"references.{self.arm}"
+
+    @property
     def server(self) -> Any:
         """The settings of the server side. SettingsError names a key that is wrong."""
         return self._side("server")
@@ -53,8 +58,8 @@ class Arm:
             except catalogue.CatalogueError as error:
                 raise SettingsError(f"{self.arm}: {error}") from error
             if Side is None and self._values.get(side):
-                raise SettingsError(f"{self.arm}.{side}: {self.name} has no {side} side, so it has no such settings")
-            where = f"{self.arm}.{side}"
+                raise SettingsError(f"{self.key}.{side}: {self.name} has no {side} side, so it has no such settings")
+            where = f"{self.key}.{side}"
             self._made[side] = None if Side is None else typed(Side.Settings, self._values.get(side), where)
         return self._made[side]
 

@@ -6,6 +6,7 @@ APIs share another. From 1.40 all three are HTTP on one port, and a proxy has to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -79,16 +80,16 @@ def supernode(keys: Path, address: str, port: int, config: Mapping[str, str | in
 
 
 def node_config(values: Mapping[str, str | int]) -> str:
-    """Flower's `key=value ...`, strings as TOML literals. ValueError for one that cannot be written so."""
-    told = []
-    for key, value in values.items():
-        if isinstance(value, str) and ("'" in value or "\n" in value):
-            raise ValueError(f"{key}: {value!r} must not contain a single quote or a line break")
-        told.append(f"{key}={value}" if isinstance(value, int) else f"{key}='{value}'")
-    return " ".join(told)
+    """Flower's `key=value ...`, strings as TOML strings."""
+    return " ".join(f"{key}={value if isinstance(value, int) else _toml(value)}" for key, value in values.items())
+
+
+def _toml(value: str) -> str:
+    """A string in double quotes. Flower ends it at the first quotation mark, so that one inside is an escape."""
+    return '"' + json.dumps(value, ensure_ascii=False)[1:-1].replace('\\"', "\\u0022").replace("\x7f", "\\u007f") + '"'
 
 
 def connection(name: str, address: str, authority: Path, default: bool = True) -> str:
     """The text of a Flower home's config.toml with one connection."""
     first = f'[superlink]\ndefault = "{name}"\n\n' if default else ""
-    return f'{first}[superlink.{name}]\naddress = "{address}"\nroot-certificates = "{authority}"\n'
+    return f"{first}[superlink.{name}]\naddress = {_toml(address)}\nroot-certificates = {_toml(str(authority))}\n"

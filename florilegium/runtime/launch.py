@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from florilegium import assets, preflight
 from florilegium.config import composition, overrides
 from florilegium.config.composition import Settings, SettingsError
-from florilegium.config.search_path import problem_of
 from florilegium.data.datasets import DataError
 from florilegium.data.own import preparation
 from florilegium.federation.federation import FederationError
@@ -37,6 +35,7 @@ from florilegium.report import comparison
 from florilegium.runs import reader
 from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
+from florilegium.runs.terminal import console
 from florilegium.runtime import continuation, inprocess, local
 from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
@@ -59,12 +58,9 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.default_int_handler)
     jobs = Jobs()
     sweeping = bool({"-m", "--multirun"} & set(arguments))
-    arguments = overrides.readable(arguments, sweeping)
-    sys.argv = [sys.argv[0], *arguments]
     try:
-        composition.prepare_hydra()
-        if line := problem_of(arguments):
-            raise SettingsError(line)
+        arguments = composition.prepared(overrides.readable(arguments, sweeping))
+        sys.argv = [sys.argv[0], *arguments]
         if sweeping and not any(text.startswith(("-c", "--", "hydra")) and text != "--multirun" for text in arguments):
             sweep([text for text in arguments if text not in ("-m", "--multirun")], jobs)
         else:
@@ -137,11 +133,6 @@ def sweep(given: list[str], jobs: Jobs) -> None:
             jobs.table.append((name, "", jobs.failures[-1]))
             continue
         jobs.run(conf, name, job_directory(job, fixed), job)
-
-
-def console() -> Console:
-    """The terminal; a pipe gets the whole width of a table instead of a cut one."""
-    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def say_failure(error: BaseException) -> str:

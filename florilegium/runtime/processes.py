@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from florilegium.runtime import commands, keys, superlink
@@ -157,12 +157,9 @@ def serverapp_command(place: Path, address: str) -> list[str]:
     return commands.serverapp(place, address)
 
 
-def supernode_command(place: Path, address: str, config: dict[str, str | int]) -> list[str]:
+def supernode_command(place: Path, address: str, config: Mapping[str, str | int]) -> list[str]:
     """KeyFileError, LaunchError."""
     keys.check_site(place)
-    for key in ("state-dir", "data-path"):
-        if (given := str(config.get(key, ""))) and not Path(given).exists():
-            raise LaunchError(f"{key}: there is no {given}")
     check_certificate(address, place / "ca.crt")
     check_fleet(address, place / "ca.crt")
     return commands.supernode(place, address, superlink.free_port(), config)

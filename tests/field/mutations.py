@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import shutil
 import sys
 import tempfile
@@ -20,10 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tests.field.inputs import look, picture
+from tests.field.inputs import look, picture, put
 
 PICTURES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
-FORMATS = (*PICTURES, "csv", "jsonl", "parquet", "saved")
+FORMATS = (*PICTURES, "csv", "jsonl", "json", "parquet", "saved", "metadata", "sidecar", "embedded")
+MODALITIES = {
+    "metadata": ("pair", "text"),
+    "sidecar": ("pair",),
+    "parquet": ("image", "text"),
+    "embedded": ("image", "text"),
+}
 SPECIAL = (b"\0", b"\xff", b"\n", b'"', b",", b"\\ud800", b"\xff\xff\xff\x7f", b"\xff" * 8, b"\0" * 8, b"[" * 3000)
 
 
@@ -52,13 +57,30 @@ def written(place: Path, form: str) -> list[Path]:
     elif form == "jsonl":
         place.mkdir(parents=True)
         (place / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    elif form == "parquet":
+    elif form == "json":
+        place.mkdir(parents=True)
+        (place / "t.json").write_text(json.dumps(rows(), indent=1))
+    elif form in ("parquet", "embedded"):
         place.mkdir(parents=True)
         table = pa.Table.from_pylist([row | {"image": picture(row["id"])} for row in rows()])
-        pq.write_table(table, place / "t.parquet")
+        pq.write_table(table, place / ("t.parquet" if form == "parquet" else "train.parquet"))
+        if form == "embedded":
+            (place / "classes.json").write_text(json.dumps([{"name": "fruit"}, {"name": "aircraft"}]))
+    elif form in ("metadata", "sidecar"):
+        write_pairs(place, form)
     else:
         datasets.Dataset.from_list(rows()).save_to_disk(str(place))
     return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def write_pairs(place: Path, form: str) -> None:
+    """Pictures, and their texts in files beside them or in metadata.jsonl."""
+    for row in rows():
+        put(place / row["label"] / f"{row['id']}.png", row["id"])
+        if form == "sidecar":
+            put(place / row["label"] / f"{row['id']}.txt", row["text"])
+    if form == "metadata":
+        put(place / "metadata.jsonl", [row | {"file_name": f"{row['label']}/{row['id']}.png"} for row in rows()])
 
 
 def broken(data: bytes, random: np.random.Generator) -> bytes:
@@ -88,21 +110,32 @@ def broken(data: bytes, random: np.random.Generator) -> bytes:
 
 def main(form: str, count: int, seed: int) -> None:
     random, refused = np.random.default_rng(seed), 0
-    modality = "image" if form in PICTURES else "text"
+    modalities = MODALITIES.get(form, ("image",) if form in PICTURES else ("text",))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch, "own")
         files = [(path.relative_to(place), path.read_bytes()) for path in written(place, form)]
+        assert not any(look(place, modality).refused for modality in modalities)  # whole, there is nothing to refuse
+        if form == "metadata":  # pictures are broken above
+            files = [(name, data) for name, data in files if name.suffix == ".jsonl"]
         for n in range(count):
             name, data = files[int(random.integers(0, len(files)))]
             (place / name).write_bytes(broken(data, random))
-            found = look(place, "image" if form == "parquet" and n % 2 else modality)
+            found = look(place, modalities[n % len(modalities)])
             assert all(len(str(finding)) <= 300 and str(finding).isprintable() for finding in found.findings)
             assert bool(found.refused) or len(found.whole()) > 0
             refused += bool(found.refused)
             (place / name).write_bytes(data)
         shutil.rmtree(place)
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"looked": count, "refused": refused, "highest": highest}))
+    print(json.dumps({"looked": count, "refused": refused, "highest": highest_mb()}))
+
+
+def highest_mb() -> int:
+    """The most memory that this process ever had, in MB.
+
+    Linux counts it from the start of the program. `ru_maxrss` would begin with the memory of the parent process.
+    """
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) // 1024
 
 
 if __name__ == "__main__":

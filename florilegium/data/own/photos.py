@@ -9,7 +9,7 @@ import io
 import re
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 LARGEST_FILE = 1 << 28  # bytes of one encoded image
 MANY_PIXELS = 1 << 22  # an image of more is made smaller before its colours are converted, which copies it
+HEAVY = {"WEBP": 4}  # decoding a pixel takes so many times the memory that it takes in other formats
+LONGEST_SIDE = 1 << 16  # pixels
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners use of the 16 that a file has
 
 
@@ -99,11 +101,12 @@ def decoded(data: bytes, side: int, most: int) -> Photo:
             warnings.simplefilter("ignore")  # `most` decides, not Pillow's default; what it says of tags is no news
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
-            if width * height > most:
-                raise BadCell(
-                    "image too large",
-                    f"is {width}x{height} pixels, more than {most} (max-pixels of the node configuration)",
-                )
+            if width * height > (limit := most // HEAVY.get(str(image.format), 1)):
+                whose = f" of a {image.format}" if limit < most else ""
+                what = f"is {width}x{height} pixels, more than the {limit}{whose} that max-pixels allows"
+                raise BadCell("image too large", what)
+            if max(width, height) > LONGEST_SIDE:
+                raise BadCell("image too large", f"is {width}x{height} pixels; no side over {LONGEST_SIDE} is read")
             said = _frames(data)
             image.draft("RGB", (2 * side, 2 * side))  # a JPEG only; other formats do nothing
             image.load()
@@ -142,19 +145,38 @@ def _frames(data: bytes) -> tuple[tuple[str, str], ...]:
 
 
 def _smaller(image: Image.Image, side: int) -> Image.Image:
-    """A large image made smaller by a whole factor, not below twice the side; another is left as it is."""
-    factor = min(image.width, image.height) // (2 * side)
-    if image.width * image.height <= MANY_PIXELS or factor < 2:
+    """A large image made smaller by whole factors, not below twice the side; another is left as it is."""
+    if (factor := _factor(image, side)) == (1, 1):
         return image
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    kept = image.info.get("transparency")
-    small = image.reduce(factor)
-    if kept is not None and "transparency" not in small.info and small.mode in ("L", "RGB"):
-        small.info["transparency"] = kept
+    first, small = True, image
+    for top, stripe in _stripes(image, factor):
+        if stripe.mode in ("P", "PA"):
+            stripe = stripe.convert("RGBA" if image.has_transparency_data else "RGB")
+        elif stripe.mode == "1":
+            stripe = stripe.convert("L")
+        kept = stripe.info.get("transparency")
+        part = stripe.reduce(factor)
+        if first:
+            small, first = Image.new(part.mode, (part.width, -(-image.height // factor[1]))), False
+            small.info = dict(part.info)
+            if kept is not None and "transparency" not in small.info and small.mode in ("L", "RGB"):
+                small.info["transparency"] = kept
+        small.paste(part, (0, top // factor[1]))
     return small
+
+
+def _factor(image: Image.Image, side: int) -> tuple[int, int]:
+    """By how much a large image is made smaller before anything copies it, across and down; (1, 1): it is not."""
+    if image.width * image.height <= MANY_PIXELS:
+        return 1, 1
+    return max(image.width // (2 * side), 1), max(image.height // (2 * side), 1)
+
+
+def _stripes(image: Image.Image, factor: tuple[int, int]) -> Iterator[tuple[int, Image.Image]]:
+    """(its first row, a stripe over the whole width), of rows that `factor` divides but for the last."""
+    rows = factor[1] * max(MANY_PIXELS // 4 // (factor[1] * image.width), 1)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -184,18 +206,27 @@ def _deep(image: Image.Image, side: int) -> Deep | None:
     """The values of an image whose pixels are one number of 16 or 32 bits; None for every other."""
     if not image.mode.startswith("I") and image.mode != "F":
         return None
-    values = np.asarray(image, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise BadCell("unreadable image", "image cannot be read: it has pixels that are no numbers")
-    low, high = float(values.min()), float(values.max())
+    values, low, high = _values(image, _factor(image, side))
     if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF: 0 is white
-        values = (high if low < 0 or image.mode == "F" else 2.0 ** _bits_of(high) - 1) - values
-        low, high = float(values.min()), max(high, float(values.max()))
+        white = high if low < 0 or image.mode == "F" else 2.0 ** _bits_of(high) - 1
+        values, low, high = white - values, white - high, max(high, white - low)
     upright = _upright_values(values, image)
     small = Image.fromarray(upright)
     if small.size != (side, side):
         small = small.resize((side, side), Image.Resampling.LANCZOS)
     return Deep(np.asarray(small).clip(low, high), low, high)
+
+
+def _values(image: Image.Image, factor: tuple[int, int]) -> tuple[np.ndarray, float, float]:
+    """The pixels as float32, made smaller by `factor`, and the lowest and highest of them all. BadCell."""
+    parts, low, high = [], float("inf"), float("-inf")
+    for _, stripe in _stripes(image, factor):
+        found = np.asarray(stripe, dtype=np.float32)
+        if not np.isfinite(found).all():
+            raise BadCell("unreadable image", "image cannot be read: it has pixels that are no numbers")
+        low, high = min(low, float(found.min())), max(high, float(found.max()))
+        parts.append(np.asarray(Image.fromarray(found).reduce(factor)) if factor != (1, 1) else found)
+    return np.concatenate(parts), low, high
 
 
 def _upright_values(values: np.ndarray, image: Image.Image) -> np.ndarray:

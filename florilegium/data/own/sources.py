@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from florilegium.config.bounds import between
+from florilegium.config.errors import SettingsError
+from florilegium.config.node import NodeSettings, node_settings
 from florilegium.data.datasets import DataError
 from florilegium.data.own.findings import Finding, Unread, listed, quoted, reading, shown
 from florilegium.data.own.folders import Tree, by_split, chosen_split, class_folders, walk
@@ -33,10 +35,10 @@ class OwnSettings:
     """Keys of a site's node configuration about one path of data (docs/own-data.md)."""
 
     path: str
-    text_column: str = "text"
-    label_column: str = "label"
-    image_column: str = "image"  # of a table: a path relative to it, or the encoded image; `file_name` does as well
-    max_pixels: int = 1 << 26  # of one image; a larger one is refused before a pixel is decoded
+    text_column: str = NodeSettings.text_column
+    label_column: str = NodeSettings.label_column
+    image_column: str = NodeSettings.image_column  # `file_name` does as well
+    max_pixels: int = NodeSettings.max_pixels
 
     def __post_init__(self) -> None:
         between("max-pixels", self.max_pixels, 1, 1 << 30)
@@ -44,19 +46,14 @@ class OwnSettings:
     @classmethod
     def of(cls, node_config: Mapping[str, Any], key: str = "data-path") -> OwnSettings | None:
         """The settings of the data under `key`; None when the node configuration does not name any. DataError."""
-        if not (path := str(node_config.get(key, ""))):
+        if not node_config.get(key):
             return None
-        given = {
-            name: node_config[name.replace("_", "-")]
-            for name in cls.__dataclass_fields__
-            if name != "path" and name.replace("_", "-") in node_config
-        }
-        if re.fullmatch(r"\s*\d+\s*", str(given.get("max_pixels"))):  # a number may come as text
-            given["max_pixels"] = int(given["max_pixels"])
         try:
-            return cls(str(Path(path).expanduser()), **given)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"node configuration: {error}") from error
+            node = node_settings(node_config)
+        except SettingsError as error:
+            raise DataError(str(error)) from error
+        path = Path(getattr(node, key.replace("-", "_"))).expanduser()
+        return cls(str(path), node.text_column, node.label_column, node.image_column, node.max_pixels)
 
     def column(self, name: str) -> str:
         """What the data call `image`, `text` or `label`."""

@@ -1,4 +1,4 @@
-"""The terminal that all commands print to."""
+"""The terminal that commands print tables to."""
 
 from __future__ import annotations
 
