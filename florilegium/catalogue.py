@@ -111,6 +111,7 @@ CATALOGUE: dict[str, Entry] = {
     "feddyn":      _averaging("strategies.averaging.feddyn:FedDyn", "client_app.methods.averaging.feddyn:FedDynClient", "FedDyn", "arXiv 2111.04263"),
     "fpl":         _averaging("strategies.averaging.fpl:FPL", "client_app.methods.averaging.fpl:FPLClient", "FPL", "CVPR 2023, Huang et al.", "weights, class means"),
     "fedproto":    Entry("strategies.prototypes.fedproto:FedProto", "client_app.methods.prototypes.fedproto:FedProtoClient", "FedProto", "arXiv 2105.00243", "class means", CLASSIFIERS, (Upload.PROTOTYPES,)),
+    "fedktl":      Entry("strategies.prototypes.fedktl:FedKTL", "client_app.methods.prototypes.fedktl:FedKTLClient", "FedKTL", "arXiv 2403.15760", "class means; an image a class down", CLASSIFIERS, (Upload.PROTOTYPES,)),
     "fedmd":       Entry("strategies.fedmd:FedMD", "client_app.methods.fedmd:FedMDClient", "FedMD", "arXiv 1910.03581", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedgems":     Entry("strategies.fedgems:FedGEMS", "client_app.methods.fedgems:FedGEMSClient", "FedGEMS", "arXiv 2110.11027", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedet":       Entry("strategies.fedet:FedET", "client_app.methods.fedet:FedETClient", "Fed-ET", "arXiv 2204.12703", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),

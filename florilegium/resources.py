@@ -157,6 +157,7 @@ class Narrated:
         seeds: Sequence[int],
         guidance: float | None = None,
         progress: Progress | None = None,
+        latents: Tensor | None = None,
     ) -> Tensor:
         """As the generator's; without `progress` the run's hears of it."""
         return self._generator.synthesize(
@@ -164,6 +165,7 @@ class Narrated:
             seeds,
             guidance,
             progress=progress or (lambda done, total: self._progress(phase="synthesize", done=done, total=total)),
+            latents=latents,
         )
 
     def finetune(self, *parts: Any, **how: Any) -> dict[str, float]:

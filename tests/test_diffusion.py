@@ -59,6 +59,16 @@ def test_an_image_depends_on_its_own_prompt_and_seed_only():
     assert not torch.equal(together[4], made.synthesize(PROMPTS[4:], [56])[0])
 
 
+def test_given_latents_stand_in_for_the_first_noise():
+    """Those that the seeds would have drawn give the same images; others give other ones."""
+    made = generator()
+    latents = torch.stack([torch.randn(made.noise_shape, generator=torch.Generator().manual_seed(s)) for s in SEEDS])
+    assert torch.equal(made.synthesize(PROMPTS, SEEDS, latents=latents), made.synthesize(PROMPTS, SEEDS))
+    assert not torch.equal(made.synthesize(PROMPTS, SEEDS, latents=latents.flip(0)), made.synthesize(PROMPTS, SEEDS))
+    with pytest.raises(ValueError, match="5 prompts but 5 seeds and 4 latents"):
+        made.synthesize(PROMPTS, SEEDS, latents=latents[:4])
+
+
 def test_stochastic_schedulers_draw_from_each_sample_s_own_seed():
     made = generator(scheduler="euler_ancestral", steps=3)
     together = made.synthesize(PROMPTS, SEEDS)

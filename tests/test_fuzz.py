@@ -26,7 +26,22 @@ from tests.local_grid import over_the_wire
 from tests.test_every_method import faults, lines, toy
 
 N, C, D = 6, 5, 4
-BOUNDS = {"N": N, "L": N, "M": N, "C": C, "G": C, "D": D, "A": 0, "R": D, "P": 2, "W": 3, "Q": 2, "I": D, "T": D}
+BOUNDS = {
+    "N": N,
+    "L": N,
+    "M": N,
+    "C": C,
+    "G": C,
+    "D": D,
+    "A": 0,
+    "R": D,
+    "P": 2,
+    "W": 3,
+    "V": 3,
+    "Q": 2,
+    "I": D,
+    "T": D,
+}
 CASES = 1000
 MARGIN = 0.02  # of what a bomb claims, the memory it may cost
 

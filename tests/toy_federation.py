@@ -95,6 +95,14 @@ class ToyClient:
     def rows_as_inputs(self, rows: Any, chosen: torch.Tensor) -> torch.Tensor:
         return rows.x[chosen]
 
+    def inputs(self, samples: Any) -> torch.Tensor:
+        """A sample of class c is the point (c, c)."""
+        return samples.ids[:, None].float().expand(-1, 2)
+
+    @torch.no_grad()
+    def logits(self, z_ND: torch.Tensor) -> torch.Tensor:
+        return self.model.eval().head(z_ND)
+
     @torch.no_grad()
     def encoded(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.model.eval().encode(inputs)

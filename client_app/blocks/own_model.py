@@ -5,6 +5,10 @@ Axes: B batch, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import nn
+
 from client_app.blocks.averaging import Objective, Terms, Turn, objective_of, train
 from client_app.client import Client
 from client_app.guidance import guides
@@ -32,7 +36,15 @@ def train_own(client: Client, settings: OwnModelSettings, terms: Terms | None = 
     return train_objective(client, settings, objective_of(client, guides.of(client, GuidanceSettings()), terms))
 
 
-def train_objective(client: Client, settings: OwnModelSettings, objective: Objective) -> dict[str, float]:
-    """Private epochs on an objective: `pretrain_epochs` at the client's first training, then `local_epochs`."""
+def train_objective(
+    client: Client,
+    settings: OwnModelSettings,
+    objective: Objective,
+    beside: Mapping[str, nn.Parameter] | None = None,
+) -> dict[str, float]:
+    """Private epochs on an objective: `pretrain_epochs` at the client's first training, then `local_epochs`.
+
+    The parameters `beside` are trained with the model's.
+    """
     epochs = settings.local_epochs if client.trained else settings.pretrain_epochs
-    return train(client, settings, objective, (Turn(epochs),))
+    return train(client, settings, objective, (Turn(epochs),), beside)

@@ -21,16 +21,21 @@ Progress = Callable[[int, int], None]  # (done, total)
 class Generator(Protocol):
     """What a method may ask of a text-to-image model; another backend (GLIDE) has these five verbs too."""
 
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the noise that an image is made of."""
+
     def synthesize(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
         guidance: float | None = None,
         progress: Progress | None = None,
+        latents: Tensor | None = None,
     ) -> Tensor:
         """uint8 [N, 3, H, W]; image n depends on prompt n, seed n and the weights alone, not on its batch.
 
-        `guidance` None is the settings'.
+        `guidance` None is the settings'. `latents` [N, ...] of `noise_shape` are taken in the place of the first noise.
         """
 
     def finetune(

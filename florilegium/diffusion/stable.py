@@ -95,10 +95,22 @@ class StableGenerator(TunedGenerator):
     def opened(self) -> Any:
         return open_pipeline(self.model, self.device, self.settings.scheduler)
 
-    def drawn(self, prompts: list[str], noise: list[torch.Generator], guidance: float) -> Tensor:
-        steps = self.settings.steps
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        size = self.pipe.unet.config.sample_size
+        high, wide = (size, size) if isinstance(size, int) else size
+        return int(self.pipe.unet.config.in_channels), int(high), int(wide)
+
+    def drawn(
+        self, prompts: list[str], noise: list[torch.Generator], guidance: float, latents: Tensor | None = None
+    ) -> Tensor:
         return self.pipe(
-            prompts, generator=noise, num_inference_steps=steps, guidance_scale=guidance, output_type="pt"
+            prompts,
+            generator=noise,
+            num_inference_steps=self.settings.steps,
+            guidance_scale=guidance,
+            output_type="pt",
+            latents=latents,
         ).images
 
     def embedded(self, texts: list[str]) -> Tensor:

@@ -45,8 +45,16 @@ class TunedGenerator:
         """The pipeline, frozen and on the device; `unet` is the decoder, `scheduler` its training schedule."""
         raise TypeError(f"{type(self).__name__} opens no pipeline")
 
-    def drawn(self, prompts: list[str], noise: list[torch.Generator], guidance: float) -> Tensor:
-        """float [N, 3, H, W] in [0, 1] of these prompts, image n from noise generator n."""
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the noise that an image is made of."""
+        raise TypeError(f"{type(self).__name__} says no shape of noise")
+
+    def drawn(
+        self, prompts: list[str], noise: list[torch.Generator], guidance: float, latents: Tensor | None = None
+    ) -> Tensor:
+        """float [N, 3, H, W] in [0, 1] of these prompts, image n from noise generator n, or from `latents` [N, ...] of
+        `noise_shape` in the place of the first noise."""
         raise TypeError(f"{type(self).__name__} draws nothing")
 
     def embedded(self, texts: list[str]) -> Tensor:
@@ -91,24 +99,29 @@ class TunedGenerator:
         seeds: Sequence[int],
         guidance: float | None = None,
         progress: Callable[[int, int], None] | None = None,
+        latents: Tensor | None = None,
     ) -> Tensor:
-        """uint8 [N, 3, H, W], on the CPU. Image n's noise is that of `torch.Generator().manual_seed(seeds[n])`."""
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        """uint8 [N, 3, H, W], on the CPU. Image n's noise is that of `torch.Generator().manual_seed(seeds[n])`;
+        `latents` [N, ...] of `noise_shape` are taken in the place of the first noise. ValueError where lengths differ.
+        """
+        if len(prompts) != len(seeds) or (latents is not None and len(latents) != len(prompts)):
+            beside = "" if latents is None else f" and {len(latents)} latents"
+            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds{beside}")
         s, images = self.settings, []
         guidance = s.guidance if guidance is None else guidance
         with self.tuner.averaged(), self.autocast():
             for start in range(0, len(prompts), s.batch):
                 part = slice(start, start + s.batch)
-                images.append(self._batch(list(prompts[part]), list(seeds[part]), guidance))
+                given = None if latents is None else latents[part].to(self.device)
+                images.append(self._batch(list(prompts[part]), list(seeds[part]), guidance, given))
                 if progress:
                     progress(min(start + s.batch, len(prompts)), len(prompts))
         return torch.cat(images) if images else torch.zeros(0, 3, *2 * [s.size or self.side], dtype=torch.uint8)
 
-    def _batch(self, prompts: list[str], seeds: list[int], guidance: float) -> Tensor:
+    def _batch(self, prompts: list[str], seeds: list[int], guidance: float, latents: Tensor | None) -> Tensor:
         size = self.settings.size
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same for every device
-        images = self.drawn(prompts, noise, guidance).float()
+        images = self.drawn(prompts, noise, guidance, latents).float()
         if size and size != images.shape[-1]:
             images = interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
         return (images * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()

@@ -23,6 +23,7 @@ AXES = {
     "P": "anchors of a class",
     "W": "width of a text encoder",
     "Q": "features of a row",
+    "V": "values of a generator's latent vector",
     "I": "width for the images of pairs (0 or D)",
     "T": "width for the texts of pairs (0 or D)",
 }

@@ -124,6 +124,21 @@ class Samples:
 
 
 @payload
+class LatentPairs:
+    """Synthetic samples, one a class, each with the latent vector that the server's generator made it from."""
+
+    carries: ClassVar[str] = "synthetic samples, and latent vectors made of all clients' class means"
+    ids: Tensor = sample_ids()
+    latents: Tensor = array("float32", "N", "V", holds=DERIVED)
+    images: tuple[bytes, ...] = blobs()
+    texts: tuple[str, ...] = blobs()
+
+    @property
+    def samples(self) -> Samples:
+        return Samples(self.ids, self.images, self.texts)
+
+
+@payload
 class Answers:
     """What a client sees in samples: labels, the confidence of eq. 3, representations (and of an augmented view)."""
 

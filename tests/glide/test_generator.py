@@ -148,3 +148,9 @@ def test_features_are_those_of_the_up_blocks_on_pixels(place) -> None:
     levels = extractor.levels(images, ids, 100, seed=0)
     assert levels["vae"].shape == (4, 3 * 64) and levels["up1"].shape == (4, 64)
     assert extractor.text(["a red cat"]).shape == (1, 40) and extractor.text(["a"], pooled=False).shape == (1, 12, 40)
+
+
+def test_given_latents_stand_in_for_the_first_noise(place) -> None:
+    made = generator(place, scheduler="ddim", upsample=False)
+    latents = torch.stack([torch.randn(made.noise_shape, generator=torch.Generator().manual_seed(s)) for s in (3, 4)])
+    assert torch.equal(made.synthesize(["a", "b"], [3, 4], latents=latents), made.synthesize(["a", "b"], [3, 4]))

@@ -78,7 +78,14 @@ class GlideGenerator(TunedGenerator):
         up = self.pipe.upsampler if self.settings.upsample else None
         return self.native if up is None else int(up.config.sample_size)
 
-    def drawn(self, prompts: list[str], noise: list[torch.Generator], guidance: float) -> Tensor:
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        side = int(self.pipe.unet.config.sample_size)
+        return 3, side, side
+
+    def drawn(
+        self, prompts: list[str], noise: list[torch.Generator], guidance: float, latents: Tensor | None = None
+    ) -> Tensor:
         s = self.settings
         return self.pipe(
             prompts,
@@ -89,6 +96,7 @@ class GlideGenerator(TunedGenerator):
             upsample=s.upsample,
             upsample_steps=s.upsample_steps,
             output_type="pt",
+            latents=latents,
         ).images
 
     def embedded(self, texts: list[str]) -> Tensor:

@@ -90,8 +90,11 @@ class GlidePipeline(DiffusionPipeline):
         upsample_temperature: float = 0.997,
         output_type: str = "pil",
         callback: Callable[[int, int], None] | None = None,
+        latents: Tensor | None = None,
     ) -> ImagePipelineOutput:
         """Images of the prompts; image n depends on prompt n, generator n and the weights, not on its batch.
+
+        `latents` [N, 3, S, S] are taken in the place of the base noise.
 
         Base noise, then each step's noise, then the upsampler's noise come from the image's own generator, on the CPU.
         `output_type` pt gives float [N, 3, S, S] in [0, 1]. ValueError where prompts and generators differ in number.
@@ -100,7 +103,7 @@ class GlidePipeline(DiffusionPipeline):
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
         draws = self._generators(generator, len(texts))
-        x = self._small(texts, draws, str(num_inference_steps), guidance_scale, sampler, callback)
+        x = self._small(texts, draws, str(num_inference_steps), guidance_scale, sampler, callback, latents)
         if upsample and self.upsampler is not None:
             x = self._upsampled(texts, x, draws, upsample_steps, upsample_temperature)
         images = ((x + 1) * 127.5).round().clamp(0, 255) / 255
@@ -122,7 +125,14 @@ class GlidePipeline(DiffusionPipeline):
         return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws]).to(self.unet.device)
 
     def _small(
-        self, texts: list[str], draws: list[torch.Generator], spacing: str, guidance: float, sampler: str, callback: Any
+        self,
+        texts: list[str],
+        draws: list[torch.Generator],
+        spacing: str,
+        guidance: float,
+        sampler: str,
+        callback: Any,
+        latents: Tensor | None = None,
     ) -> Tensor:
         """float [N, 3, S, S] in [-1, 1] of the base model."""
         side, count = self.unet.config.sample_size, len(texts)
@@ -136,7 +146,7 @@ class GlidePipeline(DiffusionPipeline):
             text, empty = self.unet(torch.cat([x, x]), timestep, both).sample.split(count)
             return sampling.guided(text, empty, guidance)
 
-        x = self._noise(draws, side)
+        x = self._noise(draws, side) if latents is None else latents.to(self.unet.device)
         walk = (
             sampling.ancestral(network, x, given, lambda: self._noise(draws, side))
             if sampler == "ancestral"
