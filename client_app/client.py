@@ -22,6 +22,7 @@ from florilegium.config.settings import Settings
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData
 from florilegium.data.public import PublicPairs, open_public, same_order
+from florilegium.diffusion.generator import device_of
 from florilegium.models import bodies, build
 from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
@@ -40,9 +41,9 @@ class Client:
         member = conf.clients.mix[id_]
         self.conf, self.id, self.data, self.memory, self.round = conf, id_, data, memory, round_
         self.modality, self.architecture = str(member.modality), str(member.model)
-        build.check_architecture(self.modality, self.architecture, f"clients.mix[{id_}]")
+        build.check_architecture(self.modality, self.architecture, f"clients.mix[{id_}]", conf.clients.architectures)
         self.classes, self.examples, self.width = len(data.classes), len(data.train), conf.clients.width
-        self.device = torch.device(conf.clients.device)
+        self.device = torch.device(device_of(conf.clients.device))
         if not self.examples:
             raise ClientError(f"client {id_} has no {self.modality} row to train on")
 

@@ -118,7 +118,7 @@ def _validate_clients(conf: Settings) -> None:
                 f"and a model, got {to_plain(member)}"
             )
         try:
-            build.check_architecture(member.modality, member.model, f"clients.mix[{k}]")
+            build.check_architecture(member.modality, member.model, f"clients.mix[{k}]", conf.clients.architectures)
         except bodies.ModelError as error:
             raise SettingsError(str(error)) from error
     if conf.timeouts.quorum > len(mix):

@@ -46,7 +46,9 @@ ONLY_IN = {
     "diffusers": {
         "florilegium/contract/tiny_models.py",
         "florilegium/diffusion/stable.py",
-        "florilegium/diffusion/tuned.py",
+        "florilegium/diffusion/stable_xl.py",
+        "florilegium/diffusion/stable_flow.py",
+        "florilegium/diffusion/noising.py",
         "florilegium/diffusion/glide/text_encoder.py",
         "florilegium/diffusion/glide/pipeline.py",
         "florilegium/diffusion/glide/conversion.py",

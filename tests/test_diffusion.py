@@ -14,6 +14,7 @@ from florilegium.config.diffusion import CaptionSettings, DiffusionSettings, Tun
 from florilegium.contract.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
 from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.load import load
+from florilegium.diffusion.networks import Network, Texts
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts, drawn_order, learning_rate, predict
 
 D = 24
@@ -80,11 +81,49 @@ def test_size_brings_images_to_the_size_that_travels():
     assert generator().synthesize([], []).shape == (0, 3, SIDE, SIDE)
 
 
-def test_bfloat16_runs_with_float32_weights():
+def test_bfloat16_weights_have_float32_ones_beside_them_where_they_train():
+    """The frozen parts are bfloat16; the whole decoder trains in float32 and synthesizes in bfloat16."""
     made = generator(dtype="bfloat16")
-    assert made.synthesize(PROMPTS[:2], SEEDS[:2]).shape == (2, 3, SIDE, SIDE)
+    assert {p.dtype for part in (made.decoder, made.pipe.vae) for p in part.parameters()} == {torch.bfloat16}
+    before = made.synthesize(PROMPTS[:2], SEEDS[:2])
+    assert before.shape == (2, 3, SIDE, SIDE)
     assert math.isfinite(tune(made, TuneSettings(epochs=1))["t2i/loss"])
-    assert {p.dtype for p in made.pipe.unet.parameters()} == {torch.float32}
+    assert {p.dtype for p in made.decoder.parameters()} == {torch.float32}
+    with made.tuner.averaged():
+        assert {p.dtype for p in made.decoder.parameters()} == {torch.bfloat16}
+    assert not torch.equal(made.synthesize(PROMPTS[:2], SEEDS[:2]), before)
+
+
+def test_adapters_train_in_float32_beside_frozen_bfloat16_weights():
+    made = generator(dtype="bfloat16")
+    assert math.isfinite(tune(made, TuneSettings(epochs=1, lora=2, checkpointing=True))["t2i/loss"])
+    kinds = {
+        (name.split(".")[-3] if "lora_" in name else "frozen", p.dtype) for name, p in made.decoder.named_parameters()
+    }
+    assert kinds == {("frozen", torch.bfloat16), ("lora_A", torch.float32), ("lora_B", torch.float32)}
+    assert made.synthesize(PROMPTS[:2], SEEDS[:2]).shape == (2, 3, SIDE, SIDE)
+
+
+def test_computing_activations_twice_changes_no_number():
+    kept, twice = generator(), generator()
+    tune(kept, TuneSettings(epochs=2))
+    tune(twice, TuneSettings(epochs=2, checkpointing=True))
+    for name, value in weights(kept.decoder).items():
+        torch.testing.assert_close(value, twice.decoder.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_fresh_moments_are_no_part_of_a_checkpoint_and_resume_exactly():
+    """Two float32 copies of what is trained, weights and average; with the moments of Adam there are four."""
+    made, again = generator(), generator()
+    settings = TuneSettings(fresh_moments=True, batch=3)
+    tune(made, settings, rounds=(1, 2), seed=1)
+    tensors, meta = made.state()
+    trained = sum(p.numel() for p in made.tuner.trained.values())
+    assert sum(x.numel() for x in tensors.values()) == 2 * trained
+    again.restore(tensors, meta)
+    tune(made, settings, rounds=(2, 2), seed=2)
+    tune(again, settings, rounds=(2, 2), seed=2)
+    assert not changed(made.state()[0], again.state()[0])
 
 
 def test_progress_counts_images():
@@ -120,9 +159,10 @@ def test_omitted_rows_equal_the_text_only_decoder_bit_for_bit(merge):
     omit = torch.tensor([True, False, True, True, False, False])
     with torch.no_grad():
         plain = unet(noisy, time, text).sample
-        assert torch.equal(predict(unet, noisy, time, text, extra, torch.ones(6, dtype=torch.bool), merge), plain)
-        assert torch.equal(predict(unet, noisy, time, text, None, omit, merge), plain)
-        mixed = predict(unet, noisy, time, text, extra, omit, merge)
+        said, texts = Network(unet), Texts(text)
+        assert torch.equal(predict(said, noisy, time, texts, extra, torch.ones(6, dtype=torch.bool), merge), plain)
+        assert torch.equal(predict(said, noisy, time, texts, None, omit, merge), plain)
+        mixed = predict(said, noisy, time, texts, extra, omit, merge)
         alone = unet(noisy[omit], time[omit], text[omit]).sample if merge == "token" else plain[omit]
     assert torch.equal(mixed[omit], alone)
     torch.testing.assert_close(mixed[omit], plain[omit], atol=1e-5, rtol=1e-5)
@@ -138,13 +178,15 @@ def test_zero_projections_start_from_the_original_model():
         text, noisy = torch.randn(2, 16, WIDTH), torch.randn(2, 4, 8, 8)
         never = torch.zeros(2, dtype=torch.bool)
         with torch.no_grad():
-            shown = predict(made.pipe.unet, noisy, torch.tensor([5, 500]), text, extra, never, merge)
+            shown = predict(Network(made.pipe.unet), noisy, torch.tensor([5, 500]), Texts(text), extra, never, merge)
             assert torch.equal(shown, made.pipe.unet(noisy, torch.tensor([5, 500]), text).sample)
 
 
 def test_empirical_omission_rate_is_within_three_sigma():
     made, settings = generator(), TuneSettings(text="label+caption", omission=0.2, text_drop=0.1, label_only=0.5)
-    data = TuneData(torch.zeros(100, 4, 8, 8), torch.zeros(1), torch.zeros(100), torch.zeros(100), torch.ones(100, D))
+    data = TuneData(
+        torch.zeros(100, 4, 8, 8), Texts(torch.zeros(1)), torch.zeros(100), torch.zeros(100), torch.ones(100, D)
+    )
     omitted, dropped, label = 0, 0, 0
     for made.tuner.step in range(200):
         drawn = made.tuner._draw(data, torch.arange(100), settings, seed=5)
@@ -167,12 +209,12 @@ def test_omission_one_never_touches_the_projection():
 def test_texts_follow_the_setting():
     made, (images, texts, _) = generator(), samples()
     data = made._encode(images, texts, None)
-    assert len(data.text_UTW) == 7  # the empty text, three labels, three full texts
+    assert len(data.texts_U) == 7  # the empty text, three labels, three full texts
     for text, share in (("label", 1.0), ("caption", 0.0)):
         drawn = made.tuner._draw(data, torch.arange(8), TuneSettings(text=text), seed=0)
         assert drawn.label_B.float().mean() == share
     expected = made.pipe.encode_prompt("a 0. a red thing", "cpu", 1, False)[0]
-    torch.testing.assert_close(data.text_UTW[data.full_N[0]][None], expected)
+    torch.testing.assert_close(data.texts_U.tokens[data.full_N[0]][None], expected)
 
 
 def test_tuning_learns_and_the_average_synthesizes():
@@ -214,9 +256,9 @@ def test_cosine_runs_over_all_rounds():
 def test_the_target_follows_the_scheduler(prediction, tmp_path):
     made = load(DiffusionSettings(steps=2), str(write_diffusion(tmp_path / "sd", prediction)))
     latents, noise, time = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
-    alpha = made.tuner.noise.alphas_cumprod[time].view(2, 1, 1, 1)
+    alpha = made.tuner.noising.schedule.alphas_cumprod[time].view(2, 1, 1, 1)
     by_hand = {"epsilon": noise, "sample": latents, "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * latents}
-    torch.testing.assert_close(made.tuner._target(latents, noise, time), by_hand[prediction])
+    torch.testing.assert_close(made.tuner.noising.target(latents, noise, time), by_hand[prediction])
 
 
 def test_images_of_another_size_are_brought_to_the_native_one():

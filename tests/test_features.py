@@ -108,7 +108,7 @@ def test_maps_are_what_the_whole_unet_computes(tiny: FeatureExtractor) -> None:
     noisy, text, seen = torch.randn(3, 4, 8, 8), tiny._text(PROMPTS), []
     handle = tiny.pipe.unet.up_blocks[1].register_forward_hook(lambda m, i, output: seen.append(output))
     with torch.no_grad():
-        tiny.pipe.unet(noisy, 300, text)
+        tiny.pipe.unet(noisy, 300, text.tokens)
     handle.remove()
     assert torch.equal(tiny._maps(noisy[None], 300, text)["up2"], seen[0].permute(0, 2, 3, 1).flatten(1, 2))
 
@@ -232,7 +232,7 @@ def test_levels_and_texts(tiny: FeatureExtractor) -> None:
     assert {name: tuple(x.shape) for name, x in levels.items()} == {"up1": (12, 16), "up2": (12, 8), "vae": (12, 256)}
     latents = tiny._latents(IMAGES, IDS, 0)
     assert torch.allclose(levels["vae"], latents.flatten(1))  # 8 x 8 latents stay as they are
-    maps = tiny._maps(tiny._noisy(latents, IDS, 150, 0), 150, tiny._text([""]).expand(12, -1, -1))
+    maps = tiny._maps(tiny._noisy(latents, IDS, 150, 0), 150, tiny._text([""]).expand(12))
     assert torch.allclose(levels["up1"], maps["up1"].mean(1), atol=1e-5)
     texts = tiny.text(PROMPTS)
     assert tuple(texts.shape) == (3, WIDTH) and (texts[1] - texts[2]).abs().max() > 1e-3
@@ -338,7 +338,7 @@ def test_settings_are_refused_by_name(bad: dict, said: str) -> None:
 
 
 def test_bad_requests_are_refused_by_name(tiny: FeatureExtractor, projection: Projection) -> None:
-    with pytest.raises(ValueError, match="layer 3, but the U-Net of sd has 2 up blocks"):
+    with pytest.raises(ValueError, match="layer 3, but the decoder of sd has 2 blocks"):
         extractor(layers=[2, 3])
     with pytest.raises(ValueError, match="prompt 3 is asked for, but there are 3"):
         tiny.conditional(IMAGES, IDS, PROMPTS, WHICH + 1, projection, 0)

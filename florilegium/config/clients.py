@@ -48,7 +48,8 @@ class ClientsSettings:
     architectures: dict[str, Any] = setting(
         factory=dict,
         help="sizes of each model by its name: keywords of its transformers configuration class, and input_size, "
-        "pretrained (hub id or directory), mean, std, path",
+        "mean, std; or `pretrained`, the hub id or directory of any image or text encoder, with `training` (full, "
+        "frozen, lora) and `rank`; or `path`, an open_clip model",
     )
     partition: PartitionSettings = setting(factory=PartitionSettings, help="how the rows are split over the clients")
     width: int = setting(128, "D, the length of every client's representations", low=1, high=1_000_000)
@@ -58,7 +59,9 @@ class ClientsSettings:
     tokens: int = setting(32, "longest text, in tokens; longer texts are cut", low=1, high=100_000)
     augment: Augment = setting(factory=Augment, help="how a client varies its own rows in training")
     server: str = setting("clip+clip", "image+text models of the server's own dual encoder, e.g. resnet+bert")
-    device: str = setting("cpu", "device of the clients' models: cpu, cuda, cuda:1, mps")
+    device: str = setting(
+        "cpu", "device of the clients' models: cpu, cuda, cuda:1, mps or auto (a GPU where there is one)"
+    )
     threads: int = setting(1, "CPU threads of one client", low=1, high=100_000)
     state_dir: str | None = setting(
         None, "where clients keep their state; null: the run directory (a node's own `state-dir` wins)"

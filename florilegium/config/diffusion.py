@@ -5,7 +5,8 @@ from __future__ import annotations
 from florilegium.config.bounds import between, one_of
 from florilegium.config.fields import section, setting
 
-BACKENDS = ("auto", "stable", "glide")
+BACKENDS = ("auto", "stable", "stable_xl", "stable_flow", "glide")
+COMPILED = ("default", "reduce-overhead", "max-autotune")
 SCHEDULERS = ("ddim", "ddpm", "dpm", "euler", "euler_ancestral", "pndm", "unipc")
 MANY = 10_000_000
 
@@ -35,7 +36,8 @@ class FeatureSettings:
 
     timestep: int = setting(300, "t: how much noise is added before the one U-Net call", low=0, high=999)
     layers: list[int] = setting(
-        factory=lambda: [1, 2], help="up blocks, counted from 1 as in the paper; the mini U-Net has two"
+        factory=lambda: [1, 2],
+        help="up blocks of a U-Net, counted from 1 as in the paper (the mini U-Net has two); blocks of a transformer",
     )
     dims: list[int] = setting(factory=lambda: [64, 64], help="PCA width of each layer; their sum must be clients.width")
     pool: str = setting("l2norm", "pooling over the positions of a layer", choices=("l2norm", "gap", "rms"))
@@ -67,7 +69,14 @@ class DiffusionSettings:
     clip: str = setting("mini-clip", "open_clip model of the CLIP score: asset, directory or hub id")
     device: str = setting("cpu", "cpu, cuda, cuda:1, mps or auto (a GPU where there is one)")
     dtype: str = setting(
-        "float32", "bfloat16 computes in half precision; weights stay float32", choices=("float32", "bfloat16")
+        "float32",
+        "of the weights and of the computation; weights that are fine-tuned stay float32 beside it",
+        choices=("float32", "bfloat16"),
+    )
+    compile: str | None = setting(
+        None,
+        "mode of torch.compile for the decoder: minutes at first, faster afterwards; reduce-overhead uses CUDA graphs",
+        choices=(None, *COMPILED),
     )
     guidance: float = setting(3.0, "classifier-free guidance; 1 or less switches it off", low=0, high=100)
     steps: int = setting(
@@ -140,5 +149,20 @@ class TuneSettings:
     schedule: str = setting("cosine", "learning rate over all rounds", choices=("cosine", "constant"))
     lora: int | None = setting(
         None, "rank of the LoRA adapters on the attention; null: the whole decoder is trained", low=1, high=4096
+    )
+    checkpointing: bool = setting(
+        False, "compute the decoder's activations twice in the place of keeping them: a third slower, far less memory"
+    )
+    fresh_moments: bool = setting(
+        False,
+        "Adam starts anew in each round; its moments are then no part of a checkpoint, which is half as large",
+    )
+    density: str = setting(
+        "logit_normal",
+        "flow matching: how the times of training are drawn (arXiv 2403.03206)",
+        choices=("logit_normal", "mode", "uniform"),
+    )
+    weighting: str = setting(
+        "none", "flow matching: what a time's loss weighs", choices=("none", "sigma_sqrt", "cosmap")
     )
     variational: bool = setting(False, "also train the variance channels of a decoder that has them (GLIDE)")

@@ -1,7 +1,7 @@
-"""Features of an image by a frozen diffusion model: the maps of its decoder after one U-Net call at noise level t.
+"""Features of an image by a frozen diffusion model: the maps of its decoder after one call at noise level t.
 
 Guidance shows these to clients (arXiv 2507.06482, arXiv 2603.19337); nothing here is ever trained.
-One VAE encoding and one noisy latent serve all prompts of an image, a prompt is encoded once, and the U-Net ends with
+One VAE encoding and one noisy latent serve all prompts of an image, a prompt is encoded once, and the call ends with
 the last wanted block. Axes: N images, Q prompts of an image, R rows (image, prompt), E noise draws, P positions,
 C channels, T tokens, W token width, D feature width; h w latent sides.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -23,33 +22,39 @@ from florilegium import seeds
 from florilegium.config.diffusion import DiffusionSettings
 from florilegium.diffusion.generator import Progress, device_of
 from florilegium.diffusion.load import backend, directory, weights_hash
+from florilegium.diffusion.networks import Network, Texts
 from florilegium.diffusion.projection import Projection
 from florilegium.protocol.pixels import scaled
 
-FORMAT = 1  # raised whenever the same settings would give other features
+FORMAT = 2  # raised whenever the same settings would give other features
 FEWEST_IMAGES = 256  # that a PCA is fitted on, even where fewer have tokens enough
 PROMPTS_AT_ONCE = 256
 
 
 class _LastBlock(Exception):
-    """The last requested block has run; the rest of the U-Net need not run."""
+    """The last requested block has run; the rest of the decoder need not run."""
 
 
 class FeatureExtractor:
-    """Features of a Stable Diffusion directory or hub id. The pipeline is read when first needed, not before.
+    """Features of a pipeline's directory or hub id. The pipeline is read when first needed, not before.
 
     `version` tells everything that changes features but the images, ids, prompts, seed and projection; `passes` counts
-    the U-Net's rows. ValueError for a layer that the U-Net does not have.
+    the decoder's rows. ValueError for a layer that the decoder does not have.
     """
 
     def __init__(self, place: str, settings: DiffusionSettings) -> None:
         self.folder, self.settings, self.features = directory(str(place)), settings, settings.features
         self.device, self.name, self.passes = device_of(settings.device), self.folder.name, 0
-        self.blocks = len(json.loads((self.folder / "unet" / "config.json").read_text())["up_block_types"])
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.view = backend(
+            str(self.folder), settings.backend
+        ).loaded_view()  # how its backend sees images and reads texts
+        network = self.view.network
+        self.blocks = network.depth(json.loads((self.folder / network.part / "config.json").read_text()))
         if self.features.layers[-1] > self.blocks:
             raise ValueError(
-                f"diffusion.features.layers: layer {self.features.layers[-1]}, but the U-Net of "
-                f"{self.name} has {self.blocks} up blocks"
+                f"diffusion.features.layers: layer {self.features.layers[-1]}, but the decoder of "
+                f"{self.name} has {self.blocks} blocks"
             )
 
     @cached_property
@@ -74,24 +79,22 @@ class FeatureExtractor:
     @cached_property
     def pipe(self) -> Any:
         """The frozen pipeline, without the VAE's decoder."""
-        pipe = self.view.open(str(self.folder), self.device)
-        pipe.unet.requires_grad_(False)
-        return pipe
+        return self.view.open(str(self.folder), self.device, self.dtype)
 
     @cached_property
-    def view(self) -> Any:
-        """How the pipeline's backend sees images and reads texts."""
-        return backend(str(self.folder), self.settings.backend).view()
+    def network(self) -> Network:
+        """The frozen decoder."""
+        return self.view.network(getattr(self.pipe, self.view.network.part))
 
     @property
     def layers(self) -> list[str]:
-        """The layers' names in all that is given back, e.g. up2."""
-        return [f"up{layer}" for layer in self.features.layers]
+        """The layers' names in all that is given back, e.g. up2, or block12 of a transformer."""
+        return [f"{self.view.network.layer}{layer}" for layer in self.features.layers]
 
     @property
     def native(self) -> int:
         """Pixels on a side that the VAE sees."""
-        size = self.pipe.unet.config.sample_size
+        size = self.network.decoder.config.sample_size
         scale = getattr(self.pipe, "vae_scale_factor", 1)
         return self.features.size or (size if isinstance(size, int) else size[0]) * scale
 
@@ -139,7 +142,7 @@ class FeatureExtractor:
         self._check(images, ids, prompts, rows_R2, condition)
         f, done = self.features, 0
         projection = projection.to(self.device)
-        text_UTW = self._text(prompts)
+        texts_U = self._text(prompts)
         found = torch.zeros(len(rows_R2), self.width(projection))
         for first in range(0, len(images), f.batch):
             here = ((rows_R2[:, 0] >= first) & (rows_R2[:, 0] < first + f.batch)).nonzero().flatten()
@@ -149,10 +152,11 @@ class FeatureExtractor:
             noisy_ENCHW = self._noisy(self._latents(images[part], ids[part], seed), ids[part], f.timestep, seed)
             for rows in here.split(f.batch):
                 n, said = rows_R2[rows].T
-                text_RTW = text_UTW[said]
+                texts_R = texts_U[said]
                 if condition is not None:
-                    text_RTW = text_RTW + condition[n].to(text_RTW)[:, None]
-                maps = self._maps(noisy_ENCHW[:, n - first], f.timestep, text_RTW)
+                    tokens = texts_R.tokens
+                    texts_R = texts_R.with_tokens(tokens + condition[n].to(tokens)[:, None])
+                maps = self._maps(noisy_ENCHW[:, n - first], f.timestep, texts_R)
                 found[rows] = self._projected(maps, projection, seed).cpu()
                 done += len(rows)
                 if progress:
@@ -167,12 +171,12 @@ class FeatureExtractor:
         f, held, seen = self.features, 0, 0
         tokens: dict[str, list[Tensor]] = {name: [] for name in self.layers}
         order = torch.randperm(len(images), generator=seeds.generator(seed, "calibration"))
-        blank_1TW = self._text([""])
+        blank_1 = self._text([""])
         for chosen in order.split(f.batch):
             if held >= f.calibration and seen >= FEWEST_IMAGES:
                 break
             noisy = self._noisy(self._latents(images[chosen], ids[chosen], seed), ids[chosen], f.timestep, seed)
-            maps = self._maps(noisy, f.timestep, blank_1TW.expand(len(chosen), -1, -1))
+            maps = self._maps(noisy, f.timestep, blank_1.expand(len(chosen)))
             for name, map_BPC in maps.items():
                 tokens[name].append(map_BPC.flatten(0, 1).cpu())
             seen, held = seen + len(chosen), held + min(len(parts[-1]) for parts in tokens.values())
@@ -195,10 +199,10 @@ class FeatureExtractor:
     ) -> dict[str, Tensor]:
         """Under the empty prompt: each layer's mean over positions, `up2` [N, C], and `vae`, the latent as 8 x 8."""
         found: dict[str, list[Tensor]] = {name: [] for name in (*self.layers, "vae")}
-        blank_1TW = self._text([""])
+        blank_1 = self._text([""])
         for part, here in zip(images.split(self.features.batch), ids.split(self.features.batch), strict=True):
             latents = self._latents(part, here, seed)
-            maps = self._maps(self._noisy(latents, here, timestep, seed), timestep, blank_1TW.expand(len(part), -1, -1))
+            maps = self._maps(self._noisy(latents, here, timestep, seed), timestep, blank_1.expand(len(part)))
             for name, map_BPC in maps.items():
                 found[name].append(map_BPC.mean(1).cpu())
             found["vae"].append(adaptive_avg_pool2d(latents, 8).flatten(1).cpu())
@@ -210,62 +214,53 @@ class FeatureExtractor:
     def text(self, prompts: Sequence[str], pooled: bool = True) -> Tensor:
         """The pipeline's text encoder: [U, W], what stands at the end of the text, or all tokens [U, T, W]."""
         if not pooled:
-            return self._text(prompts).cpu()
+            return self._text(prompts).tokens.cpu()
         return self.view.pooled(self.pipe, list(prompts)).float().cpu()
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
-    def _autocast(self) -> Any:
-        if self.settings.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(torch.device(self.device).type, getattr(torch, self.settings.dtype))
-
-    def _text(self, prompts: Sequence[str]) -> Tensor:
-        """[U, T, W]: each prompt once."""
-        with self._autocast():
-            return torch.cat(
-                [
-                    self.view.tokens(self.pipe, list(prompts[i : i + PROMPTS_AT_ONCE]))
-                    for i in range(0, len(prompts), PROMPTS_AT_ONCE)
-                ]
-            ).float()
+    def _text(self, prompts: Sequence[str]) -> Texts:
+        """Each prompt once, in float32."""
+        parts = [list(prompts[i : i + PROMPTS_AT_ONCE]) for i in range(0, len(prompts), PROMPTS_AT_ONCE)]
+        return Texts.joined([self.view.texts(self.pipe, part) for part in parts]).to(torch.float32)
 
     def _latents(self, images: Tensor, ids: Tensor, seed: int) -> Tensor:
-        """x0 = s E(x): uint8 [N, 3, S, S], white +1 and black -1, -> [N, 4, h, w]."""
+        """x0 of uint8 [N, 3, S, S], white +1 and black -1: scaled latents [N, C, h, w] in float32."""
         pixels = scaled(images.to(self.device))
         if pixels.shape[-1] != self.native:
             pixels = interpolate(pixels, (self.native,) * 2, mode="bilinear", antialias=True, align_corners=False)
-        with self._autocast():
-            mean, deviation = self.view.posterior(self.pipe, pixels.contiguous(memory_format=torch.channels_last))
+        mean, deviation = self.view.posterior(self.pipe, self._laid_out(pixels))
         latents = mean.float()
         if self.features.posterior == "sample" and deviation is not None:
             latents = latents + deviation.float() * _drawn(latents, ids, seed, "posterior")
-        return latents * self.view.scale(self.pipe)
+        return self.view.scaled(self.pipe, latents)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """In the dtype of the weights, and on a CPU in the memory order that its convolutions like."""
+        x = x.to(self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
     def _noisy(self, latents: Tensor, ids: Tensor, timestep: int, seed: int) -> Tensor:
-        """x_t of each draw: [N, 4, h, w] -> [E, N, 4, h, w]."""
-        kept = self.pipe.scheduler.alphas_cumprod[timestep].to(latents)
+        """x_t of each draw: [N, C, h, w] -> [E, N, C, h, w]."""
         noise = torch.stack([_drawn(latents, ids, seed, "noise", e) for e in range(self.features.ensemble)])
-        return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        return self.view.noisy(self.pipe, latents, noise, timestep)
 
-    def _maps(self, noisy_ENCHW: Tensor, timestep: int, text_NTW: Tensor) -> dict[str, Tensor]:
+    def _maps(self, noisy_ENCHW: Tensor, timestep: int, texts_N: Texts) -> dict[str, Tensor]:
         """Each layer's map [N, P, C], the mean over the draws."""
-        draws = [self._called(noisy, timestep, text_NTW) for noisy in noisy_ENCHW]
+        draws = [self._called(noisy, timestep, texts_N) for noisy in noisy_ENCHW]
         if len(draws) == 1:
             return draws[0]
         return {name: torch.stack([maps[name] for maps in draws]).mean(0) for name in draws[0]}
 
-    def _called(self, noisy_NCHW: Tensor, timestep: int, text_NTW: Tensor) -> dict[str, Tensor]:
-        """One U-Net call up to the last requested block."""
+    def _called(self, noisy_NCHW: Tensor, timestep: int, texts_N: Texts) -> dict[str, Tensor]:
+        """One call of the decoder up to the last requested block."""
         maps: dict[str, Tensor] = {}
-        wanted = {
-            name: self.pipe.unet.up_blocks[layer - 1]
-            for name, layer in zip(self.layers, self.features.layers, strict=True)
-        }
+        blocks = self.network.blocks
+        wanted = {name: blocks[layer - 1] for name, layer in zip(self.layers, self.features.layers, strict=True)}
 
         def hook(name: str) -> Any:
-            def keep(module: Any, inputs: Any, output: Tensor) -> None:
-                maps[name] = output.permute(0, 2, 3, 1).flatten(1, 2).float()
+            def keep(module: Any, inputs: Any, output: Any) -> None:
+                maps[name] = self.network.map_of(output).float()
                 if len(maps) == len(wanted):
                     raise _LastBlock
 
@@ -273,8 +268,7 @@ class FeatureExtractor:
 
         handles = [block.register_forward_hook(hook(name)) for name, block in wanted.items()]
         try:
-            with self._autocast():
-                self.pipe.unet(noisy_NCHW.contiguous(memory_format=torch.channels_last), timestep, text_NTW)
+            self.network(self._laid_out(noisy_NCHW), timestep, texts_N.to(self.dtype))
         except _LastBlock:
             pass
         finally:

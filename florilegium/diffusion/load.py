@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,25 +13,56 @@ from typing import Any
 from florilegium.config.diffusion import DiffusionSettings
 from florilegium.diffusion.generator import Generator
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # those that features depend on
+PARTS = (  # those that features depend on
+    *("unet", "transformer", "vae", "scheduler"),
+    *(f"{part}{number}" for number in ("", "_2", "_3") for part in ("text_encoder", "tokenizer")),
+)
 SUFFIXES = (".safetensors", ".bin", ".json", ".txt")
-#: backend -> (generator class, the pipeline classes it opens). Named, because each brings its libraries.
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A generator class, and how frozen pipelines of this kind see images and read texts. Named, because each brings
+    its libraries."""
+
+    generator: str
+    view: str
+    classes: tuple[str, ...]  # of pipelines that it opens
+
+    def loaded_generator(self) -> Any:
+        return _named(self.generator)
+
+    def loaded_view(self) -> Any:
+        return _named(self.view)
+
+
+_STABLE = "florilegium.diffusion.stable:StableGenerator"
 BACKENDS = {
-    "stable": ("florilegium.diffusion.stable:StableGenerator", ("StableDiffusionPipeline",)),
-    "glide": ("florilegium.diffusion.glide.generator:GlideGenerator", ("GlidePipeline",)),
+    "stable": Backend(_STABLE, "florilegium.diffusion.stable:StableView", ("StableDiffusionPipeline",)),
+    "stable_xl": Backend(_STABLE, "florilegium.diffusion.stable_xl:XLView", ("StableDiffusionXLPipeline",)),
+    "stable_flow": Backend(_STABLE, "florilegium.diffusion.stable_flow:FlowView", ("StableDiffusion3Pipeline",)),
+    "glide": Backend(
+        "florilegium.diffusion.glide.generator:GlideGenerator",
+        "florilegium.diffusion.glide.generator:GlideView",
+        ("GlidePipeline",),
+    ),
 }
 
 
-def backend(model: str, name: str = "auto") -> Any:
-    """The generator class for `model`, a pipeline directory or hub id. ValueError for a pipeline of another class."""
+def _named(name: str) -> Any:
+    module, _, found = name.partition(":")
+    return getattr(import_module(module), found)
+
+
+def backend(model: str, name: str = "auto") -> Backend:
+    """The backend for `model`, a pipeline directory or hub id. ValueError for a pipeline of another class."""
     if name == "auto":
         cls = pipeline_class(model)
-        name = next((known for known, (_, classes) in BACKENDS.items() if cls in classes), "")
+        name = next((known for known, each in BACKENDS.items() if cls in each.classes), "")
         if not name:
-            there = ", ".join(each for _, classes in BACKENDS.values() for each in classes)
+            there = ", ".join(cls for each in BACKENDS.values() for cls in each.classes)
             raise ValueError(f"diffusion.model: {model} is a {cls}; there are backends for {there}")
-    module, _, found = BACKENDS[name][0].partition(":")
-    return getattr(import_module(module), found)
+    return BACKENDS[name]
 
 
 def pipeline_class(model: str) -> str:
@@ -48,12 +80,13 @@ def pipeline_class(model: str) -> str:
 
 def load(settings: DiffusionSettings, model: str) -> Generator:
     """The backend of `settings` around `model`, a directory or hub id."""
-    return backend(model, settings.backend)(model, settings)
+    found = backend(model, settings.backend)
+    return found.loaded_generator()(model, settings, found.loaded_view())
 
 
 def directory(place: str) -> Path:
     """Where the pipeline's files lie; those of a hub id are fetched into the hub's own cache."""
-    return Path(place) if Path(place).is_dir() else backend(place).view.fetched(place)
+    return Path(place) if Path(place).is_dir() else backend(place).loaded_view().fetched(place)
 
 
 def weights_hash(folder: Path) -> str:

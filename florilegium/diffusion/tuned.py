@@ -1,7 +1,7 @@
 """A text-to-image model whose decoder is fine-tuned: what the backends share.
 
-Weights are held in float32 (the fine-tuning needs them); `dtype: bfloat16` runs the networks under autocast.
-Axes: N samples, T tokens, W token width, U distinct texts, D representation width.
+Weights are held in the dtype of the settings; those that are fine-tuned are held in float32 beside it.
+Axes: N samples, U distinct texts, D representation width.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.config.diffusion import DiffusionSettings, TuneSettings
 from florilegium.diffusion.generator import device_of
+from florilegium.diffusion.networks import Texts
+from florilegium.diffusion.noising import noising
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts
 from florilegium.protocol.pixels import scaled
 
@@ -33,16 +33,16 @@ class TunedGenerator:
     `view` says the same of a frozen pipeline, for features.
     """
 
-    view: Any = None
-
-    def __init__(self, model: str, settings: DiffusionSettings) -> None:
+    def __init__(self, model: str, settings: DiffusionSettings, view: Any) -> None:
+        self.view = view
         self.model, self.settings, self.device = str(model), settings, device_of(settings.device)
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self._open()
 
     # -- what a backend says -----------------------------------------------------------------------------------------
 
     def opened(self) -> Any:
-        """The pipeline, frozen and on the device; `unet` is the decoder, `scheduler` its training schedule."""
+        """The pipeline, frozen, on the device and of the dtype; `scheduler` is its training schedule."""
         raise TypeError(f"{type(self).__name__} opens no pipeline")
 
     @property
@@ -57,10 +57,6 @@ class TunedGenerator:
         `noise_shape` in the place of the first noise."""
         raise TypeError(f"{type(self).__name__} draws nothing")
 
-    def embedded(self, texts: list[str]) -> Tensor:
-        """[U, T, W] of texts, as the decoder takes them."""
-        raise TypeError(f"{type(self).__name__} reads no text")
-
     def latents(self, pixels: Tensor) -> Tensor:
         """What the decoder denoises, of pixels [N, 3, S, S] in [-1, 1] of the native size."""
         raise TypeError(f"{type(self).__name__} sees no image")
@@ -69,10 +65,19 @@ class TunedGenerator:
         """A pipeline with this decoder, for saving."""
         raise TypeError(f"{type(self).__name__} cannot be saved")
 
+    def adapters(self, folder: Path, decoder: Any, layers: dict[str, Tensor]) -> None:
+        """Write LoRA layers as a file for `load_lora_weights` of this pipeline."""
+        self.view.pipeline.save_lora_weights(folder, **{f"{self.view.network.part}_lora_layers": layers})
+
+    @property
+    def decoder(self) -> Any:
+        """The part that is fine-tuned."""
+        return getattr(self.pipe, self.view.network.part)
+
     @property
     def native(self) -> int:
         """Pixels on a side that the decoder was made for."""
-        size = self.pipe.unet.config.sample_size
+        size = self.decoder.config.sample_size
         return int(size if isinstance(size, int) else size[0]) * int(getattr(self.pipe, "vae_scale_factor", 1))
 
     @property
@@ -84,13 +89,9 @@ class TunedGenerator:
 
     def _open(self) -> None:
         self.pipe = self.opened()
-        self.tuner = Tuner(self.pipe.unet, DDPMScheduler.from_config(self.pipe.scheduler.config), self.autocast)
-
-    def autocast(self) -> Any:
-        """The context that the networks run in."""
-        if self.settings.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(torch.device(self.device).type, getattr(torch, self.settings.dtype))
+        if self.settings.compile:
+            self.decoder.compile(mode=self.settings.compile)
+        self.tuner = Tuner(self.view.network(self.decoder), noising(self.pipe.scheduler.config))
 
     @torch.no_grad()
     def synthesize(
@@ -109,7 +110,7 @@ class TunedGenerator:
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds{beside}")
         s, images = self.settings, []
         guidance = s.guidance if guidance is None else guidance
-        with self.tuner.averaged(), self.autocast():
+        with self.tuner.averaged():
             for start in range(0, len(prompts), s.batch):
                 part = slice(start, start + s.batch)
                 given = None if latents is None else latents[part].to(self.device)
@@ -159,21 +160,23 @@ class TunedGenerator:
         """The frozen parts see every image and every distinct text once."""
         distinct = list(dict.fromkeys(["", *texts.label, *texts.full]))
         row = {text: u for u, text in enumerate(distinct)}
-        with self.autocast():
-            latents = torch.cat([self._latents(chunk) for chunk in images.split(self.settings.batch)])
-            table = torch.cat(
-                [self.embedded(distinct[i : i + TEXTS_AT_ONCE]) for i in range(0, len(distinct), TEXTS_AT_ONCE)]
-            )
+        latents = torch.cat([self._latents(chunk) for chunk in images.split(self.settings.batch)])
+        table = Texts.joined(
+            [
+                self.view.texts(self.pipe, distinct[i : i + TEXTS_AT_ONCE], images.shape[-1])
+                for i in range(0, len(distinct), TEXTS_AT_ONCE)
+            ]
+        )
         label, full = (torch.tensor([row[text] for text in said]) for said in (texts.label, texts.full))
         reps = None if representations is None else representations.float()
-        return TuneData(latents.float(), table.float(), label, full, reps)
+        return TuneData(latents.float(), table.to(torch.float32), label, full, reps)
 
     def _latents(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] of any size -> latents of the native size."""
         pixels = scaled(images.to(self.device))
         if pixels.shape[-1] != self.native:
             pixels = interpolate(pixels, (self.native,) * 2, mode="bicubic", antialias=True, align_corners=False)
-        return self.latents(pixels.clamp(-1, 1).contiguous(memory_format=torch.channels_last))
+        return self.latents(pixels.clamp(-1, 1))
 
     # -- checkpoint and export ---------------------------------------------------------------------------------------
 
@@ -188,13 +191,14 @@ class TunedGenerator:
         self.tuner.restore(tensors, meta)
 
     def save(self, directory: str | Path) -> None:
-        """A directory for `from_pretrained`: the averaged decoder, adapters merged into it."""
+        """A directory for `from_pretrained`: the averaged decoder, adapters merged into it. They also lie in lora/."""
         directory = Path(directory)
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         with self.tuner.averaged():
-            decoder = copy.deepcopy(self.pipe.unet)
+            decoder = copy.deepcopy(self.decoder)
         if self.tuner.rank:
+            self.adapters(partial / "lora", decoder, self.tuner.adapter_layers())
             decoder.fuse_lora()
             decoder.unload_lora()
         decoder.to(memory_format=torch.contiguous_format)  # safetensors wants the plain memory order

@@ -2,6 +2,9 @@
 
 Only the decoder (U-Net) and the projection P train; text encoder and autoencoder are frozen, so latents and text
 embeddings arrive here computed. Axes: N samples, B batch, T tokens, W token width, D representation width, U texts.
+
+The frozen weights stay in the dtype that the decoder came in. Trained weights, moments and average are float32; a whole
+decoder of another dtype trains under autocast.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch.nn.functional import mse_loss
 from florilegium import seeds
 from florilegium.config.diffusion import TuneSettings
 from florilegium.diffusion.glide.variational import variational_term
+from florilegium.diffusion.networks import Network, Texts
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,10 @@ class TuneTexts:
 
 @dataclass(frozen=True)
 class TuneData:
-    """What the frozen parts made of the samples; `text_UTW` holds each distinct text once, row 0 is the empty one."""
+    """What the frozen parts made of the samples; `texts_U` holds each distinct text once, row 0 is the empty one."""
 
     latents_N: Tensor  # [N, channels, h, w]
-    text_UTW: Tensor
+    texts_U: Texts
     label_N: Tensor  # row of the label's prompt
     full_N: Tensor  # row of the text with the caption
     representations_ND: Tensor | None
@@ -69,23 +73,16 @@ def learning_rate(settings: TuneSettings, done: float) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def adapted_modules(decoder: nn.Module) -> list[str]:
-    """Names of the layers that LoRA adapts: attention, and where the decoder has them the ways by which a text enters
-    (GLIDE's added keys and values, and the pooled state's projection)."""
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    there = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
-    pooled = ["class_embedding"] if isinstance(getattr(decoder, "class_embedding", None), nn.Linear) else []
-    return targets + [name for name in ("add_k_proj", "add_v_proj") if name in there] + pooled
-
-
 class Tuner:
     """The trainable parts of a T2I model: decoder (or its adapters), projection, Adam, moving average, step.
 
-    `noise` is a training scheduler with diffusers' interface: add_noise, get_velocity, config.
+    `noising` says how the model was taught to remove noise (noising.py).
     """
 
-    def __init__(self, decoder: nn.Module, noise: Any, autocast: Callable[[], Any] = nullcontext) -> None:
-        self.decoder, self.noise, self.autocast = decoder, noise, autocast
+    def __init__(self, network: Network, noising: Any) -> None:
+        self.network, self.noising = network, noising
+        self.decoder: Any = network.decoder
+        self.dtype: torch.dtype = self.decoder.dtype  # that it came in
         self.projection: nn.Linear | None = None
         self.rank: int | None = None
         self.merge: str | None = None
@@ -93,7 +90,7 @@ class Tuner:
         self.trained: dict[str, nn.Parameter] = {}
         self.average: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Adam | None = None
-        decoder.requires_grad_(False)
+        self.decoder.requires_grad_(False)
 
     def prepare(self, rank: int | None, merge: str, width: int | None, seed: int) -> None:
         """Make decoder, and projection if there are representations of `width`, trainable; once each."""
@@ -115,26 +112,25 @@ class Tuner:
             from peft import LoraConfig
 
             with seeds.scoped(seed, "lora"):
-                adapted: Any = self.decoder
-                adapted.add_adapter(
+                self.decoder.add_adapter(
                     LoraConfig(
                         r=self.rank,
                         lora_alpha=self.rank,
                         init_lora_weights="gaussian",
-                        target_modules=adapted_modules(self.decoder),
+                        target_modules=self.network.adapted(),
                     )
                 )
+            for parameter in self.decoder.parameters():
+                parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         else:
-            self.decoder.requires_grad_(True)
+            self.decoder.float().requires_grad_(True)
         parameters = {f"decoder.{k}": v for k, v in self.decoder.named_parameters() if v.requires_grad}
         self.optimizer = torch.optim.Adam(parameters.values(), lr=0.0)
         self._follow(parameters)
 
     def _open_projection(self, width: int, seed: int) -> None:
         """P of eq 11. Zero at first where it is added (the start is the original model), random where it is a token."""
-        decoder: Any = self.decoder
-        time = self.merge == "time"
-        out = decoder.time_embedding.linear_2.out_features if time else decoder.config.cross_attention_dim
+        out = self.network.time_width if self.merge == "time" else self.network.token_width
         with seeds.scoped(seed, "projection"):
             self.projection = nn.Linear(width, out)
         if self.merge != "token":
@@ -142,9 +138,13 @@ class Tuner:
             nn.init.zeros_(self.projection.bias)
         self.projection.to(next(self.decoder.parameters()).device)
         parameters = {f"projection.{k}": v for k, v in self.projection.named_parameters()}
-        assert self.optimizer is not None
-        self.optimizer.add_param_group({"params": list(parameters.values())})
+        self._optimizer.add_param_group({"params": list(parameters.values())})
         self._follow(parameters)
+
+    @property
+    def _optimizer(self) -> torch.optim.Adam:
+        assert self.optimizer is not None
+        return self.optimizer
 
     def _follow(self, parameters: dict[str, nn.Parameter]) -> None:
         self.trained |= parameters
@@ -169,6 +169,8 @@ class Tuner:
         )
         batches = [rows for order in orders for rows in order.split(settings.batch)]
         losses, omitted, seen = 0.0, 0.0, settings.epochs * len(data.latents_N)
+        if settings.checkpointing:
+            self.decoder.enable_gradient_checkpointing()
         self.decoder.train()
         for i, rows in enumerate(batches):
             lr = learning_rate(settings, (max(rounds[0] - 1, 0) + i / len(batches)) / max(rounds[1], 1))
@@ -178,6 +180,8 @@ class Tuner:
             if progress:
                 progress(i + 1, len(batches))
         self.decoder.eval()
+        if settings.fresh_moments:
+            self._optimizer.state.clear()
         return {"t2i/loss": losses / seen, "t2i/omitted": omitted / seen, "t2i/steps": float(self.step)}
 
     def _draw(self, data: TuneData, rows: Tensor, settings: TuneSettings, seed: int) -> Draws:
@@ -186,7 +190,7 @@ class Tuner:
         omit, drop, label = (
             torch.rand(size, generator=random) < p for p in (settings.omission, settings.text_drop, settings.label_only)
         )
-        time = torch.randint(self.noise.config.num_train_timesteps, (size,), generator=random)
+        time = self.noising.drawn(size, random, settings)
         noise = torch.randn(size, *data.latents_N.shape[1:], generator=random)
         if settings.text != "label+caption":
             label = torch.full_like(label, settings.text == "label")
@@ -198,70 +202,73 @@ class Tuner:
     def _step(self, data: TuneData, rows: Tensor, settings: TuneSettings, lr: float, seed: int) -> tuple[float, float]:
         drawn, device = self._draw(data, rows, settings, seed), data.latents_N.device
         latents, noise, time = data.latents_N[rows], drawn.noise_B.to(device), drawn.time_B.to(device)
-        text = torch.where(drawn.label_B, data.label_N[rows], data.full_N[rows]).masked_fill(drawn.drop_B, 0)
+        texts = torch.where(drawn.label_B, data.label_N[rows], data.full_N[rows]).masked_fill(drawn.drop_B, 0)
         extra = None
         if data.representations_ND is not None:
             assert self.projection is not None
             extra = self.projection(data.representations_ND[rows].to(device))
-        noisy = self.noise.add_noise(latents, noise, time).contiguous(memory_format=torch.channels_last)
-        with self.autocast():
-            said = predict(
-                self.decoder,
-                noisy,
-                time,
-                data.text_UTW[text],
-                extra,
-                (drawn.omit_B | drawn.drop_B).to(device),
-                settings.merge,
-            )
+        noisy = self.noising.noisy(latents, noise, time)
+        omit = (drawn.omit_B | drawn.drop_B).to(device)
+        with self._mixed(device):
+            said = predict(self.network, noisy, time, data.texts_U[texts], extra, omit, settings.merge)
         said, channels = said.float(), latents.shape[1]
-        loss = mse_loss(said[:, :channels], self._target(latents, noise, time))  # eq 12
+        loss = self._loss(said[:, :channels], self.noising.target(latents, noise, time), time, settings)
         if settings.variational and said.shape[1] == 2 * channels:
-            loss = loss + variational_term(said, latents, noisy, time, self.noise.config).mean()
+            loss = loss + variational_term(said, latents, noisy, time, self.noising.config).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the T2I loss is {loss.item()} at step {self.step}; lower the learning rate")
         self._descend(loss, settings, lr)
         return loss.item(), float(drawn.omit_B.sum())
 
-    def _target(self, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        kind = self.noise.config.prediction_type
-        velocity = kind == "v_prediction"
-        return self.noise.get_velocity(latents, noise, time) if velocity else latents if kind == "sample" else noise
+    def _loss(self, said: Tensor, target: Tensor, time_B: Tensor, settings: TuneSettings) -> Tensor:
+        """Eq 12, each sample weighed as its model is trained."""
+        weights_B = self.noising.weights(time_B, settings)
+        if weights_B is None:
+            return mse_loss(said, target)
+        return (weights_B * (said - target).square().flatten(1).mean(1)).mean()
+
+    def _mixed(self, device: torch.device) -> Any:
+        """The context of a forward pass: autocast where float32 weights stand for a decoder of another dtype."""
+        if self.dtype == torch.float32 or self.rank:
+            return nullcontext()
+        return torch.autocast(device.type, self.dtype)
 
     def _descend(self, loss: Tensor, settings: TuneSettings, lr: float) -> None:
-        assert self.optimizer is not None
-        for group in self.optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
-        self.optimizer.step()
+        self._optimizer.step()
         # a plain 0.999 would still hold 80 % of the start after 200 steps, so the average begins short and lengthens
         decay = min(settings.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, parameter in self.trained.items():
-                self.average[name].lerp_(parameter, 1 - decay)
+            averages = [self.average[name] for name in self.trained]
+            torch._foreach_lerp_(averages, list(self.trained.values()), 1 - decay)
         self.step += 1
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the decoder holds the moving average, which synthesizes."""
-        self._swap()
+        """Within, the decoder holds the moving average, which synthesizes, in the dtype that it came in."""
+        held = {name: parameter.data for name, parameter in self.trained.items()}
+        for name, parameter in self.trained.items():
+            parameter.data = self.average[name].to(self.dtype)
         try:
             yield
         finally:
-            self._swap()
+            for name, parameter in self.trained.items():
+                parameter.data = held[name]
 
-    def _swap(self) -> None:
-        for name, parameter in self.trained.items():
-            parameter.data, self.average[name] = self.average[name], parameter.data
+    def adapter_layers(self) -> dict[str, Tensor]:
+        """The averaged LoRA layers in float32, by diffusers' names. Their scale is 1, so no alpha is needed."""
+        names = {name.removeprefix("decoder."): value for name, value in self.average.items() if "lora_" in name}
+        return {name.replace(".default.weight", ".weight"): value.cpu().contiguous() for name, value in names.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Copies of everything that a further step depends on."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
-            assert self.optimizer is not None
-            parts = {"weight": parameter.detach(), "average": self.average[name], **self.optimizer.state[parameter]}
+            parts = {"weight": parameter.detach(), "average": self.average[name], **self._optimizer.state[parameter]}
             tensors |= {f"{name}/{part}": value.cpu().clone() for part, value in parts.items()}
         return tensors, {"step": self.step, "lora": self.rank, "merge": self.merge}
 
@@ -279,8 +286,7 @@ class Tuner:
                 moments = {part: torch.zeros_like(parameter.data) for part in ("exp_avg", "exp_avg_sq")}
                 for part, value in moments.items():
                     fitting(tensors, f"{name}/{part}", value)
-                assert self.optimizer is not None
-                self.optimizer.state[parameter] = {"step": tensors[f"{name}/step"].clone(), **moments}
+                self._optimizer.state[parameter] = {"step": tensors[f"{name}/step"].clone(), **moments}
 
 
 def fitting(tensors: dict[str, Tensor], name: str, target: Tensor) -> None:
@@ -292,37 +298,44 @@ def fitting(tensors: dict[str, Tensor], name: str, target: Tensor) -> None:
 
 
 def predict(
-    decoder: nn.Module,
+    network: Network,
     noisy_B: Tensor,
     time_B: Tensor,
-    text_BTW: Tensor,
+    texts_B: Texts,
     extra_BW: Tensor | None,
     omit_B: Tensor,
     merge: str,
 ) -> Tensor:
     """Dec(x_t, t, h) of eqs 11-12: how a representation joins the text in the decoder, and its omission.
 
-     A row with b = 1 gives the text-only decoder's output, bit for bit.
+    A row with b = 1 gives the text-only decoder's output, bit for bit.
 
     `token`: a row without representation must not meet the extra key at all. Rows are split into two calls, because a
     masked key, though its weight is exactly zero, changes the shape of the products and so their last bits.
     `add` and `time`: what is added to such a row is exactly zero.
     """
+    dtype = network.decoder.dtype
+    noisy_B = noisy_B.to(dtype)
+    if noisy_B.device.type == "cpu":
+        noisy_B = noisy_B.contiguous(memory_format=torch.channels_last)
+    texts_B = texts_B.to(dtype)
     if extra_BW is None or bool(omit_B.all()):
-        return decoder(noisy_B, time_B, text_BTW).sample
+        return network(noisy_B, time_B, texts_B)
+    extra_BW = extra_BW.to(dtype)
     if merge == "token":
         with_B, without_B = (~omit_B).nonzero().flatten(), omit_B.nonzero().flatten()
-        longer_BTW = torch.cat([text_BTW[with_B], extra_BW[with_B, None]], 1)
-        parts = [decoder(noisy_B[with_B], time_B[with_B], longer_BTW).sample]
+        shown = texts_B[with_B]
+        longer = shown.with_tokens(torch.cat([shown.tokens, extra_BW[with_B, None]], 1))
+        parts = [network(noisy_B[with_B], time_B[with_B], longer)]
         if len(without_B):
-            parts.append(decoder(noisy_B[without_B], time_B[without_B], text_BTW[without_B]).sample)
+            parts.append(network(noisy_B[without_B], time_B[without_B], texts_B[without_B]))
         return torch.cat(parts)[torch.argsort(torch.cat([with_B, without_B]))]
     shown_BW = extra_BW.masked_fill(omit_B[:, None], 0)
     if merge == "add":
-        return decoder(noisy_B, time_B, text_BTW + shown_BW[:, None]).sample
-    embedding = decoder.get_submodule("time_embedding")
+        return network(noisy_B, time_B, texts_B.with_tokens(texts_B.tokens + shown_BW[:, None]))
+    embedding = network.decoder.get_submodule(network.time_module)
     hook = embedding.register_forward_hook(lambda module, inputs, output: output + shown_BW)
     try:
-        return decoder(noisy_B, time_B, text_BTW).sample
+        return network(noisy_B, time_B, texts_B)
     finally:
         hook.remove()

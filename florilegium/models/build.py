@@ -8,34 +8,53 @@ Axes: B batch, C classes, D representation width (clients.width), S image side, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+from florilegium.assets import located
 from florilegium.config.clients import ClientsSettings
 from florilegium.models.bodies import Classifier, ModelError
 from florilegium.models.clip import ClipImage, ClipText
 from florilegium.models.image import ImageBody
 from florilegium.models.pair import DualEncoder, Encoder
+from florilegium.models.pretrained import AutoImage, AutoText
 from florilegium.models.text import TextBody
-from florilegium.models.tokens import Vocabulary, open_vocabulary
+from florilegium.models.tokens import Vocabulary, clip_vocabulary, open_vocabulary
 
 ARCHITECTURES = {"image": ("resnet", "vit", "beit"), "text": ("bert", "distilbert", "roberta")}
 TOWERS = ("clip",)  # trained before on pairs, one for each modality (clip.py)
 
 
-def check_architecture(modality: str, architecture: str, where: str = "clients.mix") -> None:
-    """ModelError, listing the choices, unless the modality has that architecture (a pair: two, image+text)."""
+def check_architecture(
+    modality: str, architecture: str, where: str = "clients.mix", architectures: Mapping[str, Any] | None = None
+) -> None:
+    """ModelError, listing the choices, unless the modality has that architecture (a pair: two, image+text).
+
+    A name of the user's own is one too, where `architectures` (clients.architectures) says what is behind it.
+    """
     if modality == "pair":
         image, plus, text = architecture.partition("+")
         if not plus:
             raise ModelError(f"{where}: a pair model is named image+text, such as resnet+bert, got {architecture!r}")
-        check_architecture("image", image, where)
-        return check_architecture("text", text, where)
+        check_architecture("image", image, where, architectures)
+        return check_architecture("text", text, where, architectures)
     if modality not in ARCHITECTURES:
         raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}, pair")
-    if architecture not in (*ARCHITECTURES[modality], *TOWERS):
+    if architecture not in (*ARCHITECTURES[modality], *TOWERS) and not is_given(
+        (architectures or {}).get(architecture)
+    ):
         there = ", ".join((*ARCHITECTURES[modality], *TOWERS))
-        raise ModelError(f"{where}: no {modality} model {architecture!r}; there are {there}")
+        raise ModelError(
+            f"{where}: no {modality} model {architecture!r}; there are {there}, and any name of which "
+            "clients.architectures has `pretrained`"
+        )
+
+
+def is_given(node: Any) -> bool:
+    """Whether an entry of clients.architectures names a checkpoint of any kind."""
+    return isinstance(node, Mapping) and bool(node.get("pretrained") or node.get("path"))
 
 
 def sizes(clients: ClientsSettings, architecture: str) -> dict[str, Any]:
@@ -48,23 +67,34 @@ def sizes(clients: ClientsSettings, architecture: str) -> dict[str, Any]:
 
 def vocabulary(clients: ClientsSettings, architecture: str) -> Any:
     """How a text architecture of `conf.clients` reads (tokens.py)."""
-    pretrained = sizes(clients, architecture).get("pretrained")
-    return open_vocabulary(clients.tokenizer, clients.tokens, pretrained)
+    given = sizes(clients, architecture)
+    if (place := tower_of(given)) and clients.tokenizer is None:
+        return clip_vocabulary(place, clients.tokens)
+    return open_vocabulary(clients.tokenizer, clients.tokens, given.get("pretrained"))
+
+
+def tower_of(given: Mapping[str, Any]) -> str | None:
+    """The place of an open_clip model that is not the embedded one; None for everything else."""
+    if place := given.get("path"):
+        return str(place)
+    name = given.get("pretrained")
+    return str(name) if name and Path(located(str(name), bare=True), "open_clip_config.json").is_file() else None
 
 
 def body(
     clients: ClientsSettings, modality: str, architecture: str, reads: Any = None
-) -> ImageBody | TextBody | ClipImage | ClipText:
+) -> ImageBody | TextBody | ClipImage | ClipText | AutoImage | AutoText:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
-    check_architecture(modality, architecture)
+    check_architecture(modality, architecture, architectures=clients.architectures)
     given = sizes(clients, architecture)
     try:
-        if architecture in TOWERS:
+        if (place := tower_of(given)) or architecture in TOWERS:
+            given["path"] = place
             return ClipImage(given) if modality == "image" else ClipText(given, reads)
-        if modality == "image":
-            return ImageBody(architecture, given)
-        return TextBody(architecture, given, reads)
-    except (TypeError, ValueError, OSError, AttributeError) as error:
+        if architecture not in ARCHITECTURES[modality]:
+            return AutoImage(given) if modality == "image" else AutoText(given, reads)
+        return ImageBody(architecture, given) if modality == "image" else TextBody(architecture, given, reads)
+    except (TypeError, ValueError, OSError, AttributeError, KeyError, ImportError, RuntimeError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"clients.architectures.{architecture}: {text}") from error
 
@@ -86,7 +116,7 @@ def build_pair(clients: ClientsSettings, architecture: str, reads: Vocabulary | 
 
     Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
     """
-    check_architecture("pair", architecture)
+    check_architecture("pair", architecture, architectures=clients.architectures)
     image, text = architecture.split("+")
     reads = reads or vocabulary(clients, text)
     width = clients.width

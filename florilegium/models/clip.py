@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from florilegium import assets
-from florilegium.models.tokens import Vocabulary
+from florilegium.models.tokens import Vocabulary, open_clip_name
 
 
 @lru_cache(maxsize=2)
@@ -24,10 +24,10 @@ def opened(path: str | None) -> Any:  # a CLIP of open_clip: whichever of its cl
     """The whole CLIP, read once in a process; towers are copies of its parts. ValueError when there is none."""
     import open_clip
 
-    place = Path(path) if path else assets.path("models", "mini-clip")
-    if not (place / "open_clip_config.json").is_file():
+    place = path or str(assets.path("models", "mini-clip"))
+    if Path(place).is_absolute() and not (Path(place) / "open_clip_config.json").is_file():
         raise ValueError(f"{place} is no directory of an open_clip model")
-    return open_clip.create_model(f"local-dir:{place}", precision="fp32").eval()
+    return open_clip.create_model(open_clip_name(place), precision="fp32").eval()
 
 
 class ClipImage(nn.Module):
@@ -65,6 +65,10 @@ class ClipText(nn.Module):
     def __init__(self, given: dict[str, Any], vocabulary: Vocabulary) -> None:
         super().__init__()
         clip = copy.deepcopy(opened(given.get("path")))
+        if not hasattr(clip, "token_embedding"):
+            raise ValueError(
+                f"{type(clip).__name__} of open_clip has a text tower of another kind; use transformers' form"
+            )
         self.embedding, self.positions, self.net = clip.token_embedding, clip.positional_embedding, clip.transformer
         self.norm, self.project = clip.ln_final, clip.text_projection
         self.register_buffer("mask", clip.attn_mask, persistent=False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.assets import located
+from florilegium.models.pretrained import preprocessing
 
 KINDS = {"resnet": "ResNet", "vit": "ViT", "beit": "Beit"}
 NORMS = ("batch", "group")
@@ -30,8 +31,10 @@ class ImageBody(nn.Module):
 
         super().__init__()
         kind, given = KINDS[architecture], dict(given)
-        self.architecture, self.size = architecture, int(given.pop("input_size", 224))
-        mean, std = given.pop("mean", [0.5] * 3), given.pop("std", [0.5] * 3)
+        self.architecture = architecture
+        own = preprocessing(given["pretrained"]) if given.get("pretrained") else {}  # as it was trained
+        self.size = int(given.pop("input_size", None) or own.get("size") or 224)
+        mean, std = (given.pop(key, None) or own.get(key) or [0.5] * 3 for key in ("mean", "std"))
         pretrained, norm = given.pop("pretrained", None), given.pop("norm", "batch")
         if norm not in NORMS:
             raise ValueError(f"norm {norm!r} is none of {', '.join(NORMS)}")

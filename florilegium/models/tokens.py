@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from florilegium import assets
 from florilegium.data.toy import WORDS
+from florilegium.models.pretrained import longest_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,54 @@ def open_vocabulary(tokenizer: str | None, longest: int, pretrained: str | None 
 
 
 def _pretrained(name: str, longest: int) -> Vocabulary:
+    """A checkpoint's own tokenizer. Where the padding is also the end of a text, or there is none, it is -1 here."""
     from transformers import AutoTokenizer
 
-    reader = AutoTokenizer.from_pretrained(assets.located(name, bare=True))
+    try:
+        reader = AutoTokenizer.from_pretrained(assets.located(name, bare=True))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"{name} has no tokenizer that can be read: {str(error).strip().splitlines()[0]}") from error
+    most = longest_text(name, longest, reader)
+    if most < longest:
+        log.warning("clients.tokens is %d, but %s reads %d tokens; longer texts are cut", longest, name, most)
+    pad = reader.pad_token_id
     return Vocabulary(
-        lambda text: reader(text, truncation=True, max_length=longest)["input_ids"],
+        lambda text: reader(text, truncation=True, max_length=most)["input_ids"],
         len(reader),
-        int(reader.pad_token_id),
-        longest,
+        -1 if pad is None or pad == reader.eos_token_id else int(pad),
+        most,
     )
+
+
+@lru_cache(maxsize=4)
+def clip_vocabulary(place: str, longest: int) -> Vocabulary:
+    """The tokenizer of an open_clip directory or hub id; ids are one higher, so that 0 is free to mean padding."""
+    import open_clip
+
+    if Path(place).is_absolute() and not Path(place, "open_clip_config.json").is_file():
+        raise ValueError(f"{place} is no directory of an open_clip model")
+    try:
+        reader: Any = open_clip.get_tokenizer(open_clip_name(place))
+    except Exception as error:  # a missing file, another layout, no network: each has its own class
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{place} has no tokenizer that open_clip can read: {what[0]}") from error
+    inner = getattr(reader, "tokenizer", None)
+    most = min(longest, int(reader.context_length))
+
+    def split(text: str) -> list[int]:
+        if inner is not None:
+            ids = inner(reader.clean_fn(text), truncation=True, max_length=most)["input_ids"]
+        else:
+            ids = [reader.sot_token_id, *reader.encode(text)[: most - 2], reader.eot_token_id]
+        return [i + 1 for i in ids]
+
+    return Vocabulary(split, (len(inner) if inner is not None else reader.vocab_size) + 1, 0, most)
+
+
+def open_clip_name(place: str) -> str:
+    """How open_clip names a directory, or a repository of a hub."""
+    found = assets.located(place)
+    return f"local-dir:{found}" if Path(found).is_dir() else f"hf-hub:{found}"
 
 
 def _toy() -> Any:

@@ -38,7 +38,7 @@ def tuned(made, **given):
 
 
 def test_the_backend_is_the_one_that_the_directory_names(place, tmp_path) -> None:
-    assert backend(place) is GlideGenerator
+    assert backend(place).loaded_generator() is GlideGenerator
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="no readable model_index.json"):
         backend(str(tmp_path / "other"))

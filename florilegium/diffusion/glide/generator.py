@@ -14,24 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from florilegium.diffusion.glide.pipeline import GlidePipeline
+from florilegium.diffusion.networks import Network, Texts
 from florilegium.diffusion.tuned import TunedGenerator
 
 
-def open_pipeline(model: str, device: str) -> GlidePipeline:
-    """A pipeline directory or hub id in float32, frozen, convolutions in channels-last order."""
-    pipe = GlidePipeline.from_pretrained(model)
+def open_pipeline(model: str, device: str, dtype: torch.dtype) -> GlidePipeline:
+    """A pipeline directory or hub id, frozen, its weights in `dtype`; channels-last convolutions on a CPU alone."""
+    pipe = GlidePipeline.from_pretrained(model, torch_dtype=dtype)
     for part in (pipe.text_encoder, pipe.unet, pipe.upsampler_text_encoder, pipe.upsampler):
         if part is not None:
             part.requires_grad_(False).eval()
-    pipe.to(device, torch.float32)
-    for part in (pipe.unet, pipe.upsampler):
-        if part is not None:
-            part.to(memory_format=torch.channels_last)
+    pipe.to(device, dtype)
+    if torch.device(device).type == "cpu":
+        for part in (pipe.unet, pipe.upsampler):
+            if part is not None:
+                part.to(memory_format=torch.channels_last)
     return pipe
 
 
 class GlideView:
     """How a frozen GLIDE sees images and reads texts: its latents are the pixels themselves."""
+
+    network = Network
 
     @staticmethod
     def fetched(hub_id: str) -> Path:
@@ -39,9 +43,9 @@ class GlideView:
         return Path(GlidePipeline.download(hub_id))
 
     @staticmethod
-    def open(place: str, device: str) -> Any:
+    def open(place: str, device: str, dtype: torch.dtype) -> Any:
         """The pipeline, without the upsampler."""
-        pipe = open_pipeline(place, device)
+        pipe = open_pipeline(place, device, dtype)
         pipe.upsampler = pipe.upsampler_text_encoder = None
         return pipe
 
@@ -51,13 +55,20 @@ class GlideView:
         return pixels, None
 
     @staticmethod
-    def scale(pipe: Any) -> float:
-        return 1.0
+    def scaled(pipe: Any, latents: Tensor) -> Tensor:
+        """Pixels as they are."""
+        return latents
 
     @staticmethod
-    def tokens(pipe: Any, prompts: list[str]) -> Tensor:
-        """[U, T, W] of all positions, padding included."""
-        return pipe.encode(prompts)
+    def noisy(pipe: Any, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """x_t of pixels."""
+        kept = pipe.scheduler.alphas_cumprod[timestep].to(latents)
+        return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+    @staticmethod
+    def texts(pipe: Any, prompts: list[str], size: int | None = None) -> Texts:
+        """Tokens of all positions, padding included; the U-Net finds the text as a whole in them."""
+        return Texts(pipe.encode(prompts))
 
     @staticmethod
     def pooled(pipe: Any, prompts: list[str]) -> Tensor:
@@ -68,10 +79,8 @@ class GlideView:
 class GlideGenerator(TunedGenerator):
     """A `GlidePipeline`: `steps` ancestral steps (DDIM with scheduler=ddim), then the upsampler unless it is off."""
 
-    view = GlideView
-
     def opened(self) -> Any:
-        return open_pipeline(self.model, self.device)
+        return open_pipeline(self.model, self.device, self.dtype)
 
     @property
     def side(self) -> int:
@@ -99,11 +108,12 @@ class GlideGenerator(TunedGenerator):
             latents=latents,
         ).images
 
-    def embedded(self, texts: list[str]) -> Tensor:
-        return self.pipe.encode(texts)
-
     def latents(self, pixels: Tensor) -> Tensor:
         return pixels
+
+    def adapters(self, folder: Path, decoder: Any, layers: dict[str, Tensor]) -> None:
+        """For `pipe.unet.load_lora_adapter`; diffusers has no GLIDE, and so no `load_lora_weights` of one."""
+        decoder.save_lora_adapter(folder)
 
     def whole(self, decoder: nn.Module) -> Any:
         return GlidePipeline(**{**self.pipe.components, "unet": decoder})

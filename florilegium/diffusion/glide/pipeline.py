@@ -142,8 +142,8 @@ class GlidePipeline(DiffusionPipeline):
 
         def network(x: Tensor, timestep: int) -> Tensor:
             if off:
-                return self.unet(x, timestep, both).sample
-            text, empty = self.unet(torch.cat([x, x]), timestep, both).sample.split(count)
+                return said_by(self.unet, x, timestep, both)
+            text, empty = said_by(self.unet, torch.cat([x, x]), timestep, both).split(count)
             return sampling.guided(text, empty, guidance)
 
         x = self._noise(draws, side) if latents is None else latents.to(self.unet.device)
@@ -161,7 +161,7 @@ class GlidePipeline(DiffusionPipeline):
         side = self.upsampler.config.sample_size
         text_NTW = self.encode(texts, self.upsampler_text_encoder)
         low = enlarged(small, side)
-        network = lambda x, t: self.upsampler(torch.cat([x, low], 1), t, text_NTW).sample  # noqa: E731
+        network = lambda x, t: said_by(self.upsampler, torch.cat([x, low], 1), t, text_NTW)  # noqa: E731
         x = self._noise(draws, side) * temperature
         given = sampling.steps(self.upsampler_scheduler.config, spacing)
         return self._last(sampling.ddim(network, x, given), x, len(given), None)
@@ -173,6 +173,11 @@ class GlidePipeline(DiffusionPipeline):
             if callback:
                 callback(n, count)
         return x
+
+
+def said_by(unet: Any, x: Tensor, timestep: int, text_NTW: Tensor) -> Tensor:
+    """What a U-Net says, in float32; it is asked in the dtype of its weights."""
+    return unet(x.to(unet.dtype), timestep, text_NTW.to(unet.dtype)).sample.float()
 
 
 def enlarged(small: Tensor, side: int) -> Tensor:
