@@ -55,10 +55,10 @@ def test_toy_s_private_rows_are_what_they_were(toy_conf):
     assert [len(splits.public(s)) for s in SPLITS] == [96, 32, 32]
 
 
-def test_the_set_depends_on_its_own_seed_alone(toy_conf):
-    one = open_public(toy_conf("seed=0"))
-    assert open_public(toy_conf("seed=5")).order == one.order
-    other = open_public(toy_conf("data.public.seed=1"))
+def test_the_set_depends_on_its_own_seed_where_it_has_one(toy_conf):
+    one = open_public(toy_conf("seed=0", "data.public.seed=0"))
+    assert open_public(toy_conf("seed=5", "data.public.seed=0")).order == one.order
+    other = open_public(toy_conf("seed=0", "data.public.seed=1"))
     assert other.order != one.order and len(other) == len(one)
 
 

@@ -17,7 +17,12 @@ class PublicSettings:
     """The public paired set: which of the data's public training rows belong to it."""
 
     pairs: int | None = setting(1200, "number of pairs; null: all that there are", low=2, high=100_000_000)
-    seed: int = setting(0, "seed of the choice of pairs; it is not the run's seed", low=0, high=2**31 - 1)
+    seed: int | None = setting(
+        None,
+        "seed of the choice of pairs; null: the run's seed, so that a repetition draws others",
+        low=0,
+        high=2**31 - 1,
+    )
     path: str | None = setting(None, "a directory of its own; null: the public rows of the data set")
     share: float = setting(0.0, "own data: the share of the rows that everybody may have", low=0, high=0.9)
 

@@ -72,7 +72,7 @@ def open_public(conf: Settings, path: str | None = None) -> PublicPairs:
     data = replace(conf.data, public=PublicSettings())
     if place := path or given.path:
         data = DataSettings(name="own", path=place, image_size=conf.data.image_size, prompt=None)
-    return _open(to_text(data), given.pairs, given.seed)
+    return _open(to_text(data), given.pairs, conf.seed if given.seed is None else given.seed)
 
 
 @lru_cache(maxsize=4)

@@ -210,8 +210,8 @@ class GuidanceSettings:
     )
     noise_seed: int = setting(
         0,
-        "seed of the noise of features, of negatives and of anchors; the same in all runs, so that they share the "
-        "cache",
+        "seed of the noise of features, of negatives and of anchors; a run takes its own seed. A fixed number lets "
+        "runs of several seeds share the cache",
         low=0,
         high=2**31 - 1,
     )
