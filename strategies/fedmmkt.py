@@ -79,6 +79,11 @@ class FedMMKTSettings:
         low=0,
         high=1e6,
     )
+    prompt_veto: bool = setting(
+        True,
+        "leave out a sample whose consensus is not the class of its prompt; false is the paper's literal reading "
+        "(our choice)",
+    )
     fusion: bool = setting(
         True, "MultiRepFusion: use representations; false sends and uses labels only (Table VI, -MultiRepFusion)"
     )
@@ -113,9 +118,9 @@ class FedMMKTSettings:
         0, "earlier kept samples that the T2I model is tuned on again; 0 uses this round's only", low=0, high=1_000_000
     )
     fill: float = setting(
-        0.2,
-        "smallest share of each class's samples that the T2I model is tuned on, whether the clients agreed or "
-        "not; 0 is the paper's literal reading (our choice)",
+        0.5,
+        "smallest share of each class's samples that the T2I model is tuned on: those that most clients agreed with; "
+        "0 is the paper's literal reading (our choice)",
         low=0,
         high=1,
     )
@@ -156,13 +161,13 @@ class FedMMKT(Rounds):
 
         federation.ask("train", Nothing(), Nothing, Report)  # eq 1
         replies = self.ask_answers(federation, sent, ids_N)  # eq 3
-        label_N, keep_N, fused_ND, metrics = self.agree(federation.guard, replies, drawn_N)  # eqs 4-10
+        label_N, keep_N, fused_ND, votes_N, metrics = self.agree(federation.guard, replies, drawn_N)  # eqs 4-10
         ids, labels = ids_N[keep_N], label_N[keep_N]
         fused = fused_ND[keep_N] if s.client_representations else fused_ND[keep_N, :0]
 
         asked = [reply.client for reply in replies]
         distilling = federation.send("distill", Targets(ids, labels, fused), Report, clients=asked)  # eq 13
-        shown_N, used_N = filled(drawn_N, label_N, keep_N, s.fill)
+        shown_N, used_N = filled(drawn_N, label_N, keep_N, s.fill, votes_N)
         losses = self.tune(r, images, captions, fused_ND, shown_N, used_N)  # eqs 11-12
         distilled = federation.collect(distilling)
         return (
@@ -192,8 +197,9 @@ class FedMMKT(Rounds):
 
     def agree(
         self, guard: Guard, replies: list[Reply], drawn_N: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
-        """Consensus labels [N], keep [N], fused representations [N, D] (width 0 without fusion), metrics."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, float]]:
+        """Consensus labels [N], keep [N], fused representations [N, D] (width 0 without fusion), the votes for the
+        drawn classes [N] (None where privacy protects them), metrics."""
         s, modalities = self.settings, [x.client.modality for x in replies]
         fused_ND = torch.zeros(len(drawn_N), 0)
         if s.variant == "logit":
@@ -201,6 +207,7 @@ class FedMMKT(Rounds):
             vote_KN = logits_KNC.argmax(-1)
             label_N, _, weight_KN = consensus.fuse_logits(logits_KNC, modalities, s.temperature)  # eqs 28-31
             keep_N = consensus.enough_votes(vote_KN, label_N, s.vote_threshold)  # eq 5
+            sure_KN = torch.ones_like(vote_KN, dtype=logits_KNC.dtype)
         else:
             vote_KN = torch.stack([x.body.labels for x in replies])
             sure_KN = consensus.bounded(torch.stack([x.body.confidence for x in replies]), s.confidence)
@@ -210,7 +217,10 @@ class FedMMKT(Rounds):
                 vote_KN, sure_KN, len(self.classes), s.vote_threshold, drawn_N, s.prompt_weight
             )  # eqs 4-5
             weight_KN = None
+        votes_N = None if guard.protects_votes else consensus.votes_for(vote_KN, sure_KN, drawn_N)
         label_N, keep_N = guard.released(vote_KN, label_N, keep_N, drawn_N, s.prompt_weight)  # conf/privacy
+        if s.prompt_veto:
+            keep_N = keep_N & (label_N == drawn_N)  # the prompt and the clients must say the same
         if not s.labvote:
             label_N, keep_N = drawn_N, torch.ones_like(keep_N)
         if s.variant != "logit" and s.fusion and keep_N.any():
@@ -222,7 +232,7 @@ class FedMMKT(Rounds):
         if weight_KN is not None:
             mean_K = weight_KN.mean(1).tolist()
             metrics |= {f"fusion/weight_{x.client.id}": w for x, w in zip(replies, mean_K, strict=True)}
-        return label_N, keep_N, fused_ND, metrics
+        return label_N, keep_N, fused_ND, votes_N, metrics
 
     def fuse(self, replies: list[Reply], modalities: list[str], keep_N: Tensor) -> tuple[Tensor, Tensor]:
         """MultiRepFusion over the kept samples; rejected rows are zero and never used."""

@@ -164,3 +164,8 @@ def test_logits_of_equal_clients_vote_as_one_and_a_constant_does_not_matter():
 def test_a_single_sample_gives_uniform_weights():
     _, weights = consensus.fuse(torch.randn(4, 1, 8), ["image"] * 2 + ["text"] * 2)
     assert torch.allclose(weights, torch.full((4, 1), 0.25))
+
+
+def test_votes_for_a_class_count_the_weights_of_those_who_named_it():
+    labels, weights = torch.tensor([[0, 1], [0, 0], [2, 1]]), torch.tensor([[0.5, 1.0], [2.0, 1.0], [1.0, 0.25]])
+    assert consensus.votes_for(labels, weights, torch.tensor([0, 1])).tolist() == [2.5, 1.25]

@@ -158,7 +158,7 @@ def test_a_taken_directory_name_is_numbered(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_missing_or_torn_asset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tmp_path / "data" / "emoji"
+    data = tmp_path / "data" / "lexicon"
     data.mkdir(parents=True)
     monkeypatch.setenv(assets.VARIABLE, str(tmp_path))
     assert f"{data / 'classes.json'} is missing" in message()

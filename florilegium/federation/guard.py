@@ -126,6 +126,11 @@ class Guard:
 
     # -- privacy -----------------------------------------------------------------------------------------------------
 
+    @property
+    def protects_votes(self) -> bool:
+        """Whether votes may be used only as `released` gives them."""
+        return self.privacy.votes is not None
+
     def released(
         self, label_KN: Tensor, label_N: Tensor, keep_N: Tensor, drawn_N: Tensor | None = None, drawn_votes: float = 0.0
     ) -> tuple[Tensor, Tensor]:

@@ -29,16 +29,20 @@ def draw_classes(classes: int, samples: int, sampling: str, seed: int, r: int) -
     return drawn[torch.randperm(samples, generator=random)]
 
 
-def filled(drawn_N: Tensor, label_N: Tensor, keep_N: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def filled(
+    drawn_N: Tensor, label_N: Tensor, keep_N: Tensor, share: float, votes_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(labels [N], used [N]): the kept samples and, where a class has fewer than `share` of its drawn ones, others.
 
     A class that no client votes for would be forgotten by the T2I model. What fills it has its drawn class as label
-    and no representation; the first in order are taken.
+    and no representation. Samples with more of `votes_N`, the votes for their drawn class, are taken first; without
+    votes, and where votes are equal, the first in order.
     """
     labels_N, used_N = torch.where(keep_N, label_N, drawn_N), keep_N.clone()
+    best_first_N = torch.arange(len(drawn_N)) if votes_N is None else votes_N.argsort(descending=True, stable=True)
     for c in drawn_N.unique():
         lacking = int(share * (drawn_N == c).sum()) - int((labels_N[used_N] == c).sum())
-        spare = ((drawn_N == c) & ~used_N).nonzero().flatten()
+        spare = best_first_N[((drawn_N == c) & ~used_N)[best_first_N]]
         used_N[spare[: max(lacking, 0)]] = True
     return labels_N, used_N
 

@@ -7,7 +7,7 @@ from florilegium.federation.federation import Client, Reply
 from florilegium.federation.guard import Guard
 from florilegium.learning.metrics import confusion
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report
-from strategies.blocks.synthesis import Reservoir, draw_classes
+from strategies.blocks.synthesis import Reservoir, draw_classes, filled
 from strategies.fedmmkt import FedMMKT, FedMMKTSettings
 from tests.fakes import Classes, FakeResources
 
@@ -50,7 +50,7 @@ class FakeFederation:
 
 def one_round(reps=None, logits=None, **settings):
     resources = FakeResources(FLOWERS)
-    literal = {"balance": False, "prompt_weight": 0.0} | settings
+    literal = {"balance": False, "prompt_weight": 0.0, "prompt_veto": False, "fill": 0.2} | settings
     strategy = FedMMKT(FedMMKTSettings(samples=6, **literal), resources)
     strategy.num_rounds = 2
     federation = FakeFederation(reps, logits)
@@ -90,6 +90,33 @@ def test_the_drawn_class_votes_as_one_client_of_mean_confidence():
     drawn = resources.drawn.tolist()
     ballots = [[LABELS[:, n].tolist().count(c) + 1.5 * (c == drawn[n]) for c in range(3)] for n in range(6)]
     assert targets.labels.tolist() == [max(range(3), key=lambda c, b=b: (b[c], -c)) for b in ballots]
+
+
+def test_the_prompt_and_the_clients_must_say_the_same():
+    # LABELS agree on classes 0 1 2 0 1 2 by half of the clients; the drawn classes are the fake's own
+    _, resources, _, metrics, _, targets = one_round(vote_threshold=0.5, prompt_veto=True, class_sampling="uniform")
+    same = [
+        n
+        for n, (drawn, label) in enumerate(zip(resources.drawn.tolist(), [0, 1, 2, 0, 1, 2], strict=True))
+        if drawn == label
+    ]
+    assert 0 < len(same) < 6, "the case tells nothing"
+    assert targets.ids.tolist() == [6 + n for n in same] and metrics["labels/agree_with_prompt"] == 1.0
+
+
+def test_a_class_without_agreement_is_filled_with_the_samples_of_most_votes():
+    drawn, label = torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 1, 1, 1])
+    keep, votes = torch.tensor([True, False, False, False, True, True]), torch.tensor([3.0, 0.5, 2.0, 0.5, 3.0, 3.0])
+    labels, used = filled(drawn, label, keep, 0.75, votes)  # class 0 needs three of its four: sample 2, then sample 1
+    assert used.tolist() == [True, True, True, False, True, True] and labels.tolist() == [0, 0, 0, 0, 1, 1]
+    assert filled(drawn, label, keep, 0.5)[1].tolist() == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]  # without votes: in order
 
 
 def test_without_labvote_the_prompt_labels_everything():

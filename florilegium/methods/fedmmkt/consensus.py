@@ -73,6 +73,11 @@ def enough_votes(labels_KN: Tensor, label_N: Tensor, threshold: float) -> Tensor
     return (labels_KN == label_N).sum(0) >= needed
 
 
+def votes_for(labels_KN: Tensor, weights_KN: Tensor, class_N: Tensor) -> Tensor:
+    """The weighted votes that each sample got for the class `class_N`. -> [N]."""
+    return ((labels_KN == class_N) * weights_KN).sum(0)
+
+
 def unit(x: Tensor) -> Tensor:
     """Rows of length one."""
     return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
