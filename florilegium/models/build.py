@@ -42,9 +42,9 @@ def check_architecture(
         return check_architecture("text", text, where, architectures)
     if modality not in ARCHITECTURES:
         raise ModelError(f"{where}: no modality {modality!r}; there are {', '.join(ARCHITECTURES)}, pair")
-    if architecture not in (*ARCHITECTURES[modality], *TOWERS) and not is_given(
-        (architectures or {}).get(architecture)
-    ):
+    of_another = any(architecture in names for other, names in ARCHITECTURES.items() if other != modality)
+    own_name = not of_another and is_given((architectures or {}).get(architecture))
+    if architecture not in (*ARCHITECTURES[modality], *TOWERS) and not own_name:
         there = ", ".join((*ARCHITECTURES[modality], *TOWERS))
         raise ModelError(
             f"{where}: no {modality} model {architecture!r}; there are {there}, and any name of which "
