@@ -33,6 +33,7 @@ class Upload(StrEnum):
     FEATURES = "Features"
     EXAMPLES = "Examples"
     PROTOTYPES = "Prototypes"
+    ADAPTERS = "Adapters"
 
 
 class Role(StrEnum):
@@ -83,6 +84,7 @@ class Entry:
 CLASSIFIERS, ALL = ("image", "text"), ("image", "text", "pair")
 AVERAGED = (Upload.WEIGHTS,)
 GUIDED = (Upload.WEIGHTS, Upload.EXAMPLES)  # `guidance` may ask for examples, where the client allows it
+MODULES = "strategies.modules.averaged_modules:AveragedModules"
 PERSONAL = "strategies.averaging.shared_part"
 
 
@@ -112,6 +114,9 @@ CATALOGUE: dict[str, Entry] = {
     "fpl":         _averaging("strategies.averaging.fpl:FPL", "client_app.methods.averaging.fpl:FPLClient", "FPL", "CVPR 2023, Huang et al.", "weights, class means"),
     "fedproto":    Entry("strategies.prototypes.fedproto:FedProto", "client_app.methods.prototypes.fedproto:FedProtoClient", "FedProto", "arXiv 2105.00243", "class means", CLASSIFIERS, (Upload.PROTOTYPES,)),
     "fedktl":      Entry("strategies.prototypes.fedktl:FedKTL", "client_app.methods.prototypes.fedktl:FedKTLClient", "FedKTL", "arXiv 2403.15760", "class means; an image a class down", CLASSIFIERS, (Upload.PROTOTYPES,)),
+    "lorafl":      Entry(MODULES, "client_app.methods.modules.lorafl:LoRAFLClient", "LoRA-FL", "arXiv 2510.12254, Table VII", "low-rank factors", CLASSIFIERS, (Upload.ADAPTERS,)),
+    "biasfl":      Entry(MODULES, "client_app.methods.modules.biasfl:BiasFLClient", "Bias-FL", "arXiv 2510.12254, Table VII", "biases", CLASSIFIERS, (Upload.ADAPTERS,)),
+    "feddat":      Entry(MODULES, "client_app.methods.modules.feddat:FedDATClient", "FedDAT", "arXiv 2308.12305", "adapters", CLASSIFIERS, (Upload.ADAPTERS,)),
     "fedmd":       Entry("strategies.fedmd:FedMD", "client_app.methods.fedmd:FedMDClient", "FedMD", "arXiv 1910.03581", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedgems":     Entry("strategies.fedgems:FedGEMS", "client_app.methods.fedgems:FedGEMSClient", "FedGEMS", "arXiv 2110.11027", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedet":       Entry("strategies.fedet:FedET", "client_app.methods.fedet:FedETClient", "Fed-ET", "arXiv 2204.12703", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),

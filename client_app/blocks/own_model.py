@@ -5,7 +5,7 @@ Axes: B batch, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -31,9 +31,13 @@ class OwnModelSettings:
     clip: float | None = setting(5.0, "norm that gradients are clipped to; null: no clipping", low=1e-6, high=1e6)
 
 
-def train_own(client: Client, settings: OwnModelSettings, terms: Terms | None = None) -> dict[str, float]:
-    """Private epochs on cross-entropy and the method's own terms; the figures of the training."""
-    return train_objective(client, settings, objective_of(client, guides.of(client, GuidanceSettings()), terms))
+def train_own(
+    client: Client, settings: OwnModelSettings, terms: Terms | None = None, trained: Collection[str] | None = None
+) -> dict[str, float]:
+    """Private epochs on cross-entropy and the method's own terms; the figures of the training. `trained` are the names
+    of the parameters that learn (None: all)."""
+    objective = objective_of(client, guides.of(client, GuidanceSettings()), terms)
+    return train_objective(client, settings, objective, trained=trained)
 
 
 def train_objective(
@@ -41,10 +45,11 @@ def train_objective(
     settings: OwnModelSettings,
     objective: Objective,
     beside: Mapping[str, nn.Parameter] | None = None,
+    trained: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Private epochs on an objective: `pretrain_epochs` at the client's first training, then `local_epochs`.
 
-    The parameters `beside` are trained with the model's.
+    The parameters `beside` are trained with the model's, of which only those named `trained` learn (None: all).
     """
     epochs = settings.local_epochs if client.trained else settings.pretrain_epochs
-    return train(client, settings, objective, (Turn(epochs),), beside)
+    return train(client, settings, objective, (Turn(epochs, trained),), beside)

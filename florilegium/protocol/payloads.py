@@ -247,6 +247,18 @@ class Modules:
 
 
 @payload
+class Adapters:
+    """Small modules inside a model, by place, the number of examples they were trained on, and what the training had to
+    say about itself."""
+
+    carries: ClassVar[str] = "weights of small modules inside a model: low-rank factors, adapters, biases"
+    summed: ClassVar[bool] = True
+    tensors: dict[str, Tensor] = plain(MODEL)
+    examples: int = plain(COUNT, default=0)
+    metrics: dict[str, float] = plain(FIGURE, factory=dict)
+
+
+@payload
 class Examples:
     """A client's own labelled images. They leave it only where `guidance.allow_upload` says so."""
 

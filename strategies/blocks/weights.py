@@ -38,10 +38,10 @@ def shared_start(federation: Federation, name: str) -> dict[str, Tensor]:
     return federation.ask("train", Weights({}), Weights, clients=federation.clients[:1])[0].body.tensors
 
 
-def group_starts(federation: Federation) -> dict[str, dict[str, Tensor]]:
-    """The fresh weights of each group's first client, by group; all of them are needed."""
+def group_starts(federation: Federation, kind: type = Weights) -> dict[str, dict[str, Tensor]]:
+    """The fresh weights of each group's first client, by group; all of them are needed. `kind` is their payload."""
     firsts = [clients[0] for clients in grouped(federation.clients).values()]
-    replies = federation.ask("train", Weights({}), Weights, clients=firsts, needed=len(firsts))
+    replies = federation.ask("train", kind({}), kind, clients=firsts, needed=len(firsts))
     if missing := {group_of(client) for client in firsts} - {group_of(x.client) for x in replies}:
         raise FederationError(f"no fresh weights of {', '.join(sorted(missing))} came to start from")
     return {group_of(x.client): x.body.tensors for x in replies}
@@ -56,13 +56,15 @@ def trained(
     check: Check | None = None,
     metrics: Mapping[str, float] | None = None,
     late: bool = True,
+    kind: type = Weights,
 ) -> list[Reply]:
     """The cohort's weights after local training from `down` (with `metrics`, figures for the clients); a bad upload is
     left out and named in the ledger.
 
     `down` may differ by client. An upload must have the names, shapes and types of `like` (default: of `down`), the
     figures of `ranges` within them, and no more examples than the client's profile says. `late`: where settings have it
-    so, the weights a client was asked for in an earlier round may come instead, and count less (`shares`).
+    so, the weights a client was asked for in an earlier round may come instead, and count less (`shares`). `kind` is
+    the payload of both ways, with the fields of Weights.
     """
 
     def checked(client: Any, body: Weights) -> None:
@@ -76,18 +78,18 @@ def trained(
         if check is not None:
             check(client, body)
 
-    def payload(tensors: Mapping[str, Tensor]) -> Weights:
-        return Weights(dict(tensors), metrics=dict(metrics or {}))
+    def payload(tensors: Mapping[str, Tensor]) -> Any:
+        return kind(dict(tensors), metrics=dict(metrics or {}))
 
     if not callable(down):
-        return federation.ask("train", payload(down), Weights, check=checked, late=late)
-    bodies: dict[int, tuple[Any, Weights]] = {}  # one body for all who get the same tensors
+        return federation.ask("train", payload(down), kind, check=checked, late=late)
+    bodies: dict[int, tuple[Any, Any]] = {}  # one body for all who get the same tensors
 
-    def chosen(client: Client) -> Weights:
+    def chosen(client: Client) -> Any:
         tensors = down(client)
         return bodies.setdefault(id(tensors), (tensors, payload(tensors)))[1]
 
-    return federation.ask("train", chosen, Weights, check=checked, late=late)
+    return federation.ask("train", chosen, kind, check=checked, late=late)
 
 
 def same_tensors(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
