@@ -50,8 +50,12 @@ def resized(images_N3SS: Tensor, side: int) -> Tensor:
 def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
     """Pieces of `size` rows of a random order of `count` rows.
 
-    A last piece of one row is dropped: batch norm cannot train on it.
+    Batch norm cannot train on one row. So a last piece of one row is dropped, and one row alone comes twice.
     """
-    for piece in torch.randperm(count, generator=random).split(size):
-        if len(piece) > 1 or count == 1:
+    order = torch.randperm(count, generator=random)
+    if count == 1:
+        yield order.repeat(2)
+        return
+    for piece in order.split(size):
+        if len(piece) > 1:
             yield piece

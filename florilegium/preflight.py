@@ -15,7 +15,7 @@ from florilegium.config.composition import Arm, Settings, SettingsError, arms, f
 from florilegium.config.data import MODALITIES
 from florilegium.config.instances import to_plain
 from florilegium.config.privacy import PrivacySettings
-from florilegium.data.datasets import classes_of
+from florilegium.data.datasets import at_sites, classes_of
 from florilegium.data.partition import partition
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
@@ -151,6 +151,10 @@ def _validate_pairs(conf: Settings) -> None:
 
 def _validate_data(conf: Settings) -> None:
     """The data directory is there and its files look like what they claim to be. AssetError, SettingsError."""
+    if at_sites(conf.data) and conf.runtime.name != "deployment":
+        raise SettingsError(
+            f"data=sites: these rows are at the sites of a runtime=deployment, not of runtime={conf.runtime.name}"
+        )
     given = conf.data.prepared or conf.data.path
     if not conf.data.own and any(member.data for member in conf.clients.mix):
         raise SettingsError("clients.mix: a client has `data` of its own only with data=folder, table, pairs or saved")

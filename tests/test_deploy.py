@@ -255,7 +255,7 @@ def test_a_process_whose_child_holds_its_output_open_is_told_when_it_ends(
     assert code == 7 and time.monotonic() - begun < 10
     out, err = capfd.readouterr()
     assert out == "refused [code: 2001]\n"
-    assert err == "florilegium: sh ended with code 7: the SuperLink does not take nodes without a key\n"
+    assert err == "florilegium: sh ended: the SuperLink does not take nodes without a key\n"
     with pytest.raises(ProcessLookupError):  # and nothing of it is left
         os.kill(int(child.read_text()), 0)
 

@@ -143,6 +143,29 @@ def test_the_reason_is_the_servers_own_words(tmp_path: Path) -> None:
     assert launch.reason(superlink.Status(failed, details), log) == "the worker of client 2 died"
     assert "died" in launch.reason(superlink.Status(failed, "No heartbeat received from the task"), log)
     assert launch.reason(superlink.Status(failed, "N/A"), log) == "ValueError: told in the log"
+    log.write_text(
+        "florilegium.federation.federation.FederationError: too few replies\n\nThe above exception was the direct cause"
+        " of the following exception:\nRuntimeError: Simulation Runtime crashed.\nERROR :     Exit Code: 700\n"
+        "An exception occurred.\n\nFor more information, visit: <https://example.org/700.html>\n"
+    )
+    crashed = "Simulation failed with exception: Simulation Runtime crashed."
+    for said in (crashed, "Task failed with unknown error.", "Task failed because the run finished", ""):
+        assert launch.reason(superlink.Status(failed, said), log) == "FederationError: too few replies"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("", "no output"),
+        ("INFO : one\nERROR :   two\n\n", "ERROR :   two"),
+        ("x\n\x1b[91mERROR \x1b[0m:     Exit Code: 201\nthe port is taken\n\nFor more information, visit: <u/201>\n",
+         "the port is taken"),
+        ("why it ended\nERROR :     Exit Code: 700\n\nFor more information, visit: <u/700.html>\n", "why it ended"),
+        ("ERROR :     Exit Code: 603\na\nb\n", "a b"),
+    ],
+)  # fmt: skip
+def test_no_exit_code_of_flowers_stands_in_the_place_of_a_reason(output: str, words: str) -> None:
+    assert superlink.last_words(output) == words
 
 
 def test_processes_that_detach_are_found_by_their_mark_and_ended() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from florilegium import preflight
 from florilegium.config import composition
+from florilegium.config.errors import SettingsError
 from florilegium.data.datasets import DataError, open_dataset
 from florilegium.data.own import preparation
 from florilegium.data.partition import partition
@@ -28,16 +29,22 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def own_conf(tmp_path, tiny_overrides):
-    """`own_conf(path, ...)`: settings of a small run on own data."""
+def own_overrides(tmp_path, tiny_overrides):
+    """`own_overrides(path, ...)`: overrides of a small run on own data."""
 
-    def composed(path, *more, data="folder"):
+    def listed(path, *more, data="folder"):
         models = [given for given in tiny_overrides if "judge" not in given]
         given = [f"data={data}", "clients=toy", *models, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
         small = ["data.image_size=16", "clients.partition.min_samples=2", "method=fedavg", TWO]
-        return composition.complete(composition.compose([*given, *small, f"data.path={path}", *more]))
+        return [*given, *small, f"data.path={path}", *more]
 
-    return composed
+    return listed
+
+
+@pytest.fixture
+def own_conf(own_overrides):
+    """`own_conf(path, ...)`: complete settings of a small run on own data."""
+    return lambda *given, **how: composition.complete(composition.compose(own_overrides(*given, **how)))
 
 
 def metrics(run):
@@ -136,6 +143,13 @@ def test_data_that_cannot_be_used_are_refused_in_one_line(make, message, own_con
         preparation.prepare(own_conf("null"))
 
 
+@pytest.mark.parametrize("runtime", ["simulation", "inprocess", "local"])
+def test_data_at_sites_need_a_deployment(runtime, own_conf):
+    conf = own_conf("null", "data.classes=[mole,newt]", f"runtime={runtime}", data="sites")
+    with pytest.raises(SettingsError, match=f"data=sites.*runtime=deployment.*runtime={runtime}"):
+        preflight.validate(conf)
+
+
 def test_a_site_needs_nothing_of_the_operators_files(pictures, own_conf):
     conf = own_conf("null", "data.classes=[mole,newt,red kite]", data="sites")
     assert preparation.prepare(conf) is None and len(open_dataset(conf.data).train) == 0
@@ -195,3 +209,17 @@ def test_a_site_that_is_refused_is_named_with_its_reason(pictures, own_conf, fed
     assert "unreadable image: 1 in all" in line and str(tmp_path) not in line
     assert f"node {inprocess.FIRST_NODE + 1}" in (run / "report.html").read_text()
     assert len(json.loads((run / "partition.json").read_text())["clients"]) == 1
+
+
+def test_a_run_that_left_out_a_refused_node_ends_with_code_3(own_overrides, pictures, sites, tmp_path, capsys):
+    put(tmp_path / "bad" / "mole" / "x.png", b"no picture")
+    sites({1: tmp_path / "bad"})
+    given = own_overrides(pictures, "timeouts.quorum=1")
+    assert launch.main([*given, "runtime=inprocess"]) == 3
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == str(tmp_path / "run") and said[-2].startswith(f"left out: node {inprocess.FIRST_NODE + 1} ")
+    assert "own data are refused (unreadable image: 1 in all)" in said[-2]
+    assert launch.main([*given, "runtime=inprocess", "timeouts.quorum=2", f"out={tmp_path / 'two'}"]) == 1
+    assert (
+        "unreadable image" in capsys.readouterr().err
+    )  # without it there are too few: the reason is named all the same

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import time
 import tomllib
 import uuid
@@ -34,6 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from florilegium.config import composition
 from florilegium.runs import lock
+from florilegium.runtime.superlink import ANSI
 
 FIRST_NODE = 100  # node FIRST_NODE + i is client i
 TURN_SECONDS = 0.5  # one look at the grid lets clients work for about this long; then the server's progress is shown
@@ -43,7 +43,6 @@ PROJECT = next(
     (file for file in (PACKAGE.parent / "pyproject.toml", PACKAGE / "pyproject.toml") if file.exists()),
     PACKAGE / "pyproject.toml",
 )
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def over_the_wire(message: Message) -> Message:

@@ -37,7 +37,7 @@ from florilegium.runs.progress import Screen
 from florilegium.runs.reader import RunError
 from florilegium.runs.terminal import console
 from florilegium.runtime import continuation, inprocess, local
-from florilegium.runtime.superlink import Flower, LaunchError, OwnSuperLink, Status, quiet_environment
+from florilegium.runtime.superlink import ANSI, Flower, LaunchError, OwnSuperLink, Status, quiet_environment
 
 INTERRUPTED = 130
 INCOMPLETE = 3  # exit code of a run that ended well without a node that was left out
@@ -45,6 +45,10 @@ LEFT_OUT = "left out: "
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_NAME = 100  # of a job's directory; a longer one is cut and told apart by a hash
 SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
+# what Flower says of a run whose reason is in the log alone
+WITHOUT_REASON = re.compile(
+    r"^N/A$|^Task failed|An error was encountered. Ending simulation|Simulation Runtime crashed|Exit Code: \d"
+)
 EXPECTED = (SettingsError, LaunchError, RunError, DataError, assets.AssetError)  # written for the user
 
 
@@ -332,7 +336,7 @@ def follow(flower: Flower, run_id: str, log: Path) -> Status:
                 with flower.follow(run_id) as stream:
                     assert stream.stdout is not None
                     for line in stream.stdout:
-                        file.write(inprocess.ANSI.sub("", line))
+                        file.write(ANSI.sub("", line))
                         file.flush()
                 if (status := flower.status(run_id)).finished:
                     return status
@@ -354,7 +358,9 @@ def reason(status: Status, log: Path) -> str:
     said = re.sub(r"^(Simulation|ServerApp) failed with exception: ", "", status.details)
     if said == "No heartbeat received from the task":
         return "the process of the server died (killed, or out of memory)"
-    if said and said not in ("N/A", "Task failed with unknown error."):
+    if said and not WITHOUT_REASON.search(said):
         return said
-    errors = re.findall(r"^(?:ERROR *: *)?(\w*(?:Error|Exception): .+)$", log.read_text(errors="replace"), re.MULTILINE)
+    text = ANSI.sub("", log.read_text(errors="replace"))
+    errors = re.findall(r"^(?:ERROR *: *)?(?:\w+\.)*(\w*(?:Error|Exception): .+)$", text, re.MULTILINE)
+    errors = [line for line in errors if not WITHOUT_REASON.search(line)]
     return errors[-1] if errors else f"the run ended as {status.state} {said}".strip()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -97,18 +98,20 @@ def _ended(command: list[str], environment: dict[str, str]) -> int:
         _end(process)
         reader.join(END_SECONDS)
     if process.returncode:
-        print(
-            f"florilegium: {Path(command[0]).name} ended with code {process.returncode}: {said.meaning or said.last}",
-            file=sys.stderr,
-            flush=True,
-        )
+        why = said.meaning or said.last_words()
+        print(f"florilegium: {Path(command[0]).name} ended: {why}", file=sys.stderr, flush=True)
     return process.returncode
 
 
 class _Said:
-    """What a process prints, passed on; what it means, and its last line."""
+    """What a process prints, passed on; what it means, and its last lines."""
 
-    meaning, last = "", ""
+    def __init__(self) -> None:
+        self.meaning = ""
+        self.end: deque[str] = deque(maxlen=20)
+
+    def last_words(self) -> str:
+        return superlink.last_words("\n".join(self.end))
 
     def follow(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -117,7 +120,7 @@ class _Said:
             with contextlib.suppress(BrokenPipeError):
                 print(line, end="", flush=True)
             self.meaning = next((said for sign, said in MEANINGS.items() if sign in line), self.meaning)
-            self.last = line.strip() or self.last
+            self.end.append(line)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,6 +36,11 @@ START_SECONDS = 60.0
 END_SECONDS = 8.0
 OBJECT_STORE_BYTES = 256 * 2**20  # Ray's shared memory; it would reserve 30 % of the machine
 SOCKET_ROOM = 40  # Ray adds ~65 characters to its directory; a Unix socket's path may have 107
+
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+CODE = re.compile(r"^(?:[A-Z]+ *: *)?Exit Code: \d+ *")  # how Flower begins its last message
+SAYS_NOTHING = re.compile(r"^(?:[A-Z]+ *: *)?(?:For more information, visit:.*)?$")
 
 
 class LaunchError(RuntimeError):
@@ -121,6 +127,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def last_words(text: str) -> str:
+    """Why a process of Flower ended, by the end of its output: the words of its last message, without the number of
+    its exit code and the address of a help page, or its last line."""
+    lines = [ANSI.sub("", line).strip() for line in text.splitlines()]
+    coded = [n for n, line in enumerate(lines) if CODE.match(line)]
+    said = [CODE.sub("", line) for line in lines[coded[-1] :]] if coded else lines
+    said = [line for line in said if not SAYS_NOTHING.match(line)]
+    if not said and coded:  # only a number: what stands before it
+        return last_words("\n".join(lines[: coded[-1]]))
+    return (" ".join(said) if coded else said[-1] if said else "") or "no output"
+
+
 class OwnSuperLink:
     """`with OwnSuperLink(extra_environment) as flower:` a simulation SuperLink that lives as long as the block."""
 
@@ -182,8 +200,7 @@ class OwnSuperLink:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
-                last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-                raise LaunchError(f"flower-superlink ended with code {self.process.returncode}: {last}")
+                raise LaunchError(f"flower-superlink ended: {last_words(log.read_text(errors='replace'))}")
             if answers(f"http://127.0.0.1:{port}/health"):
                 return
             time.sleep(0.1)
