@@ -305,7 +305,7 @@ FRAMEWORK = {"flower"}  # the method of this name runs the strategies of Flower,
 @pytest.mark.parametrize("file", [file for file in FILES if not OF_A_METHOD.fullmatch(file)])
 def test_shared_code_knows_no_method_by_name(file: str) -> None:
     """In code and in comments: a source is cited by its arXiv number."""
-    names = {name for name in CATALOGUE if name not in FRAMEWORK} | {"feddisco", "fed-et"}
+    names = {name for name in CATALOGUE if name not in FRAMEWORK} | {"fed-et"}
     for number, line in enumerate((ROOT / file).read_text().splitlines(), 1):
         found = [name for name in sorted(names) if name in line.lower()]
         assert not found, f"{file}:{number} names {found[0]}"
