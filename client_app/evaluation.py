@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -34,7 +33,7 @@ def evaluate(client: Client, by_class: bool = False) -> Report:
 
 def scores(client: Client, rows: Rows) -> Tensor:
     """Class scores [N, C] of the client's model for these rows."""
-    return client.logits(client.encoded(client.rows_as_inputs(rows, torch.arange(len(rows)))))
+    return client.logits(client.encoded_rows(rows))
 
 
 def classified(client: Client, scores: Scores, by_class: bool = False) -> Report:

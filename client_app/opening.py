@@ -19,6 +19,7 @@ from florilegium.config.settings import Settings
 from florilegium.data import datasets
 from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData, open_private
+from florilegium.data.stored_images import StoredImages
 from florilegium.protocol.codec import Header
 from florilegium.runs import files
 
@@ -62,6 +63,8 @@ def open_rows(conf: Settings, client: int, modality: str, node_config: Mapping[s
         return unflat(*files.load(path))
     except Exception:  # not there, or torn: it can be had again
         data = open_private(conf, client, modality, node_config)
+    if any(isinstance(getattr(data, split).images, StoredImages) for split in SPLITS):
+        return data  # it lies decoded in a file already
     files.save(path, *flat(data))
     there = sorted(path.parent.glob(f"client-{client}-*.safetensors"), key=lambda file: file.stat().st_mtime)
     for old in there[:-KEPT]:

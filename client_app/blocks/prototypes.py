@@ -21,7 +21,7 @@ def prototypes(client: Client, figures: dict[str, float], seen: Callable[[Tensor
     rows = client.data.train
     parts = []
     for chosen in torch.arange(len(rows)).split(MEASURED):
-        z_ND = client.encoded(client.rows_as_inputs(rows, chosen))
+        z_ND = client.encoded_rows(rows, chosen)
         parts.append(z_ND if seen is None else seen(z_ND))
     seen_ND = torch.cat(parts)
     classes_G, of_N, counts_G = rows.labels.unique(return_inverse=True, return_counts=True)

@@ -62,7 +62,7 @@ class FedDifRCGuide:
         """A c_i [N, W]: A a fixed random orthogonal map, scaled to a share of the tokens' mean norm."""
         client, extractor = self.client, self.frozen.extractor
         training = client.model.training
-        c_ND = client.encoded(client.rows_as_inputs(client.data.train, self.frozen.order))
+        c_ND = client.encoded_rows(client.data.train, self.frozen.order)
         client.model.train(training)
         tokens_UTW = extractor.text(self.frozen.questions.prompts, pooled=False)
         mapped_NW = c_ND @ orthogonal(c_ND.shape[-1], tokens_UTW.shape[-1])

@@ -19,6 +19,7 @@ from florilegium import seeds
 from florilegium.config.diffusion import DiffusionSettings
 from florilegium.config.instances import from_text, to_text
 from florilegium.data.datasets import classes_of
+from florilegium.data.stored_images import picked
 from florilegium.diffusion.cache import FeatureCache
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.projection import Projection
@@ -87,7 +88,7 @@ class FrozenFeatures:
             if not torch.equal(self.tensors["ids"], self.rows):
                 raise ClientError("the features from the server are not those of this client's rows")
             return self.tensors["features"]
-        asked, images = self.questions, self.client.data.train.images[self.order]
+        asked, images = self.questions, picked(self.client.data.train.images, self.order)
         given = (images, self.rows, asked.prompts, asked.which_NQ, self.projection, self.settings.noise_seed)
         if condition is not None:
             return self.extractor.conditional(*given, condition=condition).half()
@@ -105,7 +106,7 @@ class FrozenFeatures:
         kept = self.client.memory.kept("levels")
         if kept is not None and kept[1]["version"] == self.version and torch.equal(kept[0]["ids"], self.rows):
             return kept[0]["levels"]
-        images = self.client.data.train.images[self.order]
+        images = picked(self.client.data.train.images, self.order)
         s, weights = self.settings, {name: a.item() for name, a in under("amda", self.tensors).items()}
         found = representations(
             self.extractor,

@@ -61,7 +61,7 @@ class FedNHClient:
         """n_c mu_c [C, D] and n_c [C], with mu_c the normalised mean of the normalised z of class c."""
         rows, sums_CD = client.data.train, torch.zeros(client.classes, client.width)
         for chosen in torch.arange(len(rows)).split(MEASURED):
-            z_ND = client.encoded(client.rows_as_inputs(rows, chosen))
+            z_ND = client.encoded_rows(rows, chosen)
             sums_CD.index_add_(0, rows.labels[chosen], normalize(z_ND, dim=-1))
         counts_C = torch.bincount(rows.labels, minlength=client.classes).float()
         return normalize(sums_CD, dim=-1) * counts_C[:, None], counts_C

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from florilegium.config.fields import section, setting
 
 MODALITIES = ("image", "text", "pair")
@@ -50,7 +52,19 @@ class DataSettings:
     label_column: str = setting("label", "own data: the column of the class")
     image_column: str = setting("image", "own data: the column of the image or of its path")
     max_pixels: int = setting(1 << 26, "own data: a larger image is refused before it is decoded", low=1, high=1 << 30)
-    hub: str | None = setting(None, "id of a labelled image data set on a hub; it replaces the embedded one")
+    hub: str | None = setting(
+        None,
+        "id of a data set on a hub, or a directory that `datasets` reads; columns: image_column, text_column, "
+        "label_column, or the only ones of their kind",
+    )
+    hub_subset: str | None = setting(None, "configuration of the hub's data set, where it has several")
+    hub_splits: dict[str, Any] = setting(
+        factory=dict, help="the hub's names of train, validation and test, e.g. {test: valid}; {}: the usual names"
+    )
+    hub_domains: dict[str, Any] = setting(
+        factory=dict, help="several data sets of the same classes as domains of one: {domain: id or id:subset}"
+    )
+    domain_column: str | None = setting(None, "hub: the column that names a row's domain; partition.by=style uses it")
     image_size: int = setting(32, "pixels on a side of every image", low=1, high=4096)
     prompt: str | None = setting(
         "A picture of {article} {name}.", "text from which the T2I model draws a class; null: the standard text"

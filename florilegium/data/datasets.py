@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,12 +25,14 @@ from torch import Tensor
 from florilegium import assets
 from florilegium.config.data import DataSettings
 from florilegium.config.instances import from_text, to_text
-from florilegium.data import toy
+from florilegium.data import captions_on_disk, hub, stored_images, toy
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
+DECODED_AT_ONCE = 64
+STORED = re.compile(r"([a-z]+\.pixels):(\d+)")  # a file of decoded images beside the table, and a row of it
 COLUMNS = ("id", "image", "text", "label")
 NO_ARTICLE = frozenset({"clothing", "weather", "trousers"})  # nouns that stand without "a"; classes.json may say more
 PROMPT = "A picture of {article} {name}."
@@ -94,11 +97,11 @@ class Splits:
 @dataclass(frozen=True)
 class Rows:
     """Decoded rows: ids [N], labels [N], and images uint8 [N, 3, S, S] or texts with their tags; of pairs both, and the
-    `groups` [N] of rows that show or say the same."""
+    `groups` [N] of rows that show or say the same. Images of many rows lie in a file (stored_images.py)."""
 
     ids: Tensor
     labels: Tensor
-    images: Tensor = field(default_factory=lambda: torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
+    images: Any = field(default_factory=lambda: torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
     texts: tuple[str, ...] = ()
     tags: tuple[tuple[str, ...], ...] = ()
     groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
@@ -116,8 +119,10 @@ def open_dataset(data: DataSettings) -> Splits:
         return _toy(data.prompt or PROMPT, int(data.image_size))
     if at_sites(data):
         return _nowhere(class_list(list(data.classes or ()), data.prompt))
-    if data.hub:
-        return _hub(str(data.hub), data.prompt or PROMPT)
+    if data.hub or data.hub_domains:
+        return _hub(to_text(data))
+    if data.path and not data.own and captions_on_disk.is_one(Path(data.path)):
+        return _captions(to_text(data))
     return _read(str(_place(data)), data.prompt or PROMPT)
 
 
@@ -155,7 +160,7 @@ def classes_of(data: DataSettings) -> Classes:
 
 def files(data: DataSettings) -> list[tuple[str, int, int]]:
     """(name, bytes, time of the last change) of the files of a data set, if it lies on this machine. AssetError."""
-    if data.name == "toy" or data.hub:
+    if data.name == "toy" or data.hub or data.hub_domains:
         return []
     there = sorted(path for path in _place(data).glob("*") if path.is_file())
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in there]
@@ -181,28 +186,28 @@ def _read(place: str, template: str) -> Splits:
 
 
 @lru_cache(maxsize=2)
-def _hub(name: str, template: str) -> Splits:
-    """A labelled image data set of a hub (or a directory of parquet files) with splits train and test.
-
-    The last tenth of train becomes validation; a row's text is its class name; all rows are the clients'.
-    """
-    from datasets import concatenate_datasets, load_dataset
-
+def _hub(settings: str) -> Splits:
+    """A data set of a hub (hub.py); a labelled picture without a text says its class name."""
+    data = from_text(DataSettings, settings)
     try:
-        found = load_dataset(name)
-        labels = found["train"].features["label"].names
-        whole = concatenate_datasets([found["train"], found["test"]])
-        images = whole.select_columns(["image", "label"])
-    except Exception as error:  # no network, no such set, other columns: each has its own class
-        raise DataError(f"data.hub: {name} cannot be used: {str(error).splitlines()[0]}") from error
-    numbers = np.array(images["label"][:])
-    texts = [labels[n].replace("_", " ").lower() for n in numbers]
-    images = images.add_column("id", np.arange(len(images))).add_column("text", texts)
-    first, end = int(0.9 * len(found["train"])), len(found["train"])
-    parts = ((0, first), (first, end), (end, len(images)))
-    named = [{"name": label.replace("_", " ").lower()} for label in labels]
-    train, validation, test = (images.select(range(*part)) for part in parts)
-    return Splits(train, validation, test, _classes(named, template, name), f"hub {name}")
+        found = hub.read(data)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    named = [{"name": name} for name in found.names]
+    place = f"hub {data.hub or ' and '.join(map(str, data.hub_domains))}"
+    return Splits(**found.splits, classes=_classes(named, data.prompt or PROMPT, place), place=place)
+
+
+@lru_cache(maxsize=2)
+def _captions(settings: str) -> Splits:
+    """Pictures with captions in their authors' layout (captions_on_disk.py): one class for all."""
+    data = from_text(DataSettings, settings)
+    try:
+        found = hub.finished(data, [captions_on_disk.read(Path(str(data.path)))], [hub.ONE_CLASS])
+    except ValueError as error:
+        raise DataError(f"data.path: {error}") from error
+    classes = _classes([{"name": name} for name in found.names], data.prompt or PROMPT, str(data.path))
+    return Splits(**found.splits, classes=classes, place=str(data.path))
 
 
 def _classes(named: Sequence[Mapping[str, str]], template: str, file: str) -> Classes:
@@ -302,20 +307,30 @@ def grouped(concepts: Sequence[Any], texts: Sequence[str]) -> Tensor:
     return torch.tensor([root(n) for n in range(len(above))], dtype=torch.int64)
 
 
-def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Tensor:
+def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Any:
+    """uint8 [N, 3, side, side]; decoded one by one."""
     from datasets import Image as ImageColumn
 
-    encoded = dataset.cast_column("image", ImageColumn(decode=False))["image"][:]
-    images = torch.empty(len(ids), 3, side, side, dtype=torch.uint8)
-    for n, cell in enumerate(encoded):
-        try:
-            image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]).convert("RGB")
-        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-            raise DataError(f"{place}, id {ids[n]}: the image cannot be read ({str(error).splitlines()[0]})") from error
-        if image.size != (side, side):
-            image = image.resize((side, side), Image.Resampling.LANCZOS)
-        images[n] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return images
+    encoded = dataset.select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
+    if ids and (stored := STORED.fullmatch(str(encoded[0]["image"]["path"] or ""))):
+        numbers = [int(STORED.fullmatch(row["path"])[2]) for row in encoded["image"][:]]  # type: ignore[index]
+        return stored_images.opened(Path(place).parent / stored[1], side, numbers)
+    pictures = stored_images.Pictures(side)
+    for first in range(0, len(ids), DECODED_AT_ONCE):
+        for n, cell in enumerate(encoded[first : first + DECODED_AT_ONCE]["image"], first):
+            pictures.append(_decoded(cell, side, f"{place}, id {ids[n]}"))
+    return pictures.images()
+
+
+def _decoded(cell: Mapping[str, Any], side: int, where: str) -> np.ndarray:
+    """uint8 [side, side, 3]."""
+    try:
+        image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]).convert("RGB")
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: the image cannot be read ({str(error).splitlines()[0]})") from error
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
+    return np.array(image)
 
 
 @lru_cache(maxsize=16)

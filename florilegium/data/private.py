@@ -33,6 +33,7 @@ from florilegium.data.own.examination import examine
 from florilegium.data.own.sources import OwnSettings
 from florilegium.data.own.splits import split_rows
 from florilegium.data.partition import partition
+from florilegium.data.stored_images import StoredImages, picked
 
 HELD_OUT = ("validation", "test")  # splits that no client trains on
 
@@ -62,7 +63,11 @@ class Domain:
     amount: float = 0.0
 
     def shifted(self, rows: Rows) -> Rows:
-        return rows if self.kind == "none" else replace(rows, images=shift.shifted(rows.images, self.kind, self.amount))
+        if self.kind == "none":
+            return rows
+        if isinstance(rows.images, StoredImages):
+            return replace(rows, images=rows.images.through(lambda x: shift.shifted(x, self.kind, self.amount)))
+        return replace(rows, images=shift.shifted(rows.images, self.kind, self.amount))
 
 
 def open_private(conf: Settings, client: int, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
@@ -97,7 +102,13 @@ def operators_rows(data: DataSettings) -> bool:
     """Whether the rows of the settings' data set are on this machine. A site has none of the operator's files."""
     if at_sites(data):
         return False
-    return data.own or bool(data.hub) or data.name == "toy" or not data.path or Path(data.path).is_dir()
+    return (
+        data.own
+        or bool(data.hub or data.hub_domains)
+        or data.name == "toy"
+        or not data.path
+        or Path(data.path).is_dir()
+    )
 
 
 def _at_site(conf: Settings, own: OwnSettings, modality: str, node_config: Mapping[str, Any]) -> PrivateData:
@@ -143,7 +154,7 @@ def _judged(data: str, split: str, modality: str, domain: Domain) -> Rows:
         chosen = torch.tensor([n for n, value in enumerate(values) if str(value) == domain.value], dtype=torch.int64)
         if not len(chosen):
             raise DataError(f"{splits.place}/{split} has no row of {domain.by} {domain.value!r} to judge on")
-        rows = replace(rows, ids=rows.ids[chosen], labels=rows.labels[chosen], images=rows.images[chosen])
+        rows = replace(rows, ids=rows.ids[chosen], labels=rows.labels[chosen], images=picked(rows.images, chosen))
     return domain.shifted(rows)
 
 

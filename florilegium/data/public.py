@@ -101,9 +101,8 @@ def _held_out(data: str, split: str, part: str) -> PublicPairs:
 def as_pairs(rows: Rows) -> PublicPairs:
     """Rows of modality `pair`, each text with all its tags."""
     texts = tuple(", ".join([text, *tags]) for text, tags in zip(rows.texts, rows.tags, strict=True))
-    return PublicPairs(
-        rows.ids, rows.images, texts, rows.labels, rows.groups, hashed(rows.ids, rows.images, texts, rows.labels)
-    )
+    images = rows.images[:]  # all in memory: everybody has them, so they are few
+    return PublicPairs(rows.ids, images, texts, rows.labels, rows.groups, hashed(rows.ids, images, texts, rows.labels))
 
 
 def hashed(ids_P: Tensor, images: Tensor, texts: tuple[str, ...], labels_P: Tensor) -> str:

@@ -63,7 +63,7 @@ class FedProtoClient:
         global_CD, known_C = spread(found[0]["classes"], found[0]["means"], client)
 
         def scores(rows: Rows) -> Tensor:
-            z_ND = client.encoded(client.rows_as_inputs(rows, torch.arange(len(rows))))
+            z_ND = client.encoded_rows(rows)
             return -torch.cdist(z_ND, global_CD.cpu()).masked_fill(~known_C.cpu(), 1e9)
 
         return evaluation.classified(client, scores)

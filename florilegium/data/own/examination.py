@@ -21,6 +21,7 @@ from florilegium.data.own.findings import BadCell, Finding, Unread, cut, listed,
 from florilegium.data.own.names import folded
 from florilegium.data.own.photos import Deep, decoded, encoded, scaled
 from florilegium.data.own.sources import Opened, OwnSettings, open_table
+from florilegium.data.stored_images import Pictures
 
 LOST = "\ufffd"  # what a decoder puts in the place of a character it could not read
 
@@ -103,9 +104,8 @@ class _Look:
         self.findings: list[Finding] = []
         self.bad = 0  # findings that refuse
         self.sizes: list[tuple[int, int]] = []
-        self.kept: dict[str, list[Any]] = {
-            name: [] for name in ("id", "label", "image", "text", "tags", "concept", "where")
-        }
+        self.kept: dict[str, Any] = {name: [] for name in ("id", "label", "text", "tags", "concept", "where")}
+        self.kept["image"] = Pictures(side)
         self.seen: dict[bytes, tuple[str, int]] = {}  # content -> where it was first, and its label
         self.ids: dict[int | str, str] = {}  # id -> where it was first
         self.unknown: dict[str, list[str]] = {}
@@ -242,7 +242,7 @@ class _Look:
             return found
         found = Rows(self._numbers(), torch.tensor(kept["label"], dtype=torch.int64))
         if self.modality in ("image", "pair"):
-            found = replace(found, images=torch.from_numpy(np.stack(kept["image"])).permute(0, 3, 1, 2).contiguous())
+            found = replace(found, images=kept["image"].images())
         if self.modality in ("text", "pair"):
             found = replace(found, texts=tuple(kept["text"]), tags=tuple(kept["tags"]))
         if self.modality == "pair":

@@ -26,6 +26,8 @@ from florilegium.data.own.findings import BadCell, Unread, listed
 from florilegium.data.own.names import folded
 from florilegium.data.own.sources import OwnSettings, modality_of, open_table
 from florilegium.data.own.splits import drawn, groups_of, hashes_of
+from florilegium.data.stored_images import StoredImages
+from florilegium.data.stored_images import write as write_images
 from florilegium.protocol import pixels
 from florilegium.runs import files
 
@@ -211,6 +213,7 @@ def _write(
             rows.append(_row(pieces[p], n, number, p, classes) | {"part": _part(pieces[p].hashes[n], public)})
             rows[-1]["modality"] = "text" if kind == "text" else "image"
             number += 1
+        _store(scratch / f"{split}.pixels", pieces, splits[split], rows)
         image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         schema = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "image"} for row in rows])
         column = pa.array([row["image"] for row in rows], image)
@@ -221,13 +224,25 @@ def _write(
     os.replace(scratch, place)
 
 
+def _store(file: Path, pieces: list[Piece], chosen: list[tuple[int, int]], rows: list[dict[str, Any]]) -> None:
+    """Images of a large split go into a file beside the table, decoded; its cells name it and their row."""
+    large = [isinstance(piece.rows.images, StoredImages) for piece in pieces]
+    if not any(large[p] for p, _ in chosen):
+        return
+    write_images(file, (pieces[p].rows.images[n] for p, n in chosen))
+    for n, row in enumerate(rows):
+        row["image"] = {"bytes": None, "path": f"{file.name}:{n}"}
+
+
 def _part(row: str, public: set[str]) -> str:
     return "public" if row in public else "private"
 
 
 def _row(piece: Piece, n: int, number: int, where: int, classes: Classes) -> dict[str, Any]:
     rows, label = piece.rows, int(piece.rows.labels[n])
-    image = {"bytes": pixels.encode(rows.images[n : n + 1])[0], "path": None} if len(rows.images) else None
+    image = None
+    if len(rows.images) and not isinstance(rows.images, StoredImages):
+        image = {"bytes": pixels.encode(rows.images[n : n + 1])[0], "path": None}
     text = rows.texts[n] if rows.texts else classes[label]
     group = where * 1_000_000_000 + piece.groups[n]
     return {"id": number, "text": text, "label": label, "concept": group, "owner": piece.owner, "image": image}

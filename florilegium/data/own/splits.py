@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from florilegium.data.datasets import Classes, DataError, Rows, grouped
+from florilegium.data.stored_images import picked
 
 
 def hashes_of(rows: Rows, classes: Classes) -> list[str]:
@@ -87,7 +88,7 @@ def selected(rows: Rows, chosen: torch.Tensor) -> Rows:
         rows,
         ids=rows.ids[chosen],
         labels=rows.labels[chosen],
-        images=rows.images[chosen] if len(rows.images) else rows.images,
+        images=picked(rows.images, chosen) if len(rows.images) else rows.images,
         texts=tuple(rows.texts[n] for n in some) if rows.texts else (),
         tags=tuple(rows.tags[n] for n in some) if rows.tags else (),
         groups=rows.groups[chosen] if len(rows.groups) else rows.groups,

@@ -1,0 +1,115 @@
+"""Peak memory of a client with many images: a generated folder, prepared, opened, trained on and judged, in a process.
+
+    python bench/large_data.py                         25,000 JPEG files of 224 pixels (minutes, 4 GB of disk)
+    python bench/large_data.py --images 2000 --side 96
+
+The peak is of everything but the model's own needs: the model is a ResNet of a few thousand weights. Also printed:
+bytes that the pixels of training rows would be as uint8 and as float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+CLASSES = ("disc", "ring")
+
+
+def write_folder(place: Path, count: int, side: int) -> None:
+    """Class folders of JPEG files of noise with a coloured half, one in two a class."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in CLASSES:
+        (place / name).mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        small = random.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+        small[: side // 16, :, n % 2] = 255
+        Image.fromarray(small).resize((side, side)).save(place / CLASSES[n % 2] / f"{n}.jpg", quality=85)
+
+
+def settings(folder: Path, out: Path, side: int):
+    from florilegium.config import composition
+
+    return composition.compose(
+        [
+            "method=fedavg",
+            "data=folder",
+            f"data.path={folder}",
+            f"data.image_size={side}",
+            f"out={out}",
+            f"data.prepared={out / 'own-data'}",
+            "architectures@clients.architectures=toy",
+            "clients.mix=[{modality:image,model:resnet}]",
+        ]
+    )
+
+
+def prepare(folder: Path, out: Path, side: int) -> None:
+    from florilegium.data.own.preparation import prepare
+
+    prepare(settings(folder, out, side))
+
+
+def one_client(folder: Path, out: Path, side: int) -> None:
+    """Open the rows, one epoch, both held-out splits."""
+    from client_app.evaluation import evaluate
+    from client_app.opening import open_client
+    from florilegium.protocol.codec import Header
+
+    conf = settings(folder, out, side)
+    client = open_client(conf, {"partition-id": 0, "num-partitions": 1}, Header(arm="method", round=1, step=0))
+    for batch in client.private_batches(64, 0, "bench"):
+        client.model(batch.inputs[:4])
+    evaluate(client)
+
+
+def measured(work, *given) -> dict[str, float]:
+    """Seconds and peak GiB of a fresh process."""
+
+    def run(pipe) -> None:
+        before = time.perf_counter()
+        work(*given)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        pipe.send({"seconds": round(time.perf_counter() - before, 1), "peak_gib": round(peak, 2)})
+
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=run, args=(there,))
+    process.start()
+    there.close()
+    found = here.recv() if here.poll(None) else {}
+    process.join()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=25_000)
+    parser.add_argument("--side", type=int, default=224)
+    given = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="florilegium-large-"))
+    try:
+        folder, out = place / "photos", place / "run"
+        write_folder(folder, given.images, given.side)
+        pixels = given.images * 3 * given.side**2 / 2**30
+        found = {
+            "images": given.images,
+            "side": given.side,
+            "pixels_gib": {"uint8": round(pixels, 2), "float32": round(4 * pixels, 2)},
+            "prepare": measured(prepare, folder, out, given.side),
+            "client": measured(one_client, folder, out, given.side),
+        }
+        print(json.dumps(found, indent=1))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
