@@ -31,7 +31,7 @@ MODES = (None, "default", "reduce-overhead")
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bf16, dense, FLOP/s
 
 
-# -- a pipeline of Stable Diffusion 1.5's size --------------------------------------------------------------------------
+# -- a pipeline of Stable Diffusion 1.5's size ------------------------------------------------------------------------
 
 
 def write_full(folder: Path) -> Path:

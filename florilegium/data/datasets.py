@@ -200,10 +200,11 @@ def _hub(settings: str) -> Splits:
 
 @lru_cache(maxsize=2)
 def _captions(settings: str) -> Splits:
-    """Pictures with captions in their authors' layout (captions_on_disk.py): one class for all."""
+    """Pictures with captions in their authors' layout (captions_on_disk.py); one class where they have none."""
     data = from_text(DataSettings, settings)
     try:
-        found = hub.finished(data, [captions_on_disk.read(Path(str(data.path)))], [hub.ONE_CLASS])
+        splits, names = captions_on_disk.read(Path(str(data.path)), data.classes or ())
+        found = hub.finished(data, [splits], names or [hub.ONE_CLASS])
     except ValueError as error:
         raise DataError(f"data.path: {error}") from error
     classes = _classes([{"name": name} for name in found.names], data.prompt or PROMPT, str(data.path))

@@ -70,7 +70,7 @@ def finished(data: DataSettings, parts: Sequence[Mapping[str, Dataset]], names: 
         if "text" not in whole.column_names:
             whole = whole.add_column("text", [names[n] for n in whole["label"][:]])
         if share := data.public.share:
-            whole = whole.add_column("part", _parts(whole, share, data.public.seed))
+            whole = whole.add_column("part", _parts(whole, share, data.split.seed))
         first += len(whole)
         splits[split] = whole
     return Found(splits, names)

@@ -209,6 +209,31 @@ def write_flickr(place: Path) -> None:
     (place / "results.csv").write_text("\n".join(lines))
 
 
+def test_flowers_and_food_have_classes_and_texts(tmp_path) -> None:
+    """Flowers: ten images of class n % 2 + 1, two captions each; Food: class folders, titles with commas."""
+    flowers, food = tmp_path / "flowers", tmp_path / "food"
+    jpegs(flowers / "jpg", [f"image_{n:05}.jpg" for n in range(20)])
+    for n in range(20):
+        folder = flowers / "text_c10" / f"class_{n % 2 + 1:05}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"image_{n:05}.txt").write_text(f"a {n}\nb {n}\n")
+    splits = open_dataset(DataSettings(name="flowers102", path=str(flowers), classes=["pink primrose", "rose"]))
+    assert list(splits.classes) == ["pink primrose", "rose"] and [len(splits.train), len(splits.test)] == [32, 4]
+    assert {
+        text[0]: label for text, label in zip(splits.train["text"][:2], splits.train["label"][:2], strict=True)
+    } == {
+        "a": 0,
+        "b": 0,
+    }
+    for split, count in (("train", 10), ("test", 2)):
+        jpegs(food / "images" / split / "apple_pie", [f"{n}.jpg" for n in range(count)])
+        (food / "texts").mkdir(exist_ok=True)
+        lines = "".join(f'{n}.jpg,"pie, {n}",apple_pie\n' for n in range(count))
+        (food / "texts" / f"{split}_titles.csv").write_text(lines)
+    splits = open_dataset(DataSettings(name="food101", path=str(food)))
+    assert list(splits.classes) == ["apple pie"] and splits.test["text"][:] == ["pie, 0", "pie, 1"]
+
+
 @pytest.mark.parametrize(
     "write, rows", [(write_karpathy, [6, 2, 4]), (write_coco, [18, 2, 4]), (write_flickr, [20, 2, 2])]
 )
