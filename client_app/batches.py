@@ -39,14 +39,6 @@ class PairBatch:
     groups: Tensor
 
 
-def resized(images_N3SS: Tensor, side: int) -> Tensor:
-    """Resize uint8 images to side x side if they have another size."""
-    if not len(images_N3SS) or images_N3SS.shape[-2:] == (side, side):
-        return images_N3SS
-    resize = torch.nn.functional.interpolate
-    return resize(images_N3SS.float(), size=(side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
-
-
 def shuffled(count: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
     """Pieces of `size` rows of a random order of `count` rows.
 

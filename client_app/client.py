@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from client_app import distillation_set, views
-from client_app.batches import EVALUATION_BATCH, Batch, ClientError, PairBatch, resized, shuffled
+from client_app.batches import EVALUATION_BATCH, Batch, ClientError, PairBatch, shuffled
 from client_app.distillation_set import DistillationSet, Kept
 from client_app.memory import Memory
 from client_app.privacy.protection import Protection
@@ -23,6 +23,7 @@ from florilegium.data.datasets import Rows
 from florilegium.data.private import PrivateData
 from florilegium.data.public import PublicPairs, open_public, same_order
 from florilegium.diffusion.generator import device_of
+from florilegium.learning.augmentation import shifted
 from florilegium.models import bodies, build
 from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
@@ -132,7 +133,7 @@ class Client:
         if self.modality == "image":
             images = pixels.scaled(rows.images[chosen])
             if random is not None:
-                images = views.shifted(images, random, augment.crop, augment.flip)
+                images = shifted(images, random, augment.crop, augment.flip)
             return images.to(self.device)
         vary = random if augment.tags else None
         texts = [views.text_with_tags(rows.texts[i], rows.tags[i], vary) for i in chosen.tolist()]
@@ -144,7 +145,7 @@ class Client:
         images = pixels.scaled(rows.images[chosen])
         vary = random if augment.tags else None
         if random is not None:
-            images = views.shifted(images, random, augment.crop, augment.flip)
+            images = shifted(images, random, augment.crop, augment.flip)
         texts = self.vocabulary([views.text_with_tags(rows.texts[n], rows.tags[n], vary) for n in chosen.tolist()])
         return PairBatch(
             images.to(self.device),
@@ -166,7 +167,7 @@ class Client:
             )
         if self.modality == "text":
             return Kept(samples.ids, texts=samples.texts)
-        return Kept(samples.ids, resized(pixels.decode(samples.images), self.conf.data.image_size))
+        return Kept(samples.ids, pixels.resized(pixels.decode(samples.images), self.conf.data.image_size))
 
     def inputs(self, samples: Samples | Kept, augment_seed: int | None = None) -> Tensor:
         """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
@@ -261,7 +262,7 @@ class Client:
         for chosen in shuffled(len(distillation), size, random):
             x = inputs[chosen]
             if self.modality == "image":
-                x = views.shifted(x.cpu(), random, augment.crop, augment.flip)
+                x = shifted(x.cpu(), random, augment.crop, augment.flip)
             yield Batch(
                 x.to(self.device),
                 distillation.labels[chosen].to(self.device),

@@ -78,6 +78,9 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
         return
     if other := [m.modality for m in conf.clients.mix if m.modality != "image"]:
         raise ValueError(f"{where}.name: {s.name} guides image clients, clients.mix has {other[0]} clients")
+    models = sorted({m.model for m in conf.clients.mix})
+    if s.one_architecture and len(models) > 1:
+        raise ValueError(f"{where}.{s.one_architecture} serves one architecture, clients.mix has {', '.join(models)}")
     if (width := sum(conf.diffusion.features.dims)) != conf.clients.width:
         raise ValueError(
             f"diffusion.features.dims sum to {width}, clients.width is {conf.clients.width}; "

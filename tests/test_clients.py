@@ -17,6 +17,7 @@ from client_app.memory import Memory
 from florilegium import seeds
 from florilegium.config import composition
 from florilegium.data import toy
+from florilegium.learning.augmentation import shifted
 from florilegium.learning.fit import TrainingError, fit
 from florilegium.protocol import codec, phases, pixels
 from florilegium.protocol.codec import Header
@@ -167,9 +168,9 @@ def test_shuffled_covers_all_rows_and_leaves_out_a_last_piece_of_one():
 
 def test_shifting_moves_pixels_and_brings_in_white():
     image = -torch.ones(1, 3, 4, 4)
-    still = views.shifted(image, seeds.generator("a"), 0, False)
+    still = shifted(image, seeds.generator("a"), 0, False)
     assert torch.equal(still, image)
-    moved = views.shifted(image.repeat(50, 1, 1, 1), seeds.generator("a"), 1, False)
+    moved = shifted(image.repeat(50, 1, 1, 1), seeds.generator("a"), 1, False)
     assert set(moved.unique().tolist()) == {-1.0, 1.0} and moved.shape == (50, 3, 4, 4)
     assert all(white in (0, 4, 7) for white in (moved[:, 0] == 1).sum((1, 2)).tolist())  # no, one or two edges
 

@@ -20,7 +20,7 @@ from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol import codec
 from florilegium.protocol.payloads import Examples, Guide, Nothing
 from florilegium.protocol.validation import WireError
-from strategies.blocks.guidance import proxies, resolved
+from strategies.blocks.proxies import proxies, resolved
 
 TWO = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
 AT = "method.client.guidance"
@@ -81,7 +81,40 @@ def test_both_guides_compose_with_every_method_that_averages_weights(method, con
     run = federated(conf_of(method, f"guidance@{AT}=both"))
     assert not [e for e in ledger(run, "train") if e["fault"]]
     shares = {name for name in metrics(run)[-1] if name.startswith("train/share/")}
-    assert {f"train/share/{t}" for t in ("task", "tdcl", "ndcr", "consistency", "text_contrast")} <= shares
+    assert {f"train/share/{t}" for t in ("task", "tdcl", "ndcr", "consistency", "text_contrast", "replay")} <= shares
+
+
+# -- the student -------------------------------------------------------------------------------------------------------
+
+
+def test_the_student_is_the_start_and_is_sent_once(conf_of, federated, tmp_path):
+    """Round 0 judges the student; in *server alone* nothing changes it, and the guide has no student in it."""
+    run = federated(conf_of("semanticfl", "rounds=2"))
+    m = metrics(run)
+    assert m[0]["guide/student/accuracy"] > 0.25 and m[0]["guide/sent"] == 2 and m[1]["train/replay"] > 0
+    guides = [e["down"] for e in ledger(run, "represent")]
+    weights = [e["down"] for e in ledger(run, "train") if e["round"] == 1]
+    assert len(guides) == 2 and min(guides) > max(weights)  # a student, and features of images
+    alone = federated(conf_of("semanticfl", "experiment=semanticfl_server_alone", "rounds=2", f"out={tmp_path / 'a'}"))
+    assert len({a["client/accuracy"] for a in metrics(alone)} | {m[0]["client/accuracy"]}) == 1
+    assert max(e["down"] for e in ledger(alone, "represent")) < min(weights)
+
+
+def test_arms_that_differ_at_clients_share_a_guide(conf_of, federated, tmp_path):
+    folder = tmp_path / "cache" / "guides"
+    federated(conf_of("semanticfl"))
+    made = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    federated(conf_of("semanticfl", "experiment=semanticfl_consistency_alone", f"out={tmp_path / 'other'}"))
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == made
+    federated(conf_of("semanticfl", f"{AT}.semanticfl.student.epochs=1", f"out={tmp_path / 'third'}"))
+    assert len(list(folder.iterdir())) == 2 and len(list((tmp_path / "cache" / "proxies").iterdir())) == 1
+
+
+def test_negatives_and_replay_of_feddifrc_come_from_images(conf_of, federated):
+    run = federated(conf_of("feddifrc", "experiment=feddifrc_images"))
+    first, last = metrics(run)
+    rows = sum(len(c["rows"]) for c in json.loads((run / "partition.json").read_text())["clients"])
+    assert first["cache/misses"] == 2 * rows and last["train/replay"] > 0 and last["train/tdcl"] > 0
 
 
 # -- where it is extracted, and what leaves the client -----------------------------------------------------------------
@@ -109,6 +142,7 @@ def test_sources_of_anchors(source, conf_of, federated):
     run = federated(
         conf_of(
             "semanticfl",
+            "experiment=semanticfl_anchors",
             f"{AT}.semanticfl.source={source}",
             f"{AT}.semanticfl.anchors.per_class=2",
             *([f"{AT}.allow_upload=true"] if source == "upload" else []),
@@ -217,15 +251,16 @@ def test_images_that_are_nobodys(toy_conf):
         resolved("public", fashion)
 
 
-def guide(width=32, rows=0):
+def guide(width=32, rows=0, shown=0):
     pca = {
         "pca.up1.mean": torch.zeros(4),
         "pca.up1.components": torch.zeros(width, 4),
         "pca.up1.explained": torch.zeros(width),
     }
-    return Guide(
-        "v", pca, torch.zeros(4, 0, 32), torch.zeros(4, 0), torch.arange(rows), torch.zeros(rows, 5, 32).half()
-    )
+    own = torch.arange(rows), torch.zeros(rows, 5, 32).half()
+    seen, labels = torch.zeros(shown, width).half(), torch.zeros(shown, dtype=torch.int64)
+    tensors = pca | {"student.w": torch.zeros(3)}
+    return Guide("v", tensors, torch.zeros(4, 0, 32), torch.zeros(4, 0), *own, seen, labels, seen, seen, labels)
 
 
 def test_a_client_refuses_a_guide_that_does_not_fit():
@@ -247,10 +282,41 @@ def test_a_client_refuses_a_guide_that_does_not_fit():
         client_side.check_guide(Half(), s, broken)
 
 
+def test_a_client_refuses_a_student_and_features_that_do_not_fit():
+    class Half:
+        examples, width, architecture = 7, 32, "resnet"
+
+        class classifier:
+            @staticmethod
+            def state_dict():
+                return {"w": torch.zeros(3)}
+
+    def settings(**given):
+        return composition.typed(GuidanceSettings, {"name": "semanticfl", "semanticfl": given}, AT)
+
+    client_side.check_guide(Half(), settings(), guide(shown=2))
+    with pytest.raises(ClientError, match="the guide's replay has 0 features of 32, representations have 32"):
+        client_side.check_guide(Half(), settings(), guide())
+    client_side.check_guide(Half(), settings(replay=0.0), guide())
+    other = guide(shown=2)
+    other.tensors["student.w"] = torch.zeros(4)
+    with pytest.raises(ClientError, match="the guide's student does not fit resnet: w differs"):
+        client_side.check_guide(Half(), settings(), other)
+    client_side.check_guide(Half(), settings(consistency=0.0), other)  # nothing of it is used
+    images = composition.typed(GuidanceSettings, {"name": "feddifrc", "feddifrc": {"replay": 1.0}}, AT)
+    with pytest.raises(ClientError, match="the guide's unprompted has 0 features"):
+        client_side.check_guide(Half(), images, guide())
+
+
 def test_guides_and_examples_cross_the_wire_checked():
     header = codec.Header("method", 0, 1)
     back = codec.unpack(codec.pack(guide(rows=2), header), Guide, bounds={"C": 4})
     assert back.version == "v" and back.features.dtype == torch.float16 and back.visual.shape == (4, 0, 32)
+    assert "student.w" in back.tensors and back.replay.shape == (0, 32)
+    named = guide(shown=2)
+    named.replay_labels[1] = 4
+    with pytest.raises(WireError, match="Guide.replay_labels has a value of 4, but there are 4 of C"):
+        codec.unpack(codec.pack(named, header), Guide, bounds={"C": 4})
     rows = Examples(torch.tensor([1, 2]), torch.tensor([0, 9]), (b"a", b"b"))
     with pytest.raises(WireError, match="Examples.labels has a value of 9, but there are 4 of C"):
         codec.unpack(codec.pack(rows, header), Examples, bounds={"C": 4})

@@ -40,6 +40,19 @@ def test_shapes_norm_and_seed(toy_conf, modality, name):
         assert not torch.equal(z_BD, built(conf, modality, name, 2)[0].encode(x))
 
 
+@pytest.mark.parametrize(
+    ("finish", "expected"),
+    [("layer_norm", [-1.2247, 0.0, 1.2247]), ("none", [-1.0, 2.0, 5.0]), ("relu", [0.0, 2.0, 5.0])],
+)
+def test_representations_are_finished_as_the_settings_say(toy_conf, finish, expected):
+    """(-1, 2, 5) has mean 2 and deviation root 6."""
+    x = torch.tensor([[-1.0, 2.0, 5.0]])
+    model = bodies.Classifier(torch.nn.Identity(), 3, 3, 2, finish=finish)
+    assert torch.allclose(model.encode(x), torch.tensor([expected]), atol=1e-4)
+    assert torch.equal(model.finished(x), model.encode(x))
+    assert built(toy_conf(f"clients.representation={finish}"), "image", "resnet")[0].finish == finish
+
+
 def test_group_norm_takes_the_place_of_batch_norm(toy_conf):
     conf = toy_conf()
     conf.clients.architectures["resnet"]["norm"] = "group"

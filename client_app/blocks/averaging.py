@@ -35,7 +35,13 @@ PRIVATE = "private"  # the turn of a method that has no other
 class LocalSettings:
     """Client settings of all methods that average weights: the common protocol of their papers."""
 
-    local_epochs: int = setting(2, "E: private epochs of a round; 10 in the papers", low=1, high=1_000_000)
+    local_epochs: int = setting(
+        2,
+        "E: private epochs of a round; 10 in the papers; 0: clients return the server's weights (the start alone, as a "
+        "control)",
+        low=0,
+        high=1_000_000,
+    )
     batch: int = setting(64, "B: rows in a batch", low=2, high=100_000)
     optimizer: str = setting("sgd", "sgd | adamw", choices=OPTIMIZERS)
     learning_rate: LearningRate = setting(help="eta: learning rate", factory=lambda: LearningRate(0.01, 0.01))
@@ -109,7 +115,7 @@ def objective_of(
         z_BD, score = client.classifier.encode(batch.inputs), head or client.classifier.head
         seen = z_BD if guide.supervised else z_BD.detach()
         task = cross_entropy(score(seen), batch.labels)
-        terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch)
+        terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch, score)
         return terms | extra_terms(z_BD, batch) if extra_terms else terms
 
     return objective

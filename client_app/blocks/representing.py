@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from client_app import distillation_set
-from client_app.batches import ClientError, resized, shuffled
+from client_app.batches import ClientError, shuffled
 from client_app.blocks.training import private_without_end, task_terms
 from client_app.client import Client
 from client_app.distillation_set import Kept
@@ -125,7 +125,7 @@ def inputs_of(client: Client, question: Samples | PublicSet) -> dict[str, Tensor
 
 def open_images(client: Client, images: Sequence[bytes]) -> Tensor:
     """Encoded images as uint8 [N, 3, S, S] of this client's size."""
-    return resized(pixels.decode(images), client.conf.data.image_size)
+    return pixels.resized(pixels.decode(images), client.conf.data.image_size)
 
 
 def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[str, Tensor]:

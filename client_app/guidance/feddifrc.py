@@ -1,6 +1,7 @@
 """FedDifRC's guide (arXiv 2507.06482): terms TDCL and NDCR of features of the client's own images.
 
-Axes: B batch, N rows, K negatives, Q = 2 + K features of a row, D width, W token width.
+Negatives may come from the server's images of other classes instead, and the head may replay these images.
+Axes: B batch, N rows, K negatives, Q = 2 + K features of a row, D width, W token width, H images of the server.
 Forms, sources and every free choice: docs/methods/feddifrc.md.
 """
 
@@ -9,12 +10,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client_app.batches import Batch
 from client_app.client import Client
 from client_app.guidance.frozen_features import orthogonal
+from client_app.guidance.replay import Head, HeadReplay, drawn_of_others
 from florilegium.learning.losses import ndcr, tdcl
 from florilegium.methods.guidance.settings import FedDifRCSettings
 
@@ -30,18 +33,38 @@ class FedDifRCGuide:
         self.settings, self.client, self.frozen = settings, client, frozen
         self.supervised = settings.supervised
 
-    def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, z_BD: Tensor, batch: Batch, head: Head) -> dict[str, Tensor]:
         s = self.settings
         seen_BQD = self.frozen.standard(self.features_NQD[self.frozen.at(batch.ids)]).to(z_BD.device)
         h_BD, plus_BD, minus_BKD = seen_BQD[:, 0], seen_BQD[:, 1], seen_BQD[:, 2:]
         terms = {}
         if s.tdcl:
+            if s.negatives_from == "images":
+                minus_BKD = self.of_other_images(batch.labels).to(z_BD.device)
             terms["tdcl"] = s.tdcl * tdcl(z_BD, plus_BD, minus_BKD, s.temperature, s.tdcl_form, s.u_norm)  # (d)
         if s.ndcr:
             terms["ndcr"] = s.ndcr * ndcr(z_BD, h_BD, s.ndcr_form, s.ndcr_temperature)  # (e)
         if not s.supervised:  # the linear probe: labels train the head, never the encoder
             terms["probe"] = cross_entropy(self.client.classifier.head(z_BD.detach()), batch.labels)  # (g)
+        if s.replay:
+            terms["replay"] = self.replay.term(head, len(z_BD))
         return terms
+
+    def of_other_images(self, labels_B: Tensor) -> Tensor:
+        """F-: [B, K, D], for each sample K of the server's images of other classes, each under its own prompt."""
+        chosen_BK = drawn_of_others(labels_B, self.frozen.tensors["shown_labels"], self.settings.negatives, self.random)
+        return self.frozen.standard(self.frozen.tensors["prompted"][chosen_BK])
+
+    @cached_property
+    def random(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.client.seed("FedDifRC's negatives"))
+
+    @cached_property
+    def replay(self) -> HeadReplay:
+        tensors, client = self.frozen.tensors, self.client
+        features_HD = client.classifier.finished(self.frozen.standard(tensors["unprompted"]).to(client.device))
+        seed = client.seed("FedDifRC's replay")
+        return HeadReplay(features_HD, tensors["shown_labels"], self.settings.replay, seed)
 
     @cached_property
     def features_NQD(self) -> Tensor:

@@ -15,6 +15,7 @@ from client_app.batches import Batch, ClientError
 from client_app.client import Client
 from client_app.guidance.feddifrc import FedDifRCGuide
 from client_app.guidance.frozen_features import GUIDE, FrozenFeatures
+from client_app.guidance.replay import Head
 from client_app.guidance.semanticfl import SemanticFLGuide
 from florilegium.methods.guidance.settings import GuidanceSettings
 
@@ -36,9 +37,13 @@ class Guides:
         """Trained beside the model's; they travel as "guidance.<name>"."""
         return {name: p for guide in self.each for name, p in guide.parameters.items()}
 
-    def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar terms of the objective."""
-        return {name: term for guide in self.each for name, term in guide.terms(z_BD, batch).items()}
+    def terms(self, z_BD: Tensor, batch: Batch, head: Head) -> dict[str, Tensor]:
+        """Named scalar terms of the objective; of terms with one name (two guides' replay) the sum."""
+        terms: dict[str, Tensor] = {}
+        for guide in self.each:
+            for name, term in guide.terms(z_BD, batch, head).items():
+                terms[name] = terms[name] + term if name in terms else term
+        return terms
 
     def metrics(self) -> dict[str, float]:
         """What the cache had to do for this training."""

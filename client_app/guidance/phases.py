@@ -7,6 +7,7 @@ client's labelled images. Axes: B batch, N rows, Q features of a row, D width, W
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from client_app.batches import ClientError
@@ -14,6 +15,7 @@ from client_app.client import Client
 from client_app.guidance.frozen_features import GUIDE, FrozenFeatures, under
 from florilegium.diffusion.projection import Projection
 from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.methods.guidance.student import STUDENT
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Examples, Guide, Nothing, Report
 from florilegium.protocol.phases import crosses
@@ -43,7 +45,8 @@ def represent(side: Any, client: Client, down: Guide | Nothing) -> Report | Exam
         order = rows.ids.argsort()
         return Examples(rows.ids[order], rows.labels[order], tuple(pixels.encode(rows.images[order], "png")))
     check_guide(client, s, down)
-    tensors = {**down.tensors, "visual": down.visual, "text": down.text, "ids": down.ids, "features": down.features}
+    arrays = {f.name: getattr(down, f.name) for f in fields(down) if "array" in f.metadata}
+    tensors = {**down.tensors, **arrays}
     client.memory.keep(GUIDE, tensors, {"version": down.version})
     frozen = FrozenFeatures(client, s, tensors, down.version)
     if s.feddifrc_on and s.feddifrc.condition == "none":
@@ -66,3 +69,22 @@ def check_guide(client: Client, s: GuidanceSettings, guide: Guide) -> None:
             raise ClientError(f"the guide has features of {len(guide.ids)} rows, this client has {client.examples}")
     if s.semanticfl_on and guide.visual.numel() and guide.visual.shape[-1] != client.width:
         raise ClientError(f"anchors are {guide.visual.shape[-1]} wide, representations {client.width}")
+    check_shown(client, s, guide)
+
+
+def check_shown(client: Client, s: GuidanceSettings, guide: Guide) -> None:
+    """ClientError for a student of another architecture, and for features that are missing or not of this width."""
+    if s.semanticfl_on and s.semanticfl.teaches:
+        own, sent = client.classifier.state_dict(), under(STUDENT, guide.tensors)
+        for name in [*own, *sent]:
+            if name not in own or name not in sent or own[name].shape != sent[name].shape:
+                raise ClientError(f"the guide's student does not fit {client.architecture}: {name} differs")
+    wanted = {
+        "replay": s.semanticfl_on and s.semanticfl.replay,
+        "unprompted": s.feddifrc_on and s.feddifrc.shows_images,
+        "prompted": s.feddifrc_on and s.feddifrc.shows_images,
+    }
+    for name in (name for name, there in wanted.items() if there):
+        many, wide = getattr(guide, name).shape
+        if not many or wide != client.width:
+            raise ClientError(f"the guide's {name} has {many} features of {wide}, representations have {client.width}")

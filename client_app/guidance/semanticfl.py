@@ -1,4 +1,5 @@
-"""SemanticFL's guide (arXiv 2603.19337): distillation towards visual anchors, contrast with text anchors.
+"""SemanticFL's guide (arXiv 2603.19337): consistency with what the diffusion model sees, contrast with the classes'
+texts, and replay of the server's images in the head.
 
 Axes: B batch, C classes, P anchors of a class, D width, W text width.
 Forms, sources and every free choice: docs/methods/semanticfl.md.
@@ -6,20 +7,24 @@ Forms, sources and every free choice: docs/methods/semanticfl.md.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from client_app.batches import Batch, ClientError
 from client_app.client import Client
-from client_app.guidance.frozen_features import orthogonal
-from florilegium.learning.losses import feature_kl, info_nce, nearest, unit_kl
+from client_app.guidance.frozen_features import orthogonal, under
+from client_app.guidance.replay import Head, HeadReplay
+from florilegium.learning.losses import cosine_distance, feature_kl, info_nce, nearest, unit_kl
 from florilegium.methods.guidance.settings import SemanticFLSettings
+from florilegium.methods.guidance.student import STUDENT
 
 
 class SemanticFLGuide:
-    """Class anchors V (or, with private_local, V of the row itself) and the texts' T."""
+    """V of each image (the student's answer, its class's anchor or, with private_local, its own) and the texts' T."""
 
     supervised = True
 
@@ -30,23 +35,31 @@ class SemanticFLGuide:
         self.parameters: dict[str, nn.Parameter] = {}
         self.head_DW = self.text_head() if settings.contrast else None
 
-    def terms(self, z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, z_BD: Tensor, batch: Batch, head: Head) -> dict[str, Tensor]:
         s, terms = self.settings, {}
         if s.consistency:
-            v_BD = self.visual(z_BD, batch)
-            kl = (
-                feature_kl(v_BD, z_BD)
-                if s.consistency_form == "literal"
-                else unit_kl(v_BD, z_BD, s.consistency_temperature, s.consistency_scaled)
-            )
-            terms["consistency"] = s.consistency * kl
+            terms["consistency"] = s.consistency * self.distance(self.visual(z_BD, batch), z_BD)
         if s.contrast:
             z_BW = z_BD if self.head_DW is None else z_BD @ self.head_DW
             terms["text_contrast"] = s.contrast * info_nce(z_BW, self.text_CW, batch.labels, s.temperature)
+        if s.replay:
+            terms["replay"] = self.replay.term(head, len(z_BD))
         return terms
 
+    def distance(self, v_BD: Tensor, z_BD: Tensor) -> Tensor:
+        """How far z is from its targets, in the form of the settings."""
+        s = self.settings
+        if s.consistency_form == "cosine":
+            return cosine_distance(v_BD, z_BD)
+        if s.consistency_form == "literal":
+            return feature_kl(v_BD, z_BD)
+        return unit_kl(v_BD, z_BD, s.consistency_temperature, s.consistency_scaled)
+
+    @torch.no_grad()
     def visual(self, z_BD: Tensor, batch: Batch) -> Tensor:
-        """V of each sample: its own, its class's, or the nearest of its class's."""
+        """V of each sample: the student's of the same view, its own, its class's, or the nearest of its class's."""
+        if self.settings.form == "student":
+            return self.student.encode(batch.inputs)
         if self.settings.source == "private_local":
             return self.levels_ND[self.frozen.at(batch.ids)].to(z_BD.device)
         return nearest(z_BD, self.visual_CPD[batch.labels])
@@ -54,6 +67,20 @@ class SemanticFLGuide:
     @cached_property
     def levels_ND(self) -> Tensor:
         return self.frozen.levels()
+
+    @cached_property
+    def student(self) -> Any:
+        """The server's student, frozen; built like this client's model."""
+        student = deepcopy(self.client.classifier).requires_grad_(False)
+        student.load_state_dict(under(STUDENT, self.frozen.tensors))
+        return student.eval()
+
+    @cached_property
+    def replay(self) -> HeadReplay:
+        tensors, classifier = self.frozen.tensors, self.client.classifier
+        features_JD = classifier.finished(tensors["replay"].float().to(self.client.device))
+        seed = self.client.seed("SemanticFL's replay")
+        return HeadReplay(features_JD, tensors["replay_labels"], self.settings.replay, seed)
 
     def text_head(self) -> Tensor | nn.Parameter | None:
         """z [D] -> the texts' space [W]: learned, fixed, or none where the widths are equal."""

@@ -39,6 +39,10 @@ class FedNHClient:
         self.settings = settings
 
     def train(self, client: Client, down: Weights) -> Weights:
+        if client.conf.clients.representation != "layer_norm":
+            raise ClientError(
+                "fednh's prototypes need representations of one length: clients.representation=layer_norm"
+            )
         scale = nn.Parameter(torch.tensor(self.settings.scale, device=client.device))
         if not down.tensors:
             return local(client, self.settings, down, beside={SCALE: scale})

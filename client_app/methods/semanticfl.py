@@ -1,7 +1,7 @@
 """SemanticFL, client side (arXiv 2603.19337). Server side: FedAvg's, strategies/fedavg.py.
 
-Down and up: weights; once, down, anchors that the server extracted. No client runs the diffusion model (but with
-source private_local). Axes: B batch, C classes, P anchors of a class, D width, W text width.
+Down and up: weights; once, down, a student of the diffusion model (or anchors), texts, and features for the head's
+replay. No client runs the diffusion model (but with source private_local).
 Forms, sources and every free choice: docs/methods/semanticfl.md.
 """
 
@@ -11,4 +11,4 @@ from client_app.methods.fedavg import FedAvgClient
 
 
 class SemanticFLClient(FedAvgClient):
-    """L = L_CE + lambda_kd KL(softmax(V) || softmax(z)) + lambda_con L_con; the terms are the guide's."""
+    """L = L_CE + lambda_kd (1 - cos(z, student(x))) + lambda_con L_con + rho L_replay; the terms are the guide's."""

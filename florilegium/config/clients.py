@@ -53,6 +53,12 @@ class ClientsSettings:
     )
     partition: PartitionSettings = setting(factory=PartitionSettings, help="how the rows are split over the clients")
     width: int = setting(128, "D, the length of every client's representations", low=1, high=1_000_000)
+    representation: str = setting(
+        "layer_norm",
+        "how a classifier finishes its representations: layer_norm (without weights: one scale for all clients) | none "
+        "(as its projection gives them) | relu (nothing below zero, as a pooled ReLU gives them)",
+        choices=("layer_norm", "none", "relu"),
+    )
     tokenizer: str | None = setting(
         None, "a tokenizer.json or its directory; null: the tokenizer of the embedded mini CLIP"
     )

@@ -52,6 +52,11 @@ def unit_kl(teacher_BD: Tensor, student_BD: Tensor, temperature: float = 1.0, sc
     return kl if scaled else kl / temperature**2
 
 
+def cosine_distance(teacher_BD: Tensor, student_BD: Tensor) -> Tensor:
+    """1 - cosine, batch mean, between 0 and 2; no gradient reaches the teacher."""
+    return (1 - cosine_similarity(student_BD, teacher_BD.detach(), dim=-1)).mean()
+
+
 def info_nce(z_BD: Tensor, anchors_CD: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
     """-log of the share that the label's anchor has among all anchors by exp(cosine / temperature); batch mean."""
     cosines_BC = normalize(z_BD, dim=-1) @ normalize(anchors_CD, dim=-1).T

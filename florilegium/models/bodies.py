@@ -5,9 +5,15 @@ Axes: B batch, C classes, D representation width (clients.width), H width of a b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from florilegium.learning.losses import normalised
+
+#: how a classifier finishes its representations (clients.representation)
+FINISHES: dict[str, Callable[[Tensor], Tensor]] = {"layer_norm": normalised, "none": lambda z: z, "relu": relu}
 
 
 class ModelError(ValueError):
@@ -17,18 +23,30 @@ class ModelError(ValueError):
 class Classifier(nn.Module):
     """A body [B, ...] -> [B, H], its projection to the common width D, and a linear classifier.
 
-    Inputs: image float [B, 3, S, S] in [-1, 1], or text int64 token ids [B, T].
+    Inputs: image float [B, 3, S, S] in [-1, 1], or text int64 token ids [B, T]. `finish` names one of FINISHES.
     """
 
-    def __init__(self, body: nn.Module, hidden: int, width: int, classes: int, project: bool = False) -> None:
+    def __init__(  # noqa: PLR0913  (the parts of a model)
+        self,
+        body: nn.Module,
+        hidden: int,
+        width: int,
+        classes: int,
+        project: bool = False,
+        finish: str = "layer_norm",
+    ) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.finish = body, finish
         self.project = nn.Linear(hidden, width) if project or hidden != width else nn.Identity()
         self.classifier = nn.Linear(width, classes)
 
     def encode(self, x: Tensor) -> Tensor:
         """[B, ...] -> z [B, D]."""
-        return normalised(self.project(self.body(x)))
+        return self.finished(self.project(self.body(x)))
+
+    def finished(self, z_BD: Tensor) -> Tensor:
+        """Vectors [B, D] on the scale of this model's representations."""
+        return FINISHES[self.finish](z_BD)
 
     def head(self, z_BD: Tensor) -> Tensor:
         """z [B, D] -> logits [B, C]."""

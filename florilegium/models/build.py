@@ -2,7 +2,8 @@
 encode_image and encode_text.
 
 Bodies are transformers classes: small configurations trained from scratch, or pre-trained ones of full size, by
-setting; or the towers of a CLIP (clip.py). z has an affine-free LayerNorm over D, which puts all clients on one scale.
+setting; or the towers of a CLIP (clip.py). z has an affine-free LayerNorm over D, which puts all clients on one scale
+(clients.representation has other forms).
 Axes: B batch, C classes, D representation width (clients.width), S image side, T tokens.
 """
 
@@ -108,7 +109,8 @@ def build(clients: ClientsSettings, modality: str, architecture: str, classes: i
     if modality == "pair":
         return build_pair(clients, architecture, vocabulary)
     made = body(clients, modality, architecture, vocabulary)
-    return Classifier(made, made.hidden, clients.width, classes, project=architecture == "resnet")
+    resnet, finish = architecture == "resnet", clients.representation
+    return Classifier(made, made.hidden, clients.width, classes, project=resnet, finish=finish)
 
 
 def build_pair(clients: ClientsSettings, architecture: str, reads: Vocabulary | None = None) -> DualEncoder:

@@ -24,6 +24,8 @@ AXES = {
     "W": "width of a text encoder",
     "Q": "features of a row",
     "V": "values of a generator's latent vector",
+    "J": "images that the server looked at",
+    "H": "images that the shared projection was fitted on",
     "I": "width for the images of pairs (0 or D)",
     "T": "width for the texts of pairs (0 or D)",
 }

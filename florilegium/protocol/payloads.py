@@ -204,16 +204,25 @@ class SoftTargets:
 
 @payload
 class Guide:
-    """What the frozen diffusion model tells clients, sent once: shared projections, anchors and, where the server
-    extracts, the features of the client's own rows."""
+    """What the frozen diffusion model tells clients, sent once. `tensors`: shared projections, and the weights of a
+    student (`student.<name>`) that stands for the diffusion model. Then anchors; where the server extracts, features of
+    the client's own rows; and features of the server's images with their labels. What no setting uses is empty."""
 
-    carries: ClassVar[str] = "what a frozen public model says of public images, or of rows the client gave away"
+    carries: ClassVar[str] = (
+        "what a frozen public model says of public or generated images, a student of it, or what it says of rows the "
+        "client gave away"
+    )
     version: str = plain(PUBLIC)
     tensors: dict[str, Tensor] = plain(DERIVED)
     visual: Tensor = array("float32", "C", "P", "D", holds=DERIVED)
     text: Tensor = array("float32", "C", "W", holds=PUBLIC)
     ids: Tensor = sample_ids("M")
     features: Tensor = array("float16", "M", "Q", "D", holds=DERIVED)
+    replay: Tensor = array("float16", "J", "D", holds=DERIVED)
+    replay_labels: Tensor = class_labels("J", holds=DERIVED)
+    unprompted: Tensor = array("float16", "H", "D", holds=DERIVED)
+    prompted: Tensor = array("float16", "H", "D", holds=DERIVED)
+    shown_labels: Tensor = class_labels("H", holds=DERIVED)
 
 
 @payload

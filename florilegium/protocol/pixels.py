@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk: no bytes, its name, its checksum
@@ -37,6 +38,14 @@ UNREADABLE = (
 def scaled(images_NCHW: Tensor) -> Tensor:
     """uint8 -> float in [-1, 1], as models and diffusion pipelines read images."""
     return images_NCHW.float() / 127.5 - 1
+
+
+def resized(images_N3SS: Tensor, side: int) -> Tensor:
+    """Resize uint8 images to side x side if they have another size."""
+    if not len(images_N3SS) or images_N3SS.shape[-2:] == (side, side):
+        return images_N3SS
+    other = interpolate(images_N3SS.float(), size=(side, side), mode="bilinear", antialias=True)
+    return other.round().to(torch.uint8)
 
 
 def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:

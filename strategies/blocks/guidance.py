@@ -1,8 +1,9 @@
 """Guidance, server side: what a frozen diffusion model has to tell clients, made once, sent once, kept by version.
 
 Composes with every method that averages weights: `Rounds` shares the guide before it trains. Clients' side:
-client_app/guidance. Down: a guide (shared PCA, anchors). Up: nothing, or, where `allow_upload` says so, the clients'
-labelled images. Axes: N images, C classes, P anchors of a class, D representation width, W text width.
+client_app/guidance. Down: a guide (shared PCA, anchors, student, features of the server's images). Up: nothing, or,
+where `allow_upload` says so, the clients' labelled images.
+Axes: N images, C classes, P anchors of a class, D representation width, W text width.
 """
 
 from __future__ import annotations
@@ -10,30 +11,46 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from florilegium import seeds
-from florilegium.data.datasets import read_rows
 from florilegium.diffusion.cache import FeatureCache
+from florilegium.diffusion.generator import device_of
+from florilegium.diffusion.load import weights_hash
 from florilegium.diffusion.projection import Projection, fingerprint
 from florilegium.federation.federation import Client, Federation, Reply
-from florilegium.methods.guidance.anchors import build_anchors
+from florilegium.learning.averaging import named, part, without
+from florilegium.methods.guidance.anchors import Anchors, build_anchors
 from florilegium.methods.guidance.prompts import class_prompts, opened, questions
 from florilegium.methods.guidance.settings import GuidanceSettings
+from florilegium.methods.guidance.student import STUDENT, Lesson, encoded, train_student, whitened
+from florilegium.models import build
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Examples, Guide, Nothing, Report
 from florilegium.protocol.validation import WireError
 from florilegium.runs import files
+from strategies.blocks.proxies import Drawer, Proxies, proxies, resolved
 
+ARRAYS = ("visual", "text", "replay", "replay_labels", "unprompted", "prompted", "shown_labels")
+CLIENTS_ONLY = {  # settings that change what clients do with a guide, and nothing in it
+    "semanticfl": (
+        *("consistency", "consistency_form", "consistency_temperature", "consistency_scaled"),
+        *("contrast", "replay", "start", "text_head"),
+    ),
+    "feddifrc": (
+        *("tdcl", "ndcr", "temperature", "tdcl_form", "u_norm", "ndcr_form", "ndcr_temperature"),
+        *("negatives", "negatives_from", "replay", "condition", "condition_scale", "refresh", "location"),
+        *("similar_prompt", "other_prompt", "other_names"),
+    ),
+}
 LOG = logging.getLogger("flwr")
-FORMAT = 1  # raised whenever the same settings would give another guide
+FORMAT = 2  # raised whenever the same settings would give another guide
 
 
 def leaves(s: GuidanceSettings) -> str:
@@ -41,6 +58,15 @@ def leaves(s: GuidanceSettings) -> str:
     if s.uploads:
         return f"labelled private images leave the clients ({s.uploads}, allow_upload=true)"
     return "nothing leaves the clients beside their weights"
+
+
+def deciding(s: GuidanceSettings) -> dict[str, Any]:
+    """The settings that decide what is in a guide. What clients alone use is not among them, so that arms that differ
+    in it share a guide."""
+    plain = asdict(s) | {"cache": None, "allow_upload": None}
+    for name, theirs in CLIENTS_ONLY.items():
+        plain[name] = {key: value for key, value in plain[name].items() if key not in theirs}
+    return plain | {"shows_images": s.feddifrc.shows_images}
 
 
 class Guided:
@@ -154,28 +180,44 @@ class Guided:
             except Exception:  # not there, or torn: safetensors has its own error classes
                 tensors, meta = self.made(federation)
                 files.save(path, tensors, meta)
-            fields = {name: tensors.pop(name) for name in ("visual", "text")}
+            self.student = part(tensors, STUDENT)
+            rest = without(tensors, STUDENT)
+            arrays = {name: rest.pop(name) for name in ARRAYS}
             nothing = {
                 "ids": torch.zeros(0, dtype=torch.int64),
                 "features": torch.zeros(0, 0, int(self.resources.width), dtype=torch.float16),
             }
-            self._guide = Guide(fingerprint({**tensors, **fields}), tensors, **fields, **nothing), meta["figures"]
+            if not (self.settings.semanticfl_on and self.settings.semanticfl.replay):
+                arrays |= {name: arrays[name][:0] for name in ("replay", "replay_labels")}
+            if self.settings.semanticfl_on and self.settings.semanticfl.teaches:
+                rest |= named(STUDENT, self.student)
+            self._guide = Guide(fingerprint({**rest, **arrays}), rest, **arrays, **nothing), meta["figures"]
             return self._guide
         return self._guide[0], {}
+
+    def started(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that the federation begins with: the student's in the place of fresh ones, where settings say
+        so. What travels beside a model stays, and so do names of groups."""
+        if not (self.settings.semanticfl_on and self.settings.semanticfl.start == "student"):
+            return weights
+        own = {name: name if name in self.student else name.partition(".")[2] for name in weights}
+        return {name: self.student[own[name]].clone() if own[name] in self.student else weights[name] for name in own}
 
     def recipe(self, federation: Federation) -> str:
         """A hash of all that decides the guide, without making it."""
         s, conf = self.settings, self.resources.conf
-        plain = asdict(s) | {"cache": None}
         told = [
             FORMAT,
             self.extractor.version,
-            plain,
+            deciding(s),
             self.prompts,
             str(conf.data),
             str(conf.diffusion),
             self.resources.width,
         ]
+        if s.semanticfl_on and s.semanticfl.form == "student":
+            c = conf.clients
+            told += [str(c.mix[0].model), str(c.architectures[c.mix[0].model]), c.representation, str(c.augment)]
         if s.semanticfl_on and s.semanticfl.source == "upload":
             told += [str(conf.out), [(client.id, client.examples) for client in federation.clients]]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
@@ -184,6 +226,8 @@ class Guided:
         """(tensors of the guide, {"figures": ...})."""
         s, count, width = self.settings, len(self.resources.classes), int(self.resources.width)
         tensors = {"visual": torch.zeros(count, 0, width), "text": torch.zeros(count, 0)}
+        tensors |= {name: torch.zeros(0, width).half() for name in ("replay", "unprompted", "prompted")}
+        tensors |= {name: torch.zeros(0, dtype=torch.int64) for name in ("replay_labels", "shown_labels")}
         figures: dict[str, float] = {}
         if s.feddifrc_on:
             shown = self.shown(s.calibration, -(-s.calibration_images // count))
@@ -191,6 +235,8 @@ class Guided:
             projection = self.extractor.fit(shown.images, ids, s.noise_seed)
             tensors |= {f"pca.{name}": value for name, value in projection.tensors().items()}
             tensors |= self.standard(shown.images, ids, projection)
+            if s.feddifrc.shows_images:
+                tensors |= self.looked_at(shown, projection)
             figures |= {f"guide/explained/{name}": share for name, share in projection.explained.items()}
         if s.semanticfl_on:
             more, told = self.anchors(federation)
@@ -209,8 +255,17 @@ class Guided:
         found = {"centre": seen_ND.mean(0)}
         return found | ({"scale": seen_ND.std(0).clamp_min(1e-6)} if s.standardise == "scale" else {})
 
+    def looked_at(self, shown: Proxies, projection: Projection) -> dict[str, Tensor]:
+        """H and F+ of the server's own images, float16 [H, D] each, with their labels."""
+        s, ids = self.settings, torch.arange(len(shown.images))
+        prompts = [s.feddifrc.noise_prompt, *self.prompts]
+        which_N2 = torch.stack([torch.zeros_like(shown.labels), 1 + shown.labels], 1)
+        seen_N2D = self.extractor.conditional(shown.images, ids, prompts, which_N2, projection, s.noise_seed).half()
+        return {"unprompted": seen_N2D[:, 0], "prompted": seen_N2D[:, 1], "shown_labels": shown.labels}
+
     def anchors(self, federation: Federation) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Class anchors and texts; with source private_local the levels' weights and axes instead of visual ones."""
+        """Anchors or a student, texts and replay; with source private_local the levels' weights and axes instead of
+        visual anchors."""
         s = self.settings.semanticfl
         if s.source == "upload":
             self.collected(federation, federation.clients)
@@ -228,63 +283,36 @@ class Guided:
         if s.source == "private_local":
             tensors |= {f"amda.{name}": torch.tensor(a) for name, a in found.weights.items()}
             tensors |= {f"levels.{name}": value for name, value in found.projection.tensors().items()}
-        else:
+        elif s.form == "anchors":
             tensors["visual"] = found.visual
-        return tensors, {f"guide/weight/{name}": a for name, a in found.weights.items()} | {
-            "guide/explained/levels": found.explained
-        }
+        figures = {f"guide/weight/{name}": a for name, a in found.weights.items()}
+        figures["guide/explained/levels"] = found.explained
+        seen_ND = found.seen
+        if s.form == "student":
+            student, seen_ND, told = self.distilled(shown, found, tensors["text"])
+            tensors |= named(STUDENT, {name: value.clone() for name, value in student.state_dict().items()})
+            figures |= {f"guide/student/{name}": value for name, value in told.items()}
+        return tensors | {"replay": seen_ND.half(), "replay_labels": shown.labels}, figures
+
+    def distilled(self, shown: Proxies, found: Anchors, text_CW: Tensor) -> tuple[Any, Tensor, dict[str, float]]:
+        """A model like the clients' that learnt whitened diffusion features and labels of the server's images; what it
+        sees in these [N, D]; and figures of its training."""
+        s, conf, seed = self.settings.semanticfl, self.resources.conf, self.settings.noise_seed
+        member = conf.clients.mix[0]
+        with seeds.scoped(seed, "student"):
+            student = build.build(conf.clients, member.modality, member.model, len(self.prompts))
+        student.to(device_of(conf.diffusion.device))
+        lesson = Lesson(
+            pixels.resized(shown.images, conf.data.image_size),
+            shown.labels,
+            whitened(found.joined, int(self.resources.width), seed),
+            text_CW,
+        )
+        told = train_student(student, lesson, s.student, conf.clients.augment, s.temperature, seed)
+        return student.cpu(), encoded(student, lesson.images), told
 
     def shown(self, source: str, per_class: int) -> Proxies:
         """Images that are nobody's private ones."""
-        return proxies(resolved(source, self.resources), per_class, self.resources, self.settings.noise_seed)
-
-
-# -- proxies: labelled images that are nobody's private ones -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Proxies:
-    """uint8 images [N, 3, S, S], their labels [N], and where they came from: public, generated or upload."""
-
-    images: Tensor
-    labels: Tensor
-    source: str
-
-
-def resolved(source: str, resources: Any) -> str:
-    """`auto` is public where every class has a public row, else generated. ValueError for public that is not there."""
-    lacking = [str(name) for c, name in enumerate(resources.classes) if c not in set(public_labels(resources).tolist())]
-    if source == "public" and lacking:
-        raise ValueError(
-            f"guidance: {resources.conf.data.name} has no public row of {', '.join(lacking)}; choose generated or auto"
-        )
-    return source if source != "auto" else "generated" if lacking else "public"
-
-
-def proxies(source: str, per_class: int, resources: Any, seed: int) -> Proxies:
-    """At most `per_class` images of each class, the same for the same seed; `source` is public or generated."""
-    count = len(resources.classes)
-    if source == "generated":
-        labels = torch.arange(count).repeat_interleave(per_class)
-        prompts = [resources.classes.prompt(c) for c in labels.tolist()]
-        noise = [seeds.seed_of(seed, "proxies", n) for n in range(len(labels))]
-        return Proxies(resources.generator().synthesize(prompts, noise), labels, source)
-    where, labels_R = public_rows(resources), public_labels(resources)
-    order = torch.randperm(len(labels_R), generator=seeds.generator(seed, "proxies"))
-    chosen = torch.cat([order[labels_R[order] == c][:per_class] for c in range(count)]).sort().values
-    table = resources.splits.train.select(where[chosen.numpy()])
-    rows = read_rows(table, "image", int(resources.conf.data.image_size), f"{resources.splits.place}/train")
-    return Proxies(rows.images, rows.labels, source)
-
-
-def public_rows(resources: Any) -> np.ndarray:
-    """Positions of the training rows that are public."""
-    train = resources.splits.train
-    if "part" not in train.column_names:
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(np.array(train["part"][:]) == "public")
-
-
-def public_labels(resources: Any) -> Tensor:
-    """Their labels."""
-    return torch.from_numpy(np.array(resources.splits.train["label"][:], np.int64)[public_rows(resources)])
+        found = resolved(source, self.resources)
+        drawer = Drawer(self.cache.folder / "proxies", weights_hash(self.extractor.folder))
+        return proxies(found, per_class, self.resources, self.settings.noise_seed, drawer)

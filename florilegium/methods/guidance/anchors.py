@@ -47,12 +47,15 @@ class AnchorSettings:
 
 @dataclass(frozen=True)
 class Anchors:
-    """Visual [C, A, D], text [C, W], the levels' weights, the share of variance kept, and a hash of the numbers."""
+    """Visual [C, A, D], text [C, W], the levels' weights, and the projection; of each image its levels side by side
+    [N, F], and V as a unit vector [N, D]."""
 
     visual: Tensor
     text: Tensor
     weights: dict[str, float]
     projection: Projection
+    joined: Tensor
+    seen: Tensor
 
     @property
     def explained(self) -> float:
@@ -87,7 +90,7 @@ def build_anchors(
         [centres(reps_ND[labels == c], s.per_class, seeds.generator(seed, "centres", c)) for c in range(len(prompts))]
     )  # V_c
     text_CW = extractor.text(prompts)  # T_c
-    return Anchors(visual_CAD, text_CW, weights, projection)
+    return Anchors(visual_CAD, text_CW, weights, projection, joined_NF, reps_ND)
 
 
 def representations(

@@ -66,8 +66,9 @@ def questions(prompts_C: Sequence[str], labels_N: Tensor, ids_N: Tensor, s: FedD
         which = [[0, 1, *(2 + n for n in few)] for few in drawn]
     else:
         prompts, many, which = [s.noise_prompt, *prompts_C], len(prompts_C) - 1, []
+        wanted = 0 if s.negatives_from == "images" else min(s.negatives, many)
         for label, i in zip(labels_N.tolist(), ids_N.tolist(), strict=True):
-            few = _drawn(many, min(s.negatives, many), seed, i)
+            few = _drawn(many, wanted, seed, i)
             which.append([0, 1 + label, *(1 + n + (n >= label) for n in few)])
     width = len(which[0]) if which else 2
     return Questions(prompts, torch.tensor(which, dtype=torch.int64).view(-1, width))

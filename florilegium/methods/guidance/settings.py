@@ -10,6 +10,7 @@ from __future__ import annotations
 from florilegium.config.fields import section, setting
 from florilegium.learning.losses import NDCR_FORMS, TDCL_FORMS
 from florilegium.methods.guidance.anchors import AnchorSettings
+from florilegium.methods.guidance.student import StudentSettings
 
 NAMES = ("none", "feddifrc", "semanticfl", "both")
 SOURCES = ("auto", "public", "generated")  # of images that are nobody's private ones
@@ -89,7 +90,25 @@ class FedDifRCSettings:
     tdcl: float = setting(1.0, "weight of the contrast (TDCL); 0 turns it off", low=0, high=1e4)
     ndcr: float = setting(1.0, "weight of the consistency (NDCR); 0 turns it off", low=0, high=1e4)
     temperature: float = setting(0.04, "tau: temperature of the contrast", low=1e-4, high=100)
-    negatives: int = setting(10, "K: negatives of a sample; there are never more than wrong classes", low=1, high=1000)
+    negatives: int = setting(
+        10,
+        "K: negatives of a sample; of prompts there are never more than wrong classes",
+        low=1,
+        high=1000,
+    )
+    negatives_from: str = setting(
+        "prompts",
+        "prompts (the paper: the sample's own image under the prompts of wrong classes) | images (the server's images "
+        "of other classes, each under its own prompt; our choice)",
+        choices=("prompts", "images"),
+    )
+    replay: float = setting(
+        0.0,
+        "weight of the head's cross-entropy on the unprompted features of the server's images of all classes (our "
+        "choice); 0 turns it off",
+        low=0,
+        high=1e4,
+    )
     tdcl_form: str = setting(
         "per_sample",
         "form of the contrast: per_sample (the paper) | released_tiled (the released code: one number a batch, "
@@ -137,6 +156,13 @@ class FedDifRCSettings:
             raise ValueError(f"other_names has {len(self.others)} names for {self.negatives} negatives")
         if self.location == "server" and self.condition != "none":
             raise ValueError("condition needs the clients' own models: location must be client")
+        if not self.supervised and (self.replay or self.negatives_from == "images"):
+            raise ValueError("supervised=false knows no classes: replay must be 0 and negatives_from prompts")
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether the server sends features of images of its own."""
+        return bool(self.replay) or (self.negatives_from == "images" and bool(self.tdcl))
 
     @property
     def others(self) -> list[str]:
@@ -148,29 +174,49 @@ class FedDifRCSettings:
 class SemanticFLSettings:
     """SemanticFL's terms. "Our choice" marks what our notes on the paper do not say (docs/methods/semanticfl.md)."""
 
+    form: str = setting(
+        "student",
+        "what z is held to: student (a net of the clients' size, distilled by the server from the diffusion model, "
+        "gives each image a target of its own; our choice) | anchors (one target or a few for each class)",
+        choices=("student", "anchors"),
+    )
+    start: str = setting(
+        "student",
+        "weights that the federation begins with: student (the server's, form=student) | fresh",
+        choices=("student", "fresh"),
+    )
     consistency: float = setting(
-        1.0, "lambda_kd: weight of the consistency with the anchors; 0 turns it off", low=0, high=1e4
+        6.0, "lambda_kd: weight of the consistency with the targets; 0 turns it off", low=0, high=1e4
+    )
+    replay: float = setting(
+        1.0,
+        "weight of the head's cross-entropy on features of the server's images of all classes (our choice); 0 turns it "
+        "off",
+        low=0,
+        high=1e4,
     )
     contrast: float = setting(
         0.01, "lambda_con: weight of the contrast with the texts of the classes; 0 turns it off", low=0, high=1e4
     )
     temperature: float = setting(0.05, "tau: temperature of the contrast", low=1e-4, high=100)
     consistency_form: str = setting(
-        "unit",
-        "unit (unit vectors at consistency_temperature; our choice) | literal (raw vectors at temperature 1)",
-        choices=("unit", "literal"),
+        "cosine",
+        "cosine (1 - cosine; our choice) | unit (KL of unit vectors at consistency_temperature; our choice) | literal "
+        "(KL of raw vectors at temperature 1)",
+        choices=("cosine", "unit", "literal"),
     )
     consistency_temperature: float = setting(
         0.05, "temperature of consistency_form=unit (our choice)", low=1e-4, high=100
     )
     consistency_scaled: bool = setting(False, "multiply the consistency by the square of its temperature")
     source: str = setting(
-        "auto",
-        "images that the anchors are made of: public | generated | auto (public if there are any, else generated) | "
-        "private_local (each client's own) | upload (private images leave the client, so it needs allow_upload)",
+        "generated",
+        "images that student and anchors are made of: public | generated | auto (public if there are any, else "
+        "generated) | private_local (each client's own) | upload (private images leave the client, so it needs "
+        "allow_upload)",
         choices=(*SOURCES, "private_local", "upload"),
     )
-    images_per_class: int = setting(64, "images of a class that the anchors are made of", low=1, high=100_000)
+    images_per_class: int = setting(64, "images of a class that student and anchors are made of", low=1, high=100_000)
     text_encoder: str = setting(
         "pipeline",
         "encoder of the texts: pipeline (the diffusion model's own) | clip",
@@ -182,7 +228,21 @@ class SemanticFLSettings:
         "random projection) | none",
         choices=("auto", "learned", "fixed", "none"),
     )
-    anchors: AnchorSettings = setting(help="how the anchors are made", factory=AnchorSettings)
+    anchors: AnchorSettings = setting(
+        help="how the diffusion model's levels are joined, and how the anchors are made", factory=AnchorSettings
+    )
+    student: StudentSettings = setting(help="how the server distils the student", factory=StudentSettings)
+
+    def __post_init__(self) -> None:
+        if self.start == "student" and self.form != "student":
+            raise ValueError(f"start=student needs form=student, form is {self.form}: choose start=fresh")
+        if self.form == "student" and self.source == "private_local":
+            raise ValueError("source=private_local gives each row its own target already: it goes with form=anchors")
+
+    @property
+    def teaches(self) -> bool:
+        """Whether clients get the student as a teacher."""
+        return self.form == "student" and bool(self.consistency)
 
 
 @section
@@ -239,6 +299,11 @@ class GuidanceSettings:
     @property
     def semanticfl_on(self) -> bool:
         return self.name in ("semanticfl", "both")
+
+    @property
+    def one_architecture(self) -> str:
+        """The setting that makes a guide fit clients of one architecture alone, or nothing."""
+        return "semanticfl.form=student" if self.semanticfl_on and self.semanticfl.form == "student" else ""
 
     @property
     def uploads(self) -> str:
