@@ -6,6 +6,7 @@ of p; only the decoder and the projection change.
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from florilegium.contract.tiny_models import SIDE, WIDTH, tiny_models, write_dif
 from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.load import load
 from florilegium.diffusion.networks import Network, Texts
-from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts, drawn_order, learning_rate, predict
+from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts, drawn_batches, drawn_order, learning_rate, predict
 
 D = 24
 PROMPTS = ["a red cat.", "a blue dog.", "a tree.", "a house.", "a cat."]
@@ -426,3 +427,13 @@ def test_a_prefix_begins_every_caption_and_beams_run():
     assert all(text.startswith("the cat") for text in caption(images))
     doubled = torch.nn.functional.interpolate(images.float(), (32, 32)).to(torch.uint8)
     assert len(caption(doubled)) == 3  # brought to the processor's size
+
+
+def test_a_round_has_as_many_steps_as_asked_whatever_the_number_of_samples():
+    labels, of = torch.zeros(10), partial(TuneSettings, batch=4, balance=0.0)
+    sizes = [len(rows) for rows in drawn_batches(labels, of(epochs=2), 0)]
+    assert sizes == [4, 4, 2, 4, 4, 2]
+    drawn = list(drawn_batches(labels, of(epochs=1, steps=5), 0))
+    assert [len(rows) for rows in drawn] == [4, 4, 2, 4, 4]
+    assert sorted(torch.cat(drawn[:3]).tolist()) == list(range(10))  # the first pass sees every sample once
+    assert [len(rows) for rows in drawn_batches(labels[:3], of(steps=4), 0)] == [3, 3, 3, 3]

@@ -135,6 +135,12 @@ class TuneSettings:
         high=1,
     )
     epochs: int = setting(4, "passes over a round's samples", low=1, high=100_000)
+    steps: int | None = setting(
+        None,
+        "steps of a round, equal for all arms; null: `epochs` passes, so that an arm with fewer samples is tuned less",
+        low=1,
+        high=1_000_000,
+    )
     batch: int = setting(32, "samples of a step", low=1, high=100_000)
     balance: float = setting(
         0.5, "0: every sample once in a pass; 1: every label equally often; between: a mixture", low=0, high=1

@@ -9,6 +9,7 @@ decoder of another dtype trains under autocast.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -64,6 +65,17 @@ def drawn_order(label_N: Tensor, balance: float, random: torch.Generator) -> Ten
         return torch.randperm(len(label_N), generator=random)
     _, which_N, count = label_N.unique(return_inverse=True, return_counts=True)
     return torch.multinomial(count[which_N].double() ** -balance, len(label_N), replacement=True, generator=random)
+
+
+def drawn_batches(label_N: Tensor, settings: TuneSettings, seed: int) -> Iterator[Tensor]:
+    """The rows of each step: `settings.epochs` passes, or as many passes as give `settings.steps` steps."""
+    steps = 0
+    for epoch in itertools.count() if settings.steps else range(settings.epochs):
+        for rows in drawn_order(label_N, settings.balance, seeds.generator(seed, "order", epoch)).split(settings.batch):
+            yield rows
+            steps += 1
+            if steps == settings.steps:
+                return
 
 
 def learning_rate(settings: TuneSettings, done: float) -> float:
@@ -163,12 +175,8 @@ class Tuner:
         """Train on the data of round `rounds[0]` of `rounds[1]`. FloatingPointError when the loss is not finite."""
         reps = data.representations_ND
         self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed)
-        orders = (
-            drawn_order(data.label_N, settings.balance, seeds.generator(seed, "order", epoch))
-            for epoch in range(settings.epochs)
-        )
-        batches = [rows for order in orders for rows in order.split(settings.batch)]
-        losses, omitted, seen = 0.0, 0.0, settings.epochs * len(data.latents_N)
+        batches = list(drawn_batches(data.label_N, settings, seed))
+        losses, omitted, seen = 0.0, 0.0, sum(map(len, batches))
         if settings.checkpointing:
             self.decoder.enable_gradient_checkpointing()
         self.decoder.train()
