@@ -38,7 +38,7 @@ class FedMMKTClientSettings:
         choices=CONFIDENCES,
     )
     alignment: float = setting(
-        0.3, "lambda of eq. 13: weight of the alignment with the fused representations (our choice)", low=0, high=1e4
+        2.0, "lambda of eq. 13: weight of the alignment with the fused representations (our choice)", low=0, high=1e4
     )
     feature_temperature: float = setting(
         1.0, "tau_r of eq. 13: temperature of the alignment (our choice)", low=1e-3, high=1e3
@@ -57,7 +57,7 @@ class FedMMKTClientSettings:
     local_epochs: int = setting(
         1, "private epochs before a client answers in a round (our choice)", low=0, high=1_000_000
     )
-    distill_epochs: int = setting(4, "passes over the distillation set in a round (our choice)", low=0, high=1_000_000)
+    distill_epochs: int = setting(2, "passes over the distillation set in a round (our choice)", low=0, high=1_000_000)
     learning_rate: LearningRate = setting(help="learning rate of AdamW", factory=LearningRate)
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, high=10)
     batch: int = setting(32, "rows in a batch", low=2, high=100_000)

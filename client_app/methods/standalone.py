@@ -19,15 +19,15 @@ class StandaloneClientSettings:
     pretrain_epochs: int = setting(12, "E0: private epochs at a client's first training", low=0, high=1_000_000)
     local_epochs: int = setting(1, "private epochs of a round", low=0, high=1_000_000)
     extra_epochs: int = setting(
-        4,
-        "more private epochs of a round, in the place of FedMMKT's four passes over the distillation set",
+        2,
+        "more private epochs of a round, in the place of FedMMKT's two passes over the distillation set",
         low=0,
         high=1_000_000,
     )
     extra_batches: int = setting(
-        92,
+        46,
         "the smallest number of private batches in these epochs; whole epochs are added until it is reached. FedMMKT's "
-        "re-training mixes in at most 4 x ceil((240 + 480) / 32) = 92",
+        "re-training mixes in at most 2 x ceil((240 + 480) / 32) = 46",
         low=0,
         high=1_000_000,
     )

@@ -121,7 +121,7 @@ class TuneSettings:
     label_only: float = setting(
         0.5, "with text=label+caption: probability that a sample gets the label's prompt alone", low=0, high=1
     )
-    omission: float = setting(0.2, "p, eq 12: probability that the representation is left out", low=0, high=1)
+    omission: float = setting(0.5, "p, eq 12: probability that the representation is left out", low=0, high=1)
     text_drop: float = setting(
         0.1,
         "probability of an empty text and no representation, which classifier-free guidance needs",
