@@ -12,7 +12,7 @@ from torch import Tensor
 
 from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation
-from florilegium.learning.averaging import learned, named, part, weighted_mean, without
+from florilegium.learning.averaging import learned, model_part, named, part, weighted_mean, without
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol.payloads import Weights
 from strategies.blocks.rounds import Rounds
@@ -66,7 +66,7 @@ class FedCDA(Rounds):
         return figures(replies) | {"weights/averaged": float(len(chosen))}
 
     def judged_model(self) -> Weights | None:
-        return Weights(without(self.weights, CACHE)) if self.weights else None
+        return Weights(model_part(self.weights)) if self.weights else None
 
 
 def closest(histories: Sequence[Sequence[State]], sweeps: int) -> list[State]:
