@@ -113,6 +113,7 @@ CATALOGUE: dict[str, Entry] = {
     "feddyn":      _averaging("strategies.averaging.feddyn:FedDyn", "client_app.methods.averaging.feddyn:FedDynClient", "FedDyn", "arXiv 2111.04263"),
     "feddisco":    _averaging("strategies.averaging.feddisco:FedDisco", "client_app.methods.averaging.feddisco:FedDiscoClient", "FedDisco", "arXiv 2305.19229", "weights, unevenness of classes"),
     "fedcda":      _averaging("strategies.averaging.fedcda:FedCDA", "client_app.methods.fedavg:FedAvgClient", "FedCDA", "ICLR 2024, Wang et al."),
+    "fedrcl":      _averaging("strategies.fedavg:FedAvg", "client_app.methods.averaging.fedrcl:FedRCLClient", "FedRCL", "arXiv 2401.04928"),
     "fpl":         _averaging("strategies.averaging.fpl:FPL", "client_app.methods.averaging.fpl:FPLClient", "FPL", "CVPR 2023, Huang et al.", "weights, class means"),
     "fedproto":    Entry("strategies.prototypes.fedproto:FedProto", "client_app.methods.prototypes.fedproto:FedProtoClient", "FedProto", "arXiv 2105.00243", "class means", CLASSIFIERS, (Upload.PROTOTYPES,)),
     "fedktl":      Entry("strategies.prototypes.fedktl:FedKTL", "client_app.methods.prototypes.fedktl:FedKTLClient", "FedKTL", "arXiv 2403.15760", "class means; an image a class down", CLASSIFIERS, (Upload.PROTOTYPES,)),

@@ -1,4 +1,4 @@
-"""FedDisco, server side (arXiv 2305.19229, eq. 6 and 7; MediaBrain-SJTU/FedDisco, disco.py).
+"""FedDisco, server side (arXiv 2305.19229; formulas from MediaBrain-SJTU/FedDisco, disco.py).
 
 Client side: client_app/methods/averaging/feddisco.py. Down and up: weights; up also d_k, how far the client's classes
 are from uniform ("discrepancy"). Axes: K clients.

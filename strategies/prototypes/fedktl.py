@@ -65,7 +65,7 @@ class FedKTL(Rounds):
         means_PC = torch.cat([x.body.means for x in replies])
         labels_P = torch.cat([x.body.classes for x in replies])
         s = self.settings
-        centroids_CV, told = align(  # eq. 4 and 5
+        centroids_CV, told = align(  # F, and the class centroids
             self.transformer,
             means_PC,
             labels_P,

@@ -24,7 +24,7 @@ class FedProtoSettings:
     weighting: str = setting(
         "uniform",
         "weight of a client's prototype of a class: uniform (all equal, as in the released code) | examples (by its "
-        "rows of the class, as in eq. 6)",
+        "rows of the class, as in the paper's formula)",
         choices=WEIGHTINGS,
     )
 
@@ -45,9 +45,7 @@ class FedProto(Rounds):
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         replies = ask_prototypes(federation, self.down(), self.classes, self.width)
-        means_CD, counts_C = class_means(
-            [x.body for x in replies], self.classes, self.width, self.settings.weighting
-        )  # eq. 6
+        means_CD, counts_C = class_means([x.body for x in replies], self.classes, self.width, self.settings.weighting)
         there_C = counts_C > 0  # a class that nobody of the cohort has keeps its prototype
         self.weights = {
             "means": torch.where(there_C[:, None], means_CD, self.weights["means"]),

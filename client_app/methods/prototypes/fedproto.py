@@ -49,7 +49,7 @@ class FedProtoClient:
         client.memory.write(PART, {"classes": down.classes, "means": down.means})
         global_CD, known_C = spread(down.classes, down.means, client)
 
-        def regulariser(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:  # lambda L_R, eq. 7
+        def regulariser(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:  # lambda L_R
             known_B = known_C[batch.labels]
             square_BD = (z_BD - global_CD[batch.labels]).square() * known_B[:, None]
             return {"prototype": self.settings.pull * square_BD.mean()}
