@@ -4,8 +4,13 @@
 The rooms and who may import whom: CONTRIBUTING.md.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# OpenMP reads it when torch is loaded. Threads that wait shall not spin: on a machine that does anything else, they
+# would take the time of those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DOORS = {  # loaded when they are first used, so that importing florilegium imports nothing heavy
     "run": "florilegium.runtime.from_python",

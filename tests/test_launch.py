@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -19,16 +20,17 @@ import pytest
 from florilegium.config import composition
 from florilegium.runs.reader import read_lines
 from florilegium.runtime import launch, superlink
+from server_app.provenance import code
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 180
 
 
-def florilegium(*arguments: str, where: Path = ROOT) -> subprocess.Popen:
-    """The command as a user's shell would start it, from any directory."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(where)}
+def florilegium(*arguments: str, where: Path = ROOT, **more: str) -> subprocess.Popen:
+    """The command as a user's shell would start it, from any directory; `more` of the environment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(where), **more}
     return subprocess.Popen(
-        [sys.executable, "-m", "florilegium.cli.main", *arguments],
+        [sys.executable, "-P", "-m", "florilegium.cli.main", *arguments],  # -P: as the console script
         cwd=where,
         env=environment,
         text=True,
@@ -57,9 +59,15 @@ def toy(tiny_overrides: list[str], tmp_path: Path) -> list[str]:
 
 @pytest.mark.flower
 def test_a_run_through_flower_completes_and_leaves_nothing(toy: list[str], tmp_path: Path) -> None:
-    process = florilegium(*toy, where=tmp_path)
+    """From a folder with another checkout's code and a file named as a library, behind a company's proxy."""
+    for name in ("client_app/__init__.py", "server_app/__init__.py", "datasets.py", "torch.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise RuntimeError('code of the working folder was run')\n")
+    proxy = "http://127.0.0.1:9"  # nobody is there
+    process = florilegium(*toy, where=tmp_path, http_proxy=proxy, https_proxy=proxy, no_proxy="", NO_PROXY="")
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, out + err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["protocol"]["code"] == code()["code"]
     assert out.splitlines()[-1] == "run"  # the directory, as seen from where it was started
     assert [record["round"] for record in read_lines(tmp_path / "run" / "rounds.jsonl")] == [0, 1]
     for name in ("settings.yaml", "partition.json", "summary.json", "ledger.jsonl", "report.html", "run.log"):

@@ -35,7 +35,7 @@ def own_overrides(tmp_path, tiny_overrides):
     def listed(path, *more, data="folder"):
         models = [given for given in tiny_overrides if "judge" not in given]
         given = [f"data={data}", "clients=toy", *models, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
-        small = ["data.image_size=16", "clients.partition.min_samples=2", "method=fedavg", TWO]
+        small = ["data.image_size=16", "method=fedavg", TWO]
         return [*given, *small, f"data.path={path}", *more]
 
     return listed

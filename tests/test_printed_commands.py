@@ -1,43 +1,194 @@
-"""Every `florilegium run` that the documentation prints composes and passes the checks of a run."""
+"""Every command that the documentation and the help print is run, or composed and checked as its run would be."""
 
+import io
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from florilegium import preflight
+from florilegium.cli import main
 from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
+from florilegium.data.own import preparation
+from florilegium.runtime import launch
+from tests.field.inputs import picture, put
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HELP = ROOT / "conf" / "hydra" / "help" / "florilegium.yaml"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(ROOT / "docs").rglob("*.md"),
+    HELP,
+]
+LINE = re.compile(r"^ *(?:\$ )?(?:\.venv/bin/)?((?:florilegium|flwr run) .*)", re.MULTILINE)
+INLINE = re.compile(r"`(florilegium (?:run|data check|privacy|methods|settings|deploy local)\b[^`]*)`")
+PLACEHOLDER = re.compile(r"\.\.\.|\b(DIR|METHOD|RUN|PATH|KEY|X|THE_SAME|UPSAMPLER|UP)\b|\[overrides|<")
+STAND_INS = {"PICTURES": "pictures", "TABLE.csv": "reports.csv"}
+STAND_IN = re.compile("|".join(STAND_INS))
+SUITE = "tests/test_other_packages.py runs the commands of this page, with the package that it writes"
 
 
-def printed() -> list[str]:
-    """The overrides of each printed run, once each; a line may go on behind a backslash."""
+def words(command: str) -> list[str]:
+    """A line as a shell splits it, without a comment and what follows a semicolon."""
+    command = STAND_IN.sub(lambda found: STAND_INS[found[0]], command.replace("$$", "$").split(";")[0])
+    return shlex.split(command, comments=True)
+
+
+def printed() -> list[list[str]]:
+    """The words of each printed command, once each; a line may go on behind a backslash."""
     found = {}
     for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^\s*(?:\$ )?florilegium run ([^\n#`]*=[^\n#`]*)", text, re.MULTILINE):
-            found.setdefault(line.strip(), page.name)
-    return list(found)
+        if page.name == "your-own-method.md":  # SUITE
+            continue
+        text = re.sub(r"\\\n *", " ", page.read_text(encoding="utf-8"))
+        for command in [*LINE.findall(text), *INLINE.findall(text)]:
+            if not PLACEHOLDER.search(command.split(" #")[0]) and command != "florilegium data check":
+                found.setdefault(tuple(words(command)))
+    return [list(each) for each in found]
 
 
-def plain(line: str) -> bool:
-    """Whether a line is a whole command for one run, without placeholders and sweeps, of a method that is here."""
-    if "silobn" in line:
-        return False
-    return not re.search(r"\.\.\.|\bDIR\b|\bX\b|<|\$|;|&|\||^-|\s-m|resume=|hydra", line)
+PRINTED = printed()
+RUNS = [
+    line for line in PRINTED if line[:2] == ["florilegium", "run"] or line[:3] == ["florilegium", "deploy", "local"]
+]
+OTHERS = [line for line in PRINTED if line[0] == "florilegium" and line not in RUNS]
 
 
-@pytest.mark.parametrize("line", [line for line in printed() if plain(line)])
-def test_a_printed_run_composes_and_passes_the_checks(line, tmp_path, monkeypatch):
+def jpeg(seed, width, height):
+    """An encoded JPEG of noise."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture(seed, side=64))).resize((width, height)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """A working directory, which is the home too, with the data that the documentation names."""
     monkeypatch.chdir(tmp_path)
-    conf = composition.complete(composition.compose(overrides.readable(shlex.split(line), False)))
-    if conf.data.own:
-        return  # the data are the reader's own; tests/test_own_runs.py runs such settings
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    for k, name in enumerate(("apple", "pear")):
+        for n in range(40):
+            put(tmp_path / "pictures" / name / f"{n:03}.jpg", jpeg(100 * k + n, 48, 48))
+            put(tmp_path / "site-b" / name / f"{n:03}.jpg", jpeg(900 + 100 * k + n, 48, 48))
+            put(tmp_path / "photos" / ("fruit", "plant")[k] / f"{n}.jpg", jpeg(n + 50 * k, 48, 48))
+    put(tmp_path / "reports.csv", "text,label\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(90)))
+    return tmp_path
+
+
+def check(given: list[str]) -> None:
+    """All that happens before a run starts. `resume=true` needs a run, which tests/test_continuation.py has."""
+    given = [text for text in overrides.readable(given) if not text.startswith(("resume=", "--"))]
+    conf = composition.complete(composition.compose([text for text in given if text != "job"]))
+    if conf.data.own and (facts := preparation.prepare(conf)):
+        conf.data.classes = facts["classes"]
     try:
         preflight.validate(conf)
     except SettingsError as error:
         assert "opacus" in str(error)  # an extra that need not be installed
+
+
+def jobs(given: list[str]) -> list[list[str]]:
+    """One run; of a sweep the first and the last."""
+    if "-m" not in given:
+        return [given]
+    every = overrides.jobs([text for text in given if text != "-m"])
+    return [every[0], every[-1]]
+
+
+@pytest.mark.parametrize("line", RUNS, ids=" ".join)
+def test_a_printed_run_composes_and_passes_the_checks(line, there):
+    if "data=folder" in line and "data: site-a" in line[-1]:
+        (there / "pictures").rename(there / "site-a")
+    for job in jobs(line[2:] if line[1] == "run" else main.local(line[3:])):
+        check(job)
+
+
+@pytest.mark.parametrize("line", [line for line in PRINTED if line[0] == "flwr"], ids=" ".join)
+def test_a_printed_flwr_run_composes_and_passes_the_checks(line, there):
+    given = re.fullmatch(r'overrides="(.*)"', line[line.index("--run-config") + 1])[1]
+    conf = composition.load({"overrides": given})
+    preflight.validate(conf)
+    assert conf.out.startswith("/absolute/")
+
+
+@pytest.mark.parametrize("line", OTHERS, ids=" ".join)
+def test_every_other_printed_command_is_taken_and_run_where_it_needs_nothing_else(line, there, capsys):
+    options = main.parse([word.replace("~", str(there)) for word in line[1:]])
+    if line[1] in ("methods", "privacy", "settings") or line[1] == "data" and Path(options.path).exists():
+        code = options.command(options)
+        assert (not code or line[1] == "data") and len(capsys.readouterr().out.splitlines()) > 3
+
+
+def test_the_kinds_of_printed_commands_are_all_here():
+    """The expressions above find what there is."""
+    kinds = {line[1] for line in OTHERS}
+    assert {"data", "privacy", "methods", "report", "compare", "deploy"} <= kinds and len(RUNS) > 25
+    assert any("-m" in line for line in RUNS) and any(line[0] == "flwr" for line in PRINTED)
+
+
+def test_the_answers_of_data_check_are_those_of_the_page(there, capsys):
+    own = there / "site-a"
+    for name, seed, size in (("fruit/000", 1, (64, 48)), ("fruit/002", 2, (64, 48))):
+        put(own / f"{name}.jpg", jpeg(seed, *size))
+    put(own / "fruit" / "001.jpg", jpeg(5, 64, 48)[:-300])
+    put(own / "fruit" / "003.jpg", (own / "fruit" / "000.jpg").read_bytes())
+    put(own / "fruit" / "notes.txt", "a note")
+    for n in range(5):
+        put(own / "Aircraft" / f"{n:03}.jpg", jpeg(20 + n, 64, 48))
+    put(own / "Aircraft" / "tiny.png", picture(40, side=12))
+    put(own / "zeppelin" / "000.jpg", jpeg(30, 64, 48))
+    put(own / "zeppelin" / "001.jpg", jpeg(31, 64, 48))
+    put(there / "reports.csv", "text,label\na red apple,fruit\n ,fruit\na jet,aircraft\na red apple,fruit\n")
+    put(there / "latin.csv", b"text,label\na caf\xe9,fruit\n")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n\$ (florilegium data check .*?); echo \$\?\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    for command, answer in blocks:
+        options = main.parse(words(command)[1:])
+        code = options.command(options)
+        said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert [*said, str(code)] == [line.rstrip() for line in answer.splitlines()]
+
+
+def small(tiny_overrides: list[str]) -> list[str]:
+    """Overrides that make a run one of seconds."""
+    models = [given for given in tiny_overrides if "judge" not in given]
+    return [*models, "architectures@clients.architectures=toy", "rounds=1", "data.image_size=16", "runtime=inprocess"]
+
+
+def test_printed_runs_on_own_data_end_well(there, tiny_overrides, capsys):
+    """Those of docs/own-data.md, and the line that `data check` prints."""
+    options = main.parse(["data", "check", "pictures"])
+    options.command(options)
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("run them: florilegium run data=folder data.path=pictures method=fedavg")
+    lines = [line for line in RUNS if "data=folder" in line and "data.path=~/pictures" in line]
+    lines += [line for line in RUNS if line[2:4] == ["data=table", "data.path=reports.csv"]]
+    lines += [line for line in RUNS if "data: site-a" in line[-1]]
+    lines += [words(told.removeprefix("run them: "))]
+    (there / "pictures").rename(there / "site-a")
+    (there / "pictures").symlink_to(there / "site-a")
+    assert len(lines) >= 4
+    for n, line in enumerate(lines):
+        assert launch.main([*line[2:], *small(tiny_overrides), f"out=run-{n}"]) == 0, capsys.readouterr().err
+        assert (there / f"run-{n}" / "report.html").is_file()
+
+
+def test_the_printed_run_of_retrieval_on_toy_data_ends_well(there, tiny_overrides, capsys):
+    (line,) = [line for line in RUNS if "data=toy" in line and "timeouts.quorum=1" in line]
+    models = [given for given in tiny_overrides if "judge" not in given]
+    assert launch.main([*line[2:], *models, "rounds=1", "runtime=inprocess", "out=run"]) == 0, capsys.readouterr().err
+
+
+def test_the_help_is_short(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["florilegium"])
+    with pytest.raises(SystemExit) as ended:
+        launch.main(["--help"])
+    said = capsys.readouterr().out
+    assert not ended.value.code and said.startswith("Usage: florilegium run") and len(said.splitlines()) < 60
+    assert "florilegium settings [KEY]" in said and len(re.findall(r"^  florilegium run", said, re.MULTILINE)) == 10
+    assert {"method:", "data:", "clients:"} < set(said.split()) and "schema:" not in said and "threshold" not in said

@@ -146,6 +146,25 @@ def test_complete_settings_depend_on_no_working_directory(tmp_path: Path, monkey
     assert Path(composition.complete(composition.compose()).out).parent == tmp_path / "runs"
 
 
+def test_paths_of_data_and_models_depend_on_no_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own/model", "own/judge", "own/words", "mini-clip", "home"):
+        Path(name).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = ["diffusion.model=own/model", "data.judge=./own/judge", "clients.tokenizer=own/words"]
+    given += ["diffusion.captioner=someone/at-a-hub", "data.public.path=~/pairs", "data.path=nowhere"]
+    given += ["+clients.architectures.mine={pretrained: own/model, training: frozen}"]
+    conf = composition.complete(composition.compose([*given, "clients=mixed", "diffusion=mini"]))
+    assert conf.diffusion.model == str(tmp_path / "own/model") == conf.clients.architectures["mine"]["pretrained"]
+    assert (conf.data.judge, conf.clients.tokenizer) == (str(tmp_path / "own/judge"), str(tmp_path / "own/words"))
+    assert (conf.diffusion.captioner, conf.diffusion.clip) == ("someone/at-a-hub", "mini-clip")  # an asset comes first
+    assert (conf.data.public.path, conf.data.path) == (str(tmp_path / "home/pairs"), "nowhere")
+    own = composition.complete(composition.compose(["data=folder", "data.path=mine", "data.judge=own/judge"]))
+    assert (own.data.path, own.data.judge) == (str(tmp_path / "mine"), str(tmp_path / "own/judge"))
+
+
 def test_a_taken_directory_name_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(composition.time, "strftime", lambda _: "now")

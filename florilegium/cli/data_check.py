@@ -31,7 +31,7 @@ ERRORS = (AssetError, ValueError)  # settings, data of the federation, or option
 BAR = 30  # characters of the longest bar
 DATA = {"image": "folder", "text": "table", "pair": "pairs"}  # conf/data
 CLIENTS = 4  # of conf/clients/image.yaml and pair.yaml; text.yaml has three
-FEW = 40 * CLIENTS  # rows; with fewer, a split by classes may leave a client less than it needs
+FEW = 10 * CLIENTS  # rows; with fewer, a split by classes may leave a client less than it needs
 PUBLIC_SHARE = 0.2  # data.public.share of conf/data/folder.yaml
 
 
@@ -112,7 +112,7 @@ def what_next(
         parts.append(f"data.classes=[{','.join(map(overrides.word, classes))}]")
     parts += [f"method={method_for(modality)}", f"clients={modality}", "references=none"]
     if rows < FEW:  # a skewed deal would leave a client without rows
-        parts += ["clients.partition.name=iid", "clients.partition.min_samples=2"]
+        parts.append("clients.partition.name=iid")
     yield "run them: florilegium run " + shlex.join([*parts, *options.overrides])
 
 

@@ -127,7 +127,7 @@ def complete(conf: Settings, job: str = "") -> Settings:
     conf.out = str((Path.cwd() / out / job).resolve())
     if conf.data.own:
         conf.data.prepared = str(Path(conf.out, "own-data"))
-        _place_own(conf)
+    _place(conf)
     if conf.runtime.name != "deployment":
         conf.assets = str(assets.root())
         conf.clients.state_dir = conf.clients.state_dir or str(Path(conf.out, "state"))
@@ -136,13 +136,40 @@ def complete(conf: Settings, job: str = "") -> Settings:
     return conf
 
 
-def _place_own(conf: Settings) -> None:
-    """Paths of own data do not depend on the folder in which a process starts."""
-    if conf.data.path:
-        conf.data.path = os.path.abspath(Path(conf.data.path).expanduser())
-    for member in conf.clients.mix:
-        if member.data:
-            member.data = os.path.abspath(Path(member.data).expanduser())
+def _place(conf: Settings) -> None:
+    """Make paths absolute: they do not depend on the folder in which a process starts."""
+    sections = (
+        (conf.data, ("judge",) if conf.data.own else ("path", "judge")),
+        (conf.data.public, ("path",)),
+        (conf.diffusion, ("model", "captioner", "clip")),
+        (conf.clients, ("tokenizer", "state_dir")),
+        (conf.sinks.tensorboard, ("directory",)),
+    )
+    for section, keys in sections:
+        for key in keys:
+            if (value := getattr(section, key)) is not None:
+                setattr(section, key, _absolute(value))
+    for given in conf.clients.architectures.values():
+        for key in {"pretrained", "path"} & set(given or ()):
+            given[key] = _absolute(given[key])
+    for owner, key in ((conf.data, "path"), *((member, "data") for member in conf.clients.mix)):
+        if conf.data.own and (value := getattr(owner, key)):  # whether it is there or not
+            setattr(owner, key, os.path.abspath(Path(value).expanduser()))
+
+
+def _absolute(name: Any) -> Any:
+    """The absolute path of a file or directory; the name of an asset or of a hub stays, and so does anything else."""
+    if not isinstance(name, str) or not name or _is_asset(name):
+        return name
+    place = Path(name).expanduser()
+    return os.path.abspath(place) if name[0] in "~." or place.exists() else name
+
+
+def _is_asset(name: str) -> bool:
+    try:
+        return (assets.root() / "models" / name).exists()
+    except assets.AssetError:
+        return False
 
 
 def default_directory(conf: Settings) -> str:

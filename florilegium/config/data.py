@@ -131,7 +131,9 @@ class PartitionSettings:
         "with a domain shift: evaluation rows of the client's own domain (own) or the rows as they are (all)",
         choices=("own", "all"),
     )
-    min_samples: int = setting(10, "rows that every client has at least", low=2, high=MANY)
+    min_samples: int | None = setting(
+        None, "rows that every client has at least; null: 10, of own data 2", low=2, high=MANY
+    )
     disjoint_modalities: bool = setting(True, "image, text and pair clients see different concepts")
     image_share: float = setting(
         0.5, "share of the image clients in the concepts that pair clients leave", low=0.05, high=0.95

@@ -69,9 +69,8 @@ def register_schemas() -> None:
             return bool(_method(config_path))
 
         def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-            inside = {"": [FOLDER], FOLDER: list(catalogue.entries())}.get(config_path.strip("/"), [])
-            kind = ObjectType.GROUP if config_path.strip("/") == "" else ObjectType.CONFIG
-            return sorted(inside) if results_filter in (None, kind) else []
+            """Nothing: `schema` is no group for users, so neither help nor completion shows it."""
+            return []
 
     class SchemaFolder(SearchPathPlugin):
         """Adds the source after conf/."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ from florilegium.data.datasets import Classes, DataError, modality_rows, open_da
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+EVENLY = " (clients.partition.name=iid deals them evenly)"
+LEAST, LEAST_OWN = 10, 2  # rows of a client, where clients.partition.min_samples is null; people may bring few rows
 
 
 def partition(conf: Settings) -> dict[str, Any]:
@@ -47,7 +52,9 @@ def _partition(data: str, clients_: str, seed: int) -> dict[str, Any]:
     for k, member in enumerate(mix):
         if member.modality not in MODALITIES:
             raise DataError(f"clients.mix[{k}]: no modality {member.modality!r}; there are {', '.join(MODALITIES)}")
-    splits = open_dataset(from_text(DataSettings, data, "data"))
+    given_data = from_text(DataSettings, data, "data")
+    s = replace(s, min_samples=s.min_samples or (LEAST_OWN if given_data.own else LEAST))
+    splits = open_dataset(given_data)
     private = _long_tail(splits.private("train"), len(splits.classes), s.imbalance, seed)
     private, owned = _owned(private, mix)
     members = {m: [k for k, member in enumerate(mix) if member.modality == m and k not in owned] for m in MODALITIES}
@@ -134,8 +141,9 @@ def deal(
     rows: Dataset, count: int, s: PartitionSettings, modality: str, seed: int, classes: int
 ) -> list[dict[str, Any]]:
     """Deal rows to `count` clients of one modality: [{"rows": ids, "labels": labels}], ids ascending."""
-    what = f"{s.min_samples} rows for each of {count} {modality} clients ({len(rows)} rows, {s.name})"
-    if len(rows) < count * s.min_samples:
+    least = s.min_samples or LEAST
+    what = f"{least} rows for each of {count} {modality} clients ({len(rows)} rows, {s.name})"
+    if len(rows) < count * least:
         raise DataError(f"clients.partition.min_samples: there are not {what}")
     if s.name in ("natural", "domain") and s.by not in rows.column_names:
         raise DataError(f"clients.partition.by: the data have no column {s.by!r}; {', '.join(rows.column_names)}")
@@ -153,8 +161,8 @@ def deal(
     except skew.SkewError as error:
         raise DataError(f"clients.partition.{error}") from error
     except (ValueError, AssertionError) as error:
-        raise DataError(f"clients.partition: cannot deal {what}: {str(error).splitlines()[0]}") from error
-    if min(map(len, dealt)) < s.min_samples:
+        raise DataError(f"clients.partition: cannot deal {what}: {str(error).splitlines()[0]}{EVENLY}") from error
+    if min(map(len, dealt)) < least:
         raise DataError(f"clients.partition.min_samples: cannot deal {what}; one has {min(map(len, dealt))}")
     ids, labels = np.array(rows["id"][:]), np.array(rows["label"][:])
     ordered = [part[np.argsort(ids[part])] for part in dealt]
@@ -219,7 +227,9 @@ def _partitioner(s: PartitionSettings, count: int, table: Dataset, seed: int) ->
 
     if s.name == "dirichlet":
         balance = s.self_balancing
-        return flower.DirichletPartitioner(count, "label", s.alpha, s.min_samples, self_balancing=balance, seed=seed)
+        return flower.DirichletPartitioner(
+            count, "label", s.alpha, s.min_samples or LEAST, self_balancing=balance, seed=seed
+        )
     if s.name == "pathological":
         return flower.PathologicalPartitioner(count, "label", s.classes_per_client, s.class_assignment, seed=seed)
     if s.name == "shard":
