@@ -198,7 +198,12 @@ def test_domains_that_are_not_there_are_refused(domains, message):
     with pytest.raises(DataError, match=message):
         partition(
             composition.compose(
-                ["clients=image", "partition@clients.partition=domain", f"clients.partition.domains={domains}"]
+                [
+                    "data=emoji",
+                    "clients=image",
+                    "partition@clients.partition=domain",
+                    f"clients.partition.domains={domains}",
+                ]
             )
         )
 

@@ -102,7 +102,7 @@ def _long_tail(private: Dataset, classes: int, imbalance: float, seed: int) -> D
 
 def parts(private: Dataset, s: PartitionSettings, modalities: list[str], seed: int) -> dict[str, np.ndarray]:
     """Row positions of each modality there is, no concept in two of them; {} for one modality, which has them all."""
-    if len(modalities) == 1:
+    if len(modalities) <= 1:  # none, where every client has data of its own
         return {}
     found, rest = {}, np.arange(len(private))
     if "modality" in private.column_names and "text" in modalities:
