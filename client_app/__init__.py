@@ -2,5 +2,3 @@
 
 It imports florilegium, never strategies or server_app, so a privacy review reads one room.
 """
-
-import florilegium  # noqa: F401  (before a module here loads torch: it says how threads wait)

@@ -6,6 +6,9 @@ becomes one line for the server: a handler never returns None.
 
 from __future__ import annotations
 
+import florilegium  # noqa: F401  (before torch is loaded: it says how threads wait)
+
+# isort: split
 import logging
 from functools import lru_cache, partial
 from typing import Any

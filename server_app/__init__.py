@@ -2,5 +2,3 @@
 
 Imported by Flower and by the in-process runtime.
 """
-
-import florilegium  # noqa: F401  (before a module here loads torch: it says how threads wait)
