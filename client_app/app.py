@@ -100,7 +100,7 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         header = codec.header(message.content)
         client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
         up = perform(phase, conf, client, header, message.content)
-        return Message(codec.pack(up, header, client.protection.figures()), reply_to=message)
+        return Message(codec.pack(up, header, client.protection.figures(), client.budget), reply_to=message)
     except Exception as error:
         if RAISE in context.node_config:
             raise

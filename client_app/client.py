@@ -29,6 +29,7 @@ from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
 from florilegium.privacy.mechanisms import without_batch_norm
 from florilegium.protocol import pixels
+from florilegium.protocol.budget import Budget
 from florilegium.protocol.payloads import Profile, PublicSet, Samples, SiteProfile, Targets
 
 
@@ -56,6 +57,11 @@ class Client:
     def protection(self) -> Protection:
         """The privacy of what this client uploads."""
         return Protection(self)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The rows that this message's training learned from so far."""
+        return Budget()
 
     # -- model ---------------------------------------------------------------------------------------------------
 
@@ -121,6 +127,7 @@ class Client:
         random = torch.Generator().manual_seed(self.seed("batches", name, epoch))
         rows = self.data.train
         for chosen in shuffled(len(rows), size, random):
+            self.budget.private += len(chosen)
             if self.modality == "pair":
                 yield self.pair_batch(rows, chosen, random)
                 continue
@@ -260,6 +267,7 @@ class Client:
         random = torch.Generator().manual_seed(self.seed("lesson", epoch))  # a name of a seed: not renamed
         augment = self.conf.clients.augment
         for chosen in shuffled(len(distillation), size, random):
+            self.budget.shared += len(chosen)
             x = inputs[chosen]
             if self.modality == "image":
                 x = shifted(x.cpu(), random, augment.crop, augment.flip)

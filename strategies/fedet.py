@@ -16,7 +16,7 @@ from florilegium.protocol.payloads import Nothing, Report, SoftTargets
 from strategies.blocks.public_set import PublicSet, PublicSetSettings, ask_scores, recorded
 from strategies.blocks.rounds import Rounds
 
-SCORES = ("log_softmax", "softmax")
+SCORES = ("softmax", "log_softmax")
 
 
 @section
@@ -24,8 +24,9 @@ class FedETSettings:
     """Server settings of Fed-ET. The paper's lambda, the weight of diversity, is `client.logit_weight`."""
 
     scores: str = setting(
-        "log_softmax",
-        "l: the scores whose variance over the classes is a client's confidence: log_softmax | softmax",
+        "softmax",
+        "l: the scores whose variance over the classes is a client's confidence: softmax (bounded: none decides "
+        "alone because its scores are large) | log_softmax",
         choices=SCORES,
     )
     diversity: bool = setting(

@@ -6,6 +6,7 @@ modality. Up: the client's own. Axes: K clients, N samples, B batch, D width, H 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -18,8 +19,9 @@ from florilegium import seeds
 from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Client, Federation, means_of
 from florilegium.learning.averaging import part
-from florilegium.learning.losses import feature_kl, normalised
-from florilegium.models import bodies, build
+from florilegium.learning.losses import feature_kl, normalised, pair_nce
+from florilegium.models import build
+from florilegium.models.pair import Encoder
 from florilegium.models.tokens import Vocabulary
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Features, Nothing, Report
@@ -35,6 +37,7 @@ from strategies.blocks.representations import (
 )
 from strategies.blocks.rounds import Rounds
 
+LOG = logging.getLogger("flwr")
 Embeddings = dict[str, list[Tensor]]  # side -> its layers' unit embeddings: [N, D], and [N, D] of the body where sent
 
 
@@ -42,15 +45,30 @@ Embeddings = dict[str, list[Tensor]]  # side -> its layers' unit embeddings: [N,
 class FedMEKTSettings:
     """Server settings of FedMEKT, as in its released code; "our choice" marks what our notes on it do not say."""
 
-    image: str = setting(
-        "resnet",
-        "architecture of the server's image encoder, with its size in clients.architectures (our choice)",
-        choices=tuple(build.ARCHITECTURES["image"]),
+    architecture: str = setting(
+        "clip+clip",
+        "image+text, the bodies of the server's encoders: towers of a CLIP (clip+clip), or others of "
+        "clients.architectures, such as resnet+bert (our choice)",
     )
-    text: str = setting(
-        "bert",
-        "architecture of the server's text encoder, with its size in clients.architectures (our choice)",
-        choices=tuple(build.ARCHITECTURES["text"]),
+    keep_pretrained: bool = setting(
+        True, "bodies that were trained before stay as they are, and only their projections learn (our choice)"
+    )
+    target: str = setting(
+        "reconstruct",
+        "what the encoders learn beside the transfer: reconstruct (pixels and word counts) | contrast (the two sides "
+        "of a pair find each other; our choice)",
+        choices=("reconstruct", "contrast"),
+    )
+    contrast_temperature: float = setting(0.1, "temperature of target=contrast (our choice)", low=1e-3, high=100)
+    centre: bool = setting(
+        True, "send embeddings minus their mean over the public samples, which says nothing about a sample (our choice)"
+    )
+    collapse: float = setting(
+        0.95,
+        "a side whose embeddings have a larger mean pairwise cosine is left out of the transfer: they are nearly one "
+        "point, and clients would learn a constant; 1: never (our choice)",
+        low=0,
+        high=1,
     )
     hidden: int = setting(256, "width of the hidden layer of the decoders (our choice)", low=1, high=1_000_000)
     reconstruct: str = setting(
@@ -85,15 +103,10 @@ class FedMEKT(Rounds):
         self.classes = len(resources.classes)
         self.public = PublicSet(settings.public, resources)
         self.generator = self.public.generator
-        self.vocabulary = build.vocabulary(clients, settings.text)
-        self.server = built(
-            clients,
-            {"image": settings.image, "text": settings.text},
-            int(resources.conf.data.image_size),
-            self.vocabulary,
-            settings.hidden,
-            resources.seed,
-        )
+        build.check_architecture("pair", settings.architecture, "architecture", clients.architectures)
+        self.vocabulary = build.vocabulary(clients, settings.architecture.split("+")[1])
+        side = int(resources.conf.data.image_size)
+        self.server = built(clients, settings, side, self.vocabulary, resources.seed)
 
     def begin(self, federation: Federation) -> dict[str, float]:
         federation.ask("train", Nothing(), Nothing, Report)
@@ -107,8 +120,10 @@ class FedMEKT(Rounds):
         merged = {side: reps_KND.mean(0) for side, (_, reps_KND) in stacked(replies, self.width).items()}  # e_m
         bodies = {side: reps_KND.mean(0) for side, (_, reps_KND) in stacked(replies, self.width, 1).items()}
         inputs = self.inputs(public)
-        losses = self.learn(inputs, merged, bodies, r)  # reconstruction and transfer
-        own = self.embedded(inputs, second)
+        teachers, bodies, spread = self.spread_out(merged, bodies)
+        losses = spread | self.learn(inputs, teachers, bodies, r)  # reconstruction and transfer
+        own, spread = self.told(self.embedded(inputs, second))
+        losses |= spread
 
         teaching = federation.send(
             "distill", lambda client: self.down(public, own, client), Report, clients=[x.client for x in replies]
@@ -146,9 +161,12 @@ class FedMEKT(Rounds):
             for rows in self.rows(len(inputs["image"])):
                 terms: dict[str, Tensor] = {}
                 x = {side: inputs[side][rows] for side in SIDES}
-                for side in SIDES:
-                    code_BD, body_BH = self.server.codes(side, x[side])
-                    for shown in SIDES if s.reconstruct == "both" else (side,):
+                codes = {side: self.server.codes(side, x[side]) for side in SIDES}
+                if s.target == "contrast":
+                    terms["contrast"] = self.contrast(codes, x["text"])
+                for side, (code_BD, body_BH) in codes.items():
+                    shown_sides = SIDES if s.reconstruct == "both" else (side,)
+                    for shown in shown_sides if s.target == "reconstruct" else ():
                         terms[f"reconstruct_{side}_{shown}"] = self.server.loss(shown, code_BD, x[shown])
                     if side in merged:
                         terms[f"transfer_{side}"] = s.transfer * feature_kl(
@@ -166,6 +184,49 @@ class FedMEKT(Rounds):
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0.0) + value.item()
         return {f"server/{name}": value / steps for name, value in totals.items()}
+
+    def contrast(self, codes: dict[str, tuple[Tensor, Tensor]], ids_BT: Tensor) -> Tensor:
+        """The contrast of both sides of the pairs; pairs with one text match each other's images."""
+        match_BB = (ids_BT[:, None] == ids_BT[None]).all(-1)
+        image_BD, text_BD = (shrunk(codes[side][0]) for side in SIDES)
+        return pair_nce(image_BD, text_BD, match_BB, self.settings.contrast_temperature)
+
+    # -- a check that embeddings say something ---------------------------------------------------------------------
+
+    def collapsed(self, side: str, cosine: float, whose: str) -> bool:
+        """Whether a side's mean pairwise cosine is too high to learn from; a warning says so."""
+        gone = cosine > self.settings.collapse
+        if gone:
+            LOG.warning(
+                "FedMEKT: the %s embeddings of %s have a mean cosine of %.3f, so they are left out of the transfer",
+                side,
+                whose,
+                cosine,
+            )
+        return gone
+
+    def spread_out(
+        self, merged: dict[str, Tensor], bodies: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+        """The sides of the clients' mean embeddings that are not one point, in both layers, and their mean cosines."""
+        cosines = {side: mean_pairwise_cosine(shrunk(mean_ND)) for side, mean_ND in merged.items()}
+        kept = [side for side, value in cosines.items() if not self.collapsed(side, value, "the clients")]
+        figures = {f"clients/cosine_{side}": value for side, value in cosines.items()}
+        return {s: merged[s] for s in kept}, {s: x for s, x in bodies.items() if s in kept}, figures
+
+    def told(self, own: Embeddings) -> tuple[Embeddings, dict[str, float]]:
+        """The embeddings that clients get: without the sides that are one point, and centred where it is asked for.
+
+        The figures have each side's mean pairwise cosine before that, and whether it was left out.
+        """
+        figures: dict[str, float] = {}
+        given: Embeddings = {}
+        for side, layers_ in own.items():
+            cosine = mean_pairwise_cosine(layers_[0])
+            gone = self.collapsed(side, cosine, "the server")
+            figures |= {f"server/cosine_{side}": cosine, f"server/left_out_{side}": float(gone)}
+            given[side] = [] if gone else [centred(x) if self.settings.centre else x for x in layers_]
+        return given, figures
 
     def rows(self, count: int) -> Iterator[Tensor]:
         """The batches of all passes; a last one of a single row, which batch norm refuses, is left out."""
@@ -187,7 +248,7 @@ class FedMEKT(Rounds):
     def down(public: PublicRound, own: Embeddings, client: Client) -> Features:
         """What one client gets: the embeddings of the sides it reads, layers side by side."""
         none = torch.zeros(len(public), 0)
-        sides = {side: torch.cat(own[side], 1) if side in sides_of(client) else none for side in SIDES}
+        sides = {side: torch.cat([none, *own[side]], 1) if side in sides_of(client) else none for side in SIDES}
         return Features(public.ids, sides["image"], sides["text"])
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
@@ -212,34 +273,56 @@ def shrunk(z_ND: Tensor) -> Tensor:
     return torch.nn.functional.normalize(z_ND, dim=-1)
 
 
+def centred(unit_ND: Tensor) -> Tensor:
+    """Unit vectors minus their mean, as unit vectors again: what all samples have in common is no knowledge of one."""
+    return shrunk(unit_ND - unit_ND.mean(0))
+
+
+def mean_pairwise_cosine(unit_ND: Tensor) -> float:
+    """Mean cosine of two different rows: (|sum of the rows|^2 - N) / (N (N - 1)); 0 for fewer than two rows."""
+    count = len(unit_ND)
+    if count < 2:
+        return 0.0
+    return ((unit_ND.double().sum(0).square().sum() - count) / (count * (count - 1))).item()
+
+
 # -- the server model --------------------------------------------------------------------------------------------------
 
 
 class AutoEncoder(nn.Module):
     """The server model: an encoder and a decoder of each modality; a code is as wide as clients' representations.
 
-    An encoder is a client model without its classifier. A decoder gives back the pixels, or how often each word stood
-    in the text.
+    An encoder is one of a dual encoder's (models/pair.py): a body and a projection. A decoder gives back the pixels, or
+    how often each word stood in the text.
 
     Inputs: image float [B, 3, S, S] in [-1, 1], text int64 token ids [B, T].
     """
 
-    def __init__(self, clients: Any, architectures: dict[str, str], side: int, vocabulary: Vocabulary, hidden: int):
+    def __init__(self, clients: Any, settings: FedMEKTSettings, side: int, vocabulary: Vocabulary) -> None:
         super().__init__()
         width, wide = int(clients.width), {"image": 3 * side * side, "text": vocabulary.size}
         self.side, self.words, self.pad = side, vocabulary.size, vocabulary.pad
-        self.encoders = nn.ModuleDict()
-        for modality in SIDES:
-            model = build.build(clients, modality, architectures[modality], 1, vocabulary)
-            model.classifier = nn.Identity()
-            self.encoders[modality] = model
+        dual = build.build_pair(clients, settings.architecture, vocabulary)
+        self.encoders = nn.ModuleDict({"image": dual.image, "text": dual.text})
+        for encoder in (dual.image, dual.text):
+            frozen = settings.keep_pretrained and getattr(encoder.body, "pretrained", False)
+            encoder.body.requires_grad_(not frozen)
+        hidden = settings.hidden
         self.decoders = nn.ModuleDict(
             {m: nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, wide[m])) for m in SIDES}
         )
 
+    def train(self, mode: bool = True) -> AutoEncoder:
+        """Training mode, but for bodies that stay as they are: their batch norms would count the public samples."""
+        super().train(mode)
+        for encoder in self.encoders.values():
+            body = cast(Encoder, encoder).body
+            body.train(mode and any(p.requires_grad for p in body.parameters()))
+        return self
+
     def codes(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two layers of an encoder: its code [B, D] and its body's output before that [B, H]."""
-        return layers(cast(bodies.Classifier, self.encoders[modality]), x)
+        return layers(cast(Encoder, self.encoders[modality]), x)
 
     def original(self, modality: str, x: Tensor) -> Tensor:
         """What a decoder should give: pixels [B, 3 S S], or unit-norm word counts [B, V]."""
@@ -257,15 +340,13 @@ class AutoEncoder(nn.Module):
         return error if modality == "image" else error * self.words
 
 
-def layers(model: bodies.Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
+def layers(model: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """A model's representation z [B, D], and the output [B, H] of its body, on the same scale."""
     h_BH = model.body(x)
     return normalised(model.project(h_BH)), normalised(h_BH)
 
 
-def built(
-    clients: Any, architectures: dict[str, str], side: int, vocabulary: Vocabulary, hidden: int, seed: int
-) -> AutoEncoder:
+def built(clients: Any, settings: FedMEKTSettings, side: int, vocabulary: Vocabulary, seed: int) -> AutoEncoder:
     """The autoencoder as the seed starts it. ModelError names an architecture that is not there."""
     with seeds.scoped(seed, "model", "autoencoder"):
-        return AutoEncoder(clients, architectures, side, vocabulary, hidden)
+        return AutoEncoder(clients, settings, side, vocabulary)

@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
+from flwr.app import MetricRecord
 
 from florilegium.catalogue import CATALOGUE, side
 from florilegium.cli import main, privacy
@@ -11,7 +12,9 @@ from florilegium.config import composition
 from florilegium.privacy import listing
 from florilegium.protocol import codec, payloads
 from florilegium.protocol import phases as phases
+from florilegium.protocol.budget import Budget
 from florilegium.protocol.payloads import Answers, Examples, Logits, Nothing, Report, Samples, Weights
+from florilegium.protocol.validation import WireError
 from tests.test_every_method import ALIKE, faults, toy
 
 SPOKEN = [name for name in CATALOGUE if side(name, "client")]
@@ -50,7 +53,8 @@ def test_everything_that_travels_is_listed(method, overrides, toy_conf, federate
     def watch(question, reply):
         for way, message in (("down", question), ("up", reply)):
             kind, names, header = travelled(message)
-            assert set(header) == {"kind", *(name for phase, *_, name in listed if phase == "every")}
+            assert set(header) == {"kind", *(name for _, _, payload, name in listed if payload == "Header")}
+            assert all(("every", way, "budget", name) in listed for name in message.content.get("budget", ()))
             for name, size in (names or {"-": 0}).items():
                 where = (PHASE[question.metadata.message_type], way, kind, name)
                 assert where in listed, f"{method} sent {where}"
@@ -69,7 +73,7 @@ def test_everything_that_travels_is_listed(method, overrides, toy_conf, federate
 @pytest.mark.parametrize("method", SPOKEN)
 def test_nothing_is_listed_that_the_wire_does_not_know(method, toy_conf):
     for f in listing.listing(toy(toy_conf, method)).fields:
-        known = {**payloads.PAYLOADS, "Header": codec.Header}[f.payload]
+        known = {**payloads.PAYLOADS, "Header": codec.Header, "budget": Budget}[f.payload]
         assert f.phase in {*phases.PHASES, "every"} and f.name in {"-", *(field.name for field in fields(known))}
 
 
@@ -144,7 +148,7 @@ def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
     assert all(word in out for word in ("train", "tensors", "SecAgg+", "dict[str, float]"))
     if way == "json":
         payloads = {f["payload"] for f in json.loads(out)["fields"]}
-        assert payloads == {"Header", "Nothing", "Profile", "SiteProfile", "Weights", "Report"}
+        assert payloads == {"Header", "Nothing", "Profile", "SiteProfile", "Weights", "Report", "budget"}
 
 
 def test_a_method_that_asks_no_client_says_so():
@@ -167,3 +171,27 @@ def test_the_privacy_that_clients_report_is_listed(toy_conf, federated):
         return reply
 
     assert not faults(federated(conf, watch)) and seen == listed == {"gaussian", "gaussian_row"}
+
+
+def test_what_a_client_trained_on_is_listed_and_counted(toy_conf, federated):
+    """Two clients, one pre-training epoch, then one epoch and one pass over 12 samples a round: by hand."""
+    given = ["method.server.public.samples=12", "method.client.pretrain_epochs=1", "method.client.local_epochs=1"]
+    conf = toy(toy_conf, "fedet", *given, "method.client.distill_epochs=1", "method.client.mix_private=false")
+    listed = {f.name for f in listing.listing(conf).fields if f.payload == "budget"}
+    run = federated(conf)
+    rows = {c["client"]: len(c["rows"]) for c in json.loads((run / "partition.json").read_text())["clients"]}
+    last = json.loads((run / "rounds.jsonl").read_text().splitlines()[-1])
+    assert listed == {"private", "shared"}
+    assert last["metrics"]["budget/private_rows"] == 2 * sum(rows.values()) / len(rows)
+    assert last["metrics"]["budget/shared_rows"] == 12 and "budget/shared_rows/image" in last["metrics"]
+
+
+def test_a_count_that_is_none_is_refused():
+    header = codec.Header("method", 1, 1)
+    record = codec.pack(Nothing(), header, None, Budget(3, 4))
+    assert codec.budget(record) == Budget(3, 4) and codec.unpack(record) == Nothing()
+    assert "budget" not in codec.pack(Nothing(), header, None, Budget())
+    for bad in ({"private": -1.0}, {"private": float("nan")}, {"stolen": 1.0}):
+        record["budget"] = MetricRecord(bad)
+        with pytest.raises(WireError, match="budget"):
+            codec.budget(record)

@@ -162,6 +162,20 @@ def test_an_arm_to_compare_with_is_named_by_title_by_name_or_by_method(tmp_path)
         report.compare([run], level=1)
 
 
+def test_budgets_that_differ_are_told():
+    """A tenth more is still equal; an arm without shared rows is not compared in those."""
+
+    def groups(**rows: tuple[float, float]) -> dict:
+        return {
+            (False, name): {0: [{"budget/private_rows": own, "budget/shared_rows": others}]}
+            for name, (own, others) in rows.items()
+        }
+
+    assert comparison.unequal_budgets(groups(one=(100, 50), two=(110, 0))) == []
+    (line,) = comparison.unequal_budgets(groups(one=(100, 50), two=(111, 50)))
+    assert line == "budgets differ: a client of two trained on 111 private rows, one of one on 100"
+
+
 def test_metrics_are_chosen_by_patterns(tmp_path):
     found = report.compare([build(tmp_path / "run")], metrics=["client/accuracy/*", "labels/kept"])
     keys = [column.key for column in found.columns]

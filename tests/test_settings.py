@@ -16,7 +16,8 @@ from florilegium.config.composition import SettingsError
 from florilegium.config.settings import settings_of
 
 METHODS = sorted(path.stem for path in (composition.CONF / "method").glob("*.yaml"))
-EXPERIMENTS = sorted(path.stem for path in (composition.CONF / "experiment").glob("*.yaml"))
+PRESETS = composition.CONF / "experiment"
+EXPERIMENTS = sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
 
 
 def checked(*overrides: str) -> None:
@@ -119,6 +120,22 @@ def test_a_yaml_of_ones_own_with_an_unknown_key_is_refused(tmp_path: Path, monke
     monkeypatch.setattr(composition, "CONF", folder)
     with pytest.raises(SettingsError, match="vote_treshold.*did you mean '(method.server.)?vote_threshold'"):
         composition.compose(["experiment=mine"])
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("table")])
+def test_the_presets_of_a_table_have_one_budget(experiment: str) -> None:
+    """240 samples a round, four passes of batches of 32 with 32 private rows beside each: 30 steps of 32 rows."""
+    conf = composition.compose([f"experiment={experiment}"])
+    client, server = conf.method.client, conf.method.server
+    assert (conf.rounds, client.pretrain_epochs, client.local_epochs, client.batch) == (4, 12, 1, 32)
+    if conf.method.name == "standalone":
+        assert (client.extra_epochs, client.extra_batches) == (0, 30)
+        return
+    passes = [getattr(client, f"{name}_epochs", 0) for name in ("distill", "transfer", "contrast")]
+    batches = [getattr(client, f"{name}_batch", 32) for name in ("distill", "public")]
+    assert sum(passes) == 4 and set(batches) == {32} and client.mix_private
+    assert getattr(client, "replay", 0) == 0 and getattr(client, "revisit_epochs", 0) == 0
+    assert (server if conf.method.name == "fedmmkt" else server.public).samples == 240
 
 
 def test_no_experiment_is_a_plain_run() -> None:

@@ -22,6 +22,7 @@ from florilegium.config.privacy import PrivacySettings
 from florilegium.federation.federation import Client as Known
 from florilegium.federation.federation import Reply
 from florilegium.models.bodies import Classifier
+from florilegium.protocol.budget import Budget
 from florilegium.protocol.payloads import Nothing
 from florilegium.protocol.validation import WireError
 
@@ -55,6 +56,7 @@ class ToyClient:
 
     def __init__(self, id_: int, folder: Path, examples: int = 16, norm: bool = False, round_: int = 1) -> None:
         self.id, self.examples, self.round = id_, examples, round_
+        self.budget = Budget()
         self.conf = SimpleNamespace(seed=0, clients=SimpleNamespace(mix=[]))
         random = seeds.generator("toy", "data", id_)
         labels = (torch.arange(examples) + id_) % CLASSES

@@ -187,6 +187,7 @@ def learn(
 
     def objective(pair: tuple[Tensor, Any]) -> dict[str, Tensor]:
         rows, private = pair
+        client.budget.shared += len(rows)
         found = terms(rows, {side: code(tower, inputs[side][rows]) for side, tower in towers(client).items()})
         return found if private is None else found | {"private": task_terms(client, private)["task"]}
 

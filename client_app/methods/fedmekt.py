@@ -80,14 +80,15 @@ class FedMEKTClient:
         """Task loss + eta KL_T(server's embedding, own) + gamma KL_T of the second layer."""
         s, width, inputs = self.settings, client.width, recalled(client, down)
         teacher = {"image": down.image.to(client.device), "text": down.text.to(client.device)}
-        if bad := [side for side in inputs if teacher[side].shape[1] not in (width, 2 * width)]:
+        if bad := [side for side in inputs if teacher[side].shape[1] not in (0, width, 2 * width)]:
             raise ClientError(f"the server's {bad[0]} embeddings are {teacher[bad[0]].shape[1]} wide, not {width}")
-        if len(down.ids) < 2:
+        taught = any(teacher[side].shape[1] for side in inputs)  # the server leaves out what is one point
+        if len(down.ids) < 2 or not (taught or s.mix_private):
             return Report({}, len(down.ids))
 
         def terms(rows: Tensor, codes: Codes) -> dict[str, Tensor]:
             found: dict[str, Tensor] = {}
-            for side, layers in codes.items():
+            for side, layers in ((name, both) for name, both in codes.items() if teacher[name].shape[1]):
                 pairs = zip(
                     ("transfer", "second"),
                     (s.transfer, s.second_layer),

@@ -75,6 +75,7 @@ def fit_dpsgd(client: Client, optimizer: torch.optim.Optimizer, size: int, epoch
     model.train()
     for chosen in sampler:
         stepper.zero_grad(set_to_none=True)
+        client.budget.private += len(chosen)
         summed(model, client, torch.tensor(chosen, dtype=torch.int64), augmented)
         stepper.step()
     for parameter in model.parameters():

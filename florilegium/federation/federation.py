@@ -34,6 +34,7 @@ from florilegium.federation.exchange import (
 )
 from florilegium.federation.guard import Guard
 from florilegium.protocol import codec, phases
+from florilegium.protocol.budget import Budget
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Nothing, Profile, Report, SiteProfile
 from florilegium.protocol.validation import WireError
@@ -81,6 +82,7 @@ class Federation:
         self.late, self.decay = late, decay
         self.round, self.step = 0, 0
         self.guard = Guard.of(resources)  # defences, and the privacy of votes
+        self.budgets: dict[int, Budget] = {}  # by client: what it trained on so far
 
     def meet(self) -> None:
         """Wait for the expected clients and learn who they are. FederationError when they do not come."""
@@ -275,6 +277,7 @@ class Federation:
         if exchange.check is not None:
             exchange.check(client, body)
         self.guard.spent(client.id, codec.spent(message.content))
+        self.budgets[client.id] = self.budgets.get(client.id, Budget()) + codec.budget(message.content)
         return body
 
     def _check(self, exchange: Exchange, client: Client, message: Message) -> Any | None:
@@ -340,16 +343,30 @@ class Federation:
         return {"clients/modalities": float(len(here))} if here or gone else {}
 
     def metrics(self, r: int, alone: str = "") -> dict[str, float]:
-        """Round `r` in figures: traffic, attendance (`alone` as there), defences and what privacy was spent."""
-        return self.traffic(r) | self.attendance(r, alone) | self.guard.metrics()
+        """Round `r` in figures: traffic, attendance (`alone` as there), defences, what privacy was spent, budgets."""
+        return self.traffic(r) | self.attendance(r, alone) | self.guard.metrics() | self.trained_rows()
+
+    def trained_rows(self) -> dict[str, float]:
+        """budget/private_rows and budget/shared_rows: what a client trained on since the start of the run.
+
+        The mean over all clients, and over those of each modality.
+        """
+        figures: dict[str, float] = {}
+        for kind in vars(Budget()) if self.budgets else ():
+            for modality in ("", *sorted({client.modality for client in self.clients})):
+                mine = [client.id for client in self.clients if client.modality == (modality or client.modality)]
+                total = sum(getattr(self.budgets.get(k, Budget()), kind) for k in mine)
+                figures[f"budget/{kind}_rows{'/' * bool(modality)}{modality}"] = total / max(len(mine), 1)
+        return figures
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a resumed run must know of its clients: tensors and JSON-able values; hand both to `restore`."""
-        return {}, {"guard": self.guard.state()}
+        return {}, {"guard": self.guard.state(), "budgets": {str(k): vars(one) for k, one in self.budgets.items()}}
 
     def restore(self, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         self.guard.restore(meta["guard"])
+        self.budgets = {int(k): Budget(**rows) for k, rows in meta.get("budgets", {}).items()}
 
     def take_ledger(self) -> list[dict[str, Any]]:
         """The entries since the last call, for the run's record."""

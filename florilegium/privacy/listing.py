@@ -19,6 +19,7 @@ from florilegium.data.datasets import open_dataset
 from florilegium.models import build
 from florilegium.privacy import coverage
 from florilegium.protocol import codec, payloads, phases
+from florilegium.protocol.budget import Budget
 from florilegium.protocol.fields import AXES, COUNT, FIGURE, HOLDS, LABEL, PUBLIC, RAW, holding, holds
 from florilegium.protocol.personal import personal_names
 
@@ -78,6 +79,12 @@ def listing(conf: Settings) -> Listing:
     found += [
         Field("every", "up", "privacy", spent, "float", PUBLIC, "", None, _sees("up"), "the privacy a client has spent")
         for spent in private.reported
+    ]
+    found += [
+        Field(
+            "every", "up", "budget", f.name, "float", COUNT, "", None, _sees("up"), "how many rows a client trained on"
+        )
+        for f in fields(Budget)
     ]
     notes = [*_notes(kinds, sizes), *_without_noise(kinds, private)]
     return Listing(name, catalogue.entry(name).exchanges, found, notes)

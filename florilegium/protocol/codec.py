@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from florilegium.protocol import pieces, validation
+from florilegium.protocol.budget import Budget
 from florilegium.protocol.payloads import PAYLOADS
 from florilegium.protocol.validation import WireError
 
@@ -35,13 +36,17 @@ RECORDS = {
     "tensors": ArrayRecord,
     "metrics": MetricRecord,
     "privacy": MetricRecord,
+    "budget": MetricRecord,
 }
 
 
-def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) -> RecordDict:
+def pack(
+    payload: Any, header: Header, spent: dict[str, float] | None = None, budget: Budget | None = None
+) -> RecordDict:
     """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config.
 
-    `spent` is a client's epsilon of each mechanism (florilegium/privacy/mechanisms.py), beside any payload.
+    `spent` is a client's epsilon of each mechanism (florilegium/privacy/mechanisms.py) and `budget` how many rows it
+    trained on for this message, beside any payload.
     WireError for what is no payload.
     """
     if PAYLOADS.get(type(payload).__name__) is not type(payload) or not is_dataclass(payload):
@@ -67,6 +72,8 @@ def pack(payload: Any, header: Header, spent: dict[str, float] | None = None) ->
     record["scalars"] = ConfigRecord(scalars)
     if spent:
         record["privacy"] = MetricRecord({k: float(v) for k, v in spent.items()})
+    if budget:
+        record["budget"] = MetricRecord({k: float(v) for k, v in vars(budget).items()})
     record["header"] = ConfigRecord({"kind": type(payload).__name__, **vars(header)})
     return record
 
@@ -89,6 +96,14 @@ def spent(record: RecordDict) -> dict[str, float]:
     if strange := [name for name in told if name not in EPSILONS]:
         raise WireError(f"privacy[{strange[0]:.40}] is no mechanism; there are {', '.join(EPSILONS)}")
     return {name: validation.figure(f"privacy.{name}", value, low=0.0) for name, value in told.items()}
+
+
+def budget(record: RecordDict) -> Budget:
+    """The rows a client says it trained on for this message. WireError for a name or number that is none."""
+    told = dict(record["budget"]) if "budget" in record else {}
+    if strange := [name for name in told if name not in vars(Budget())]:
+        raise WireError(f"budget[{strange[0]:.40}] is unknown; there are {', '.join(vars(Budget()))}")
+    return Budget(**{name: validation.figure(f"budget.{name}", value, low=0.0) for name, value in told.items()})
 
 
 def size(record: RecordDict) -> int:

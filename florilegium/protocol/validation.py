@@ -148,7 +148,7 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
 def values(cls: Any, record: Any, kinds: Mapping[str, Any], bounds: dict[str, int]) -> dict[str, Any]:
     """The values of the fields of a payload class; `kinds` says what each part of a record must be. WireError."""
     names = {f.name for f in fields(cls)}
-    allowed = {"header", "arrays", "scalars", "privacy"} | (names & {"tensors", "metrics"})
+    allowed = {"header", "arrays", "scalars", "privacy", "budget"} | (names & {"tensors", "metrics"})
     for name, part in record.items():
         if name not in allowed or not isinstance(part, kinds[name]):
             raise WireError(f"{name:.40} is not a record of {cls.__name__}")

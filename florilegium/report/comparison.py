@@ -40,11 +40,20 @@ COLUMNS = (
     Column("Server rsum %", "server/rsum", 100, 1),
     Column("T2I acc. %", "t2i/accuracy", 100, 1),
     Column("CLIP score", "t2i/clip_score", 1, 3),
+    Column("Private rows", "budget/private_rows", 1, 0),
+    Column("Shared rows", "budget/shared_rows", 1, 0),
     Column("Up MB", "bytes/up_per_client", 2**-20, 2),
     Column("Down MB", "bytes/down_per_client", 2**-20, 2),
 )
 # columns of runs that have them; "own": on rows with the shares of classes of each client's own data
-SOMETIMES = ("client/accuracy_own/image", "client/accuracy_own/text", "client/rsum/pair", "server/rsum")
+SOMETIMES = (
+    "client/accuracy_own/image",
+    "client/accuracy_own/text",
+    "client/rsum/pair",
+    "server/rsum",
+    "budget/private_rows",
+    "budget/shared_rows",
+)
 CHOSEN = {
     "last": "last round",
     "best_on_validation": "round chosen on validation",
@@ -294,18 +303,39 @@ def compare(
         if r.unfinished and r.metrics(MAIN)
     ]
     groups = gathered(runs, at)
+    budgets = unequal_budgets(groups)
     columns = chosen_columns(groups, metrics)
     known = aliases(runs)
     lines = [line(*key, kept, columns, known.get(key, frozenset())) for key, kept in groups.items()]
     lines = sorted(lines, key=lambda x: x.reference)
     return Comparison(
         protocol(runs, at),
-        (*differ, *empty, *stopped),
+        (*differ, *empty, *stopped, *budgets),
         tuple(lines),
         other_arm(lines, against),
         differences.check_level(level),
         columns,
     )
+
+
+def unequal_budgets(groups: dict) -> list[str]:
+    """A warning where clients of one arm trained on more than a tenth more rows of a kind than those of another.
+
+    Arms whose clients never see shared rows are not compared in those.
+    """
+    told = []
+    for kind in ("private", "shared"):
+        key, means = f"budget/{kind}_rows", {}
+        for (_, name), seeds in groups.items():
+            if values := [m[key] for runs in seeds.values() for m in runs if m.get(key)]:
+                means[name] = statistics.fmean(values)
+        low, high = min(means, key=means.__getitem__, default=""), max(means, key=means.__getitem__, default="")
+        if means and means[high] > 1.1 * means[low]:
+            told.append(
+                f"budgets differ: a client of {high} trained on {means[high]:.0f} {kind} rows, one of {low} on "
+                f"{means[low]:.0f}"
+            )
+    return told
 
 
 def chosen_columns(groups: dict, metrics: Sequence[str]) -> tuple[Column, ...]:

@@ -16,7 +16,7 @@ from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Features, Nothing, PublicSet
 from florilegium.resources import Resources
 from strategies.blocks.public_set import PublicSetSettings
-from strategies.fedmekt import FedMEKT, FedMEKTSettings, grown
+from strategies.fedmekt import FedMEKT, FedMEKTSettings, centred, grown, mean_pairwise_cosine
 
 MIX = [
     "clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert}, {modality: pair, model: vit+bert}]"
@@ -39,7 +39,8 @@ def test_a_unit_vector_grows_to_the_scale_of_a_representation():
 @pytest.fixture
 def strategy(toy_conf):
     def made(**settings):
-        return FedMEKT(FedMEKTSettings(image="vit", public=PUBLIC, **settings), Resources(toy_conf("method=fedmekt")))
+        given = {"architecture": "vit+bert", "public": PUBLIC} | settings
+        return FedMEKT(FedMEKTSettings(**given), Resources(toy_conf("method=fedmekt")))
 
     return made
 
@@ -85,6 +86,42 @@ def test_the_server_learns_to_reconstruct_and_to_agree(strategy):
     assert all(told[-1][name] < told[0][name] for name in told[0])
 
 
+def test_the_mean_pairwise_cosine_by_hand():
+    """Cosines 0, 1 and 0 of three rows; of one point 1; of one row there is none."""
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert mean_pairwise_cosine(rows) == pytest.approx(1 / 3)
+    assert mean_pairwise_cosine(rows[:1].expand(5, 2)) == pytest.approx(1) and mean_pairwise_cosine(rows[:1]) == 0
+    # the mean of the first two rows is (1/2, 1/2): what is left points to either side
+    half = 0.5**0.5
+    assert torch.allclose(centred(rows[:2]), torch.tensor([[half, -half], [-half, half]]))
+
+
+def test_a_side_that_is_one_point_is_left_out_of_the_transfer(strategy, caplog):
+    apart, point = torch.eye(4), torch.eye(4)[:1].expand(4, 4)
+    given, figures = strategy(collapse=0.9).told({"image": [apart], "text": [point]})
+    assert torch.allclose(given["image"][0], centred(apart)) and given["text"] == []
+    assert figures["server/cosine_text"] == pytest.approx(1) and figures["server/cosine_image"] == pytest.approx(0)
+    assert (figures["server/left_out_image"], figures["server/left_out_text"]) == (0, 1)
+    assert "text embeddings of the server have a mean cosine of 1.000" in caplog.text
+    as_they_are, _ = strategy(collapse=1.0, centre=False).told({"image": [apart], "text": [point]})
+    assert torch.equal(as_they_are["text"][0], point) and torch.equal(as_they_are["image"][0], apart)
+    merged, bodies, _ = strategy().spread_out({"image": apart, "text": point}, {"text": point})
+    assert list(merged) == ["image"] and bodies == {}
+
+
+def test_the_server_s_bodies_may_be_a_clip_that_stays_as_it_is(toy_conf):
+    """The embedded mini CLIP: a pass of the autoencoder moves the projections and the decoders alone."""
+    conf = toy_conf("method=fedmekt", "architectures@clients.architectures=small", "clients.tokenizer=null")
+    server = FedMEKT(FedMEKTSettings(public=PUBLIC, target="contrast", epochs=1), Resources(conf))
+    before = {name: value.clone() for name, value in server.server.state_dict().items()}
+    inputs = server.inputs(server.public.drawn(1))
+    assert set(server.learn(inputs, {}, {}, 1)) == {"server/contrast"}
+    moved = {name for name, value in server.server.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {f"encoders.{side}.project.{part}" for side in ("image", "text") for part in ("weight", "bias")}
+    _, figures = server.told(server.embedded(inputs, second=False))
+    assert figures["server/left_out_text"] == 0
+
+
 def test_a_code_may_give_back_the_pairs_other_side(strategy):
     server = strategy(reconstruct="both", epochs=1)
     told = server.learn(server.inputs(server.public.drawn(1)), {}, {}, 1)
@@ -122,6 +159,18 @@ def test_a_second_layer_travels_where_it_is_as_wide(k, widths, toy_conf):
     assert {n for n in report if n.startswith("second")} == {
         f"second_{side}" for side, width in zip(("image", "text"), widths, strict=True) if width == 64
     }
+
+
+def test_a_client_without_embeddings_learns_its_task_alone(toy_conf):
+    conf, half = toy_conf("method=fedmekt", *MIX), FedMEKTClient(FedMEKTClientSettings(pretrain_epochs=1))
+    client, pairs = opened(conf, 1, 0, 1), open_public(conf)
+    half.train(client, Nothing())
+    client.save()
+    nothing = Features(pairs.ids[:12], torch.zeros(12, 0), torch.zeros(12, 0))
+    report = half.distill(opened(conf, 1, 0, 2), nothing).metrics
+    assert "private" in report and not [name for name in report if name.startswith(("transfer", "second"))]
+    literal = FedMEKTClient(FedMEKTClientSettings(mix_private=False))
+    assert literal.distill(opened(conf, 1, 0, 2), nothing).metrics == {}
 
 
 def test_a_client_follows_the_server(toy_conf):

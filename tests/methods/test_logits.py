@@ -194,7 +194,7 @@ def test_variance_weights_sum_to_one_and_follow_the_variance():
 
 
 def test_fedet_sends_the_consensus_and_the_mean_of_those_who_dispute_it(pairs):
-    *_, metrics, down = one_round(FedET, FedETSettings)
+    *_, metrics, down = one_round(FedET, FedETSettings, scores="log_softmax")
     # sample 0: differences l0 - l1 of 2, 4, -3 with weights 4, 16, 9 (of 29) give (8 + 64 - 27) / 29 > 0: class 0
     # sample 1: all say 1; sample 2: all say 0; sample 3: -1, -1, 4 with weights 1, 1, 16: class 0
     assert down.labels.tolist() == [0, 1, 0, 0] and down.weight.tolist() == [1, 0, 0, 1]

@@ -147,7 +147,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, res
         ("method=creamfl method.server.anchors=clips", "anchors must be one of encoder, clip, mean"),
         ("method=creamfl method.public_set=public", "method.server.public: source must be one of proxy, synthetic"),
         ("method=fedmekt method.server.reconstruct=all", "reconstruct must be one of own, both"),
-        ("method=fedmekt method.server.image=bert", "image must be one of resnet"),
+        ("method=fedmekt method.server.target=pixels", "target must be one of reconstruct, contrast"),
         ("method=fedmekt method.client.temperature=0", "temperature must lie between"),
     ],
 )

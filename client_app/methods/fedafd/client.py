@@ -121,6 +121,7 @@ class FedAFDClient:
         def objective(item: tuple[int, Item]) -> dict[str, Tensor]:
             (epoch, (rows, batch)), terms = item, {}
             if rows is not None and game is not None:  # section 3
+                client.budget.shared += len(rows)
                 fake = {side: own(client, side, x[rows]) for side, x in public.items()}
                 loss = game.play(
                     {side: x[rows] for side, x in real.items()}, fake, s.adversarial, look=epoch == s.local_epochs - 1
