@@ -52,7 +52,12 @@ class FedAFDSettings:
         "modality, as CreamFL does)",
         choices=("same", "cross"),
     )
-    temperature: float = setting(1.0, "temperature of the similarity; 1 in the paper", low=1e-3, high=1e3)
+    temperature: float = setting(
+        1.0,
+        "temperature of SED's similarity; 1 in the paper, where the weights are nearly equal; 0.1 tells clients apart",
+        low=1e-3,
+        high=1e3,
+    )
     pretrain_epochs: int = setting(
         0,
         "passes of the server over the public pairs before round 1; about 20 if its bodies were not trained "
