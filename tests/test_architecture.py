@@ -49,6 +49,7 @@ ONLY_IN = {
         "florilegium/diffusion/stable_xl.py",
         "florilegium/diffusion/stable_flow.py",
         "florilegium/diffusion/noising.py",
+        "florilegium/diffusion/sizes.py",
         "florilegium/diffusion/glide/text_encoder.py",
         "florilegium/diffusion/glide/pipeline.py",
         "florilegium/diffusion/glide/conversion.py",

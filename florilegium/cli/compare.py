@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from florilegium.report import published
 from florilegium.report.comparison import CHOSEN, compare
 from florilegium.report.differences import LEVEL
 from florilegium.runs.reader import RunError
@@ -40,6 +41,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--markdown", action="store_const", const="markdown", dest="format", help="the same as --format markdown"
     )
     command.add_argument("--csv", action="store_const", const="csv", dest="format", help="the same as --format csv")
+    command.add_argument(
+        "--published",
+        metavar="TABLE",
+        help="also a paper's figures beside ours, e.g. feddifrc/table1_nid1_02, the name of its experiment",
+    )
     command.add_argument("--force", action="store_true", help="also runs under different protocols")
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")
 
@@ -54,8 +60,11 @@ def run(options: argparse.Namespace) -> None:
         level=options.level,
         metrics=options.metric,
     )
+    rows = published.beside(found, options.published) if options.published else []
     if options.format == "table":
-        for table in found.tables():
+        for table in [*found.tables(), *([published.drawn(rows, options.published)] if rows else [])]:
             console().print(table)
-    else:
-        print(found.markdown() if options.format == "markdown" else found.csv(), end="")
+        return
+    print(found.markdown() if options.format == "markdown" else found.csv(), end="")
+    if rows and options.format == "markdown":
+        print("\n" + published.markdown(rows, options.published), end="")

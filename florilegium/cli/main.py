@@ -30,6 +30,7 @@ COMMANDS = {
     "settings": Command("florilegium.cli.settings", "what a setting means: florilegium settings [KEY]"),
     "report": Command("florilegium.cli.report", "write report.html of each run"),
     "compare": Command("florilegium.cli.compare", "one table over runs: mean and spread over seeds"),
+    "plan": Command("florilegium.cli.plan", "what a run will need: GPU memory, disk, hours, bytes"),
     "privacy": Command("florilegium.cli.privacy", "list what a method sends: florilegium privacy METHOD [overrides]"),
     "data": Command("florilegium.cli.data_check", "look at a site's own data: florilegium data check PATH"),
     "convert": Command("florilegium.cli.convert", "published checkpoints as a pipeline: convert glide BASE UP DIR"),

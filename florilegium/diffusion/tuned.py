@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts
 from florilegium.protocol.pixels import scaled
 
 TEXTS_AT_ONCE = 256
+
+
+@contextmanager
+def enough_memory(ways: str) -> Iterator[None]:
+    """MemoryError, one line that names what to lower, where the GPU has too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"too little GPU memory: lower {ways}; `florilegium plan` estimates what is needed"
+        ) from error
 
 
 class TunedGenerator:
@@ -110,7 +122,7 @@ class TunedGenerator:
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds{beside}")
         s, images = self.settings, []
         guidance = s.guidance if guidance is None else guidance
-        with self.tuner.averaged():
+        with self.tuner.averaged(), enough_memory(f"diffusion.batch ({s.batch})"):
             for start in range(0, len(prompts), s.batch):
                 part = slice(start, start + s.batch)
                 given = None if latents is None else latents[part].to(self.device)
@@ -152,8 +164,10 @@ class TunedGenerator:
             raise ValueError("finetune got " + ", ".join(f"{len(part)} {name}" for name, part in parts.items()))
         if not len(images):
             return {}
-        data = self._encode(images, texts, representations)
-        return self.tuner.fit(data, settings, rounds, seed, progress)
+        ways = f"tuning.batch ({settings.batch}), or set tuning.checkpointing=true or tuning.lora=16"
+        with enough_memory(ways):
+            data = self._encode(images, texts, representations)
+            return self.tuner.fit(data, settings, rounds, seed, progress)
 
     @torch.no_grad()
     def _encode(self, images: Tensor, texts: TuneTexts, representations: Tensor | None) -> TuneData:
