@@ -161,6 +161,8 @@ def _validate_data(conf: Settings) -> None:
     given = conf.data.prepared or conf.data.path
     if not conf.data.own and any(member.data for member in conf.clients.mix):
         raise SettingsError("clients.mix: a client has `data` of its own only with data=folder, table, pairs or saved")
+    if conf.data.hub or conf.data.hub_domains:
+        return  # opened as a whole below, where the rows are dealt
     place = Path(given) if given else assets.path("data", conf.data.name)
     if not given and not (place / "classes.json").exists():
         raise assets.AssetError(f"{place / 'classes.json'} is missing (`make assets` rebuilds the data)")

@@ -306,6 +306,21 @@ class FedMMKT(Rounds):
         )
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}
 
+    @staticmethod
+    def planned_bytes(conf: Any, settings: FedMMKTSettings, image_bytes: float) -> dict[str, float]:
+        """`up` and `down` of a client and round before a run, by the same formula; a text has 100 bytes."""
+        kinds = [member.modality for member in conf.clients.mix]
+        return costs.modelled(
+            settings.samples,
+            kinds.count("image"),
+            kinds.count("text"),
+            len(conf.data.classes or ()) or 100,
+            conf.clients.width,
+            image_bytes,
+            text_bytes=100,
+            variant=settings.variant,
+        )
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return joint_state(self.generator, self.replay)
 

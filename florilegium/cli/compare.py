@@ -44,7 +44,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--published",
         metavar="TABLE",
-        help="also a paper's figures beside ours, e.g. feddifrc/table1_nid1_02, the name of its experiment",
+        help="also a paper's figures beside ours; PAPER/TABLE, the name of its experiment",
     )
     command.add_argument("--force", action="store_true", help="also runs under different protocols")
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them")

@@ -1,4 +1,4 @@
-"""The papers' own figures beside a run's: published.csv, one line for each table, method and metric.
+"""The papers' own figures beside a run's: published.csv, one line for each table, method and metric, with its source.
 
 Values have the units of our metrics: accuracies are shares, bytes are bytes. Tables are named as the experiments.
 """
@@ -16,11 +16,6 @@ from florilegium.report.comparison import COLUMNS, Comparison, Line, piped
 from florilegium.runs.reader import RunError
 
 FILE = Path(__file__).with_name("published.csv")
-SOURCES = {
-    "fedmmkt": "arXiv 2510.12254",
-    "feddifrc": "arXiv 2507.06482",
-    "semanticfl": "arXiv 2603.19337",
-}
 
 
 class Beside(NamedTuple):
@@ -40,6 +35,13 @@ def tables() -> dict[str, list[tuple[str, str, float]]]:
         for row in csv.DictReader(stream):
             found.setdefault(row["table"], []).append((row["method"], row["metric"], float(row["value"])))
     return found
+
+
+@cache
+def sources() -> dict[str, str]:
+    """{table: the paper it is of}."""
+    with FILE.open(encoding="utf-8", newline="") as stream:
+        return {row["table"]: row["source"] for row in csv.DictReader(stream)}
 
 
 def beside(found: Comparison, table: str) -> list[Beside]:
@@ -72,8 +74,8 @@ HEAD = ["Method", "Metric", "Ours", "Published", "Difference"]
 
 def title(table: str) -> str:
     """Where the figures are from, and what they cannot say."""
-    source = SOURCES[table.split("/")[0]]
-    return f"{table}: ours beside {source}. The paper gives no spread; data splits and seeds are not the paper's own."
+    what = f"{table}: ours beside {sources()[table]}."
+    return f"{what} The paper gives no spread; data splits and seeds are not the paper's own."
 
 
 def drawn(rows: list[Beside], table: str) -> Table:

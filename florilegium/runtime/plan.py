@@ -17,7 +17,6 @@ from florilegium.assets import AssetError, located
 from florilegium.config.settings import Settings
 from florilegium.diffusion.generator import device_of
 from florilegium.diffusion.sizes import DecoderSize, decoder_size
-from florilegium.methods.fedmmkt.costs import modelled
 
 GIB, MB = 2**30, 2**20
 UTILISATION = 0.33  # of the rate of large products that a decoder reaches (bare diffusers on an H100, bf16)
@@ -148,27 +147,14 @@ def _clients(conf: Settings, made: Plan) -> None:
     if unknown:
         made.say("clients' models", ", ".join(unknown), "small, or not on this machine: not counted")
     for key, arm in conf.arms().items():
-        if arm.name == "fedmmkt":
-            made.say(f"bytes, {key}", *_answers(conf, arm))
+        if (formula := getattr(catalogue.side(arm.name, "server"), "planned_bytes", None)) is not None:
+            side = conf.diffusion.size or conf.data.image_size
+            found = formula(conf, arm.server, 0.5 * 3 * side**2)  # a PNG halves an image, about
+            value = f"{found['up'] / MB:.2f} up, {found['down'] / MB:.2f} down MB"
+            made.say(f"bytes, {key}", value, "a client and round, by the method's own formula")
         elif catalogue.entry(arm.name).one_architecture and counts:
             both = 2 * 4 * max(counts.values()) * 1e6
             made.say(f"bytes, {key}", f"{both / MB:.0f} MB", "a client and round, both ways: its weights")
-
-
-def _answers(conf: Settings, arm: Any) -> tuple[str, str]:
-    kinds = [member.modality for member in conf.clients.mix]
-    side = conf.diffusion.size or conf.data.image_size
-    found = modelled(
-        arm.server.samples,
-        kinds.count("image"),
-        kinds.count("text"),
-        len(conf.data.classes or ()) or 100,
-        conf.clients.width,
-        image_bytes=0.5 * 3 * side**2,
-        text_bytes=100,
-        variant=arm.server.variant,
-    )
-    return f"{found['up'] / MB:.2f} up, {found['down'] / MB:.2f} down MB", "a client and round, by Appendix E"
 
 
 def _disk(conf: Settings, made: Plan, size: DecoderSize | None) -> None:

@@ -128,4 +128,4 @@ def test_too_little_memory_names_what_to_lower() -> None:
 def test_the_files_of_experiments_name_their_source() -> None:
     for name in EXPERIMENTS:
         text = Path(composition.CONF, "experiment", f"{name}.yaml").read_text()
-        assert published.SOURCES[name.split("/")[0]] in text.splitlines()[1], name
+        assert published.sources()[name] in text.splitlines()[1], name
