@@ -32,11 +32,11 @@ class Encoder(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.body, self.project = model.body, model.project
-        self.normalised = type(model).encode
+        self.model = copy.deepcopy(model)
+        self.model.classifier = torch.nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.normalised(self, x)
+        return self.model.encode(x)
 
 
 class Net(EncoderHeadNet):

@@ -12,6 +12,7 @@ from client_app.methods.averaging.fedper import FedPerClient, FedPerClientSettin
 from client_app.methods.averaging.fedrep import FedRepClient, FedRepClientSettings
 from client_app.methods.fedavg import FedAvgClient
 from florilegium.learning.fit import LearningRate
+from florilegium.privacy.listing import listing
 from florilegium.protocol import personal
 from florilegium.protocol.payloads import Nothing, Weights
 from strategies.averaging.shared_part import SharedPart, SharedPartSettings
@@ -112,3 +113,13 @@ def test_the_door_refuses_an_upload_with_personal_tensors():
     assert personal.personal_names(FedAvgClient(LocalSettings()), model) == frozenset()
     with pytest.raises(ValueError, match="personal names body.9, which the model does not have"):
         personal.personal_names(SimpleNamespace(personal=lambda model: {"body.9"}), model)
+
+
+def test_the_privacy_listing_says_what_stays(toy_conf):
+    """The head of four classes, 32 wide: (4 x 32 + 4) floats stay; an upload is smaller by as much."""
+    alike = "clients.mix=[{modality: image, model: resnet}]"
+    shared, whole = (listing(toy_conf(f"method={method}", alike)) for method in ("fedrep", "fedavg"))
+    (said,) = [note for note in shared.notes if note.startswith("Personal tensors")]
+    assert "image resnet 528 B" in said and not any(note.startswith("Personal") for note in whole.notes)
+    sizes = [next(f.size for f in x.fields if f.name == "tensors" and f.way == "up") for x in (shared, whole)]
+    assert sizes[1] - sizes[0] == 528
