@@ -109,6 +109,9 @@ class ToyClient:
     def encoded(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.model.eval().encode(inputs)
 
+    def encoded_rows(self, rows: Any, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        return self.encoded(self.rows_as_inputs(rows, torch.arange(len(rows.x)) if chosen is None else chosen))
+
 
 class ToyFederation:
     """Runs `half` of each client in turn. `tamper(client id, upload)` may change an upload."""

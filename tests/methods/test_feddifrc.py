@@ -218,8 +218,7 @@ def test_conditioned_features_are_taken_again_after_so_many_rounds(rounds, takes
             memory=memory,
             model=nn.Linear(1, 1),
             data=SimpleNamespace(train=None),
-            rows_as_inputs=lambda rows, order: None,
-            encoded=lambda inputs: c,
+            encoded_rows=lambda rows, order: c,
         )
         FedDifRCGuide(FedDifRCSettings(condition="add_all_tokens", refresh=3), client, frozen).terms(
             torch.ones(1, 2), batch(3), HEAD
