@@ -206,7 +206,7 @@ def test_a_class_that_nobody_has_warns(tmp_path, toy_conf):
 
 
 def test_partition_settings_defaults_are_those_of_conf():
-    given = composition.compose().clients.partition
+    given = composition.compose(["clients=mixed"]).clients.partition
     assert given == PartitionSettings()
 
 
