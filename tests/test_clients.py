@@ -191,7 +191,8 @@ def test_profile_and_evaluate(ask):
     profile = ask(1, "profile", Nothing())
     assert isinstance(profile, Profile) and (profile.client, profile.architecture) == (1, "vit")
     report = ask(1, "evaluate", Nothing())
-    assert report.examples == 64 and set(report.metrics) == {"accuracy", "validation", "loss"}
+    figures = {"accuracy", "validation", "loss", "accuracy_own", "validation_own"}
+    assert report.examples == 64 and set(report.metrics) == figures
 
 
 @pytest.mark.parametrize("k", range(4))

@@ -57,7 +57,7 @@ class ToyClient:
     def __init__(self, id_: int, folder: Path, examples: int = 16, norm: bool = False, round_: int = 1) -> None:
         self.id, self.examples, self.round = id_, examples, round_
         self.budget = Budget()
-        self.conf = SimpleNamespace(seed=0, clients=SimpleNamespace(mix=[]))
+        self.conf = SimpleNamespace(seed=0, clients=SimpleNamespace(mix=[], representation="layer_norm"))
         random = seeds.generator("toy", "data", id_)
         labels = (torch.arange(examples) + id_) % CLASSES
         x = torch.randn(examples, 2, generator=random) + labels[:, None] * 2.0 + id_
