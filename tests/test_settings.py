@@ -11,7 +11,7 @@ import pytest
 
 from florilegium import assets, preflight
 from florilegium.catalogue import CATALOGUE
-from florilegium.config import composition
+from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
 from florilegium.config.settings import settings_of
 
@@ -173,7 +173,7 @@ def test_paths_of_data_and_models_depend_on_no_working_directory(
     given = ["diffusion.model=own/model", "data.judge=./own/judge", "clients.tokenizer=own/words"]
     given += ["diffusion.captioner=someone/at-a-hub", "data.public.path=~/pairs", "data.path=nowhere"]
     given += ["+clients.architectures.mine={pretrained: own/model, training: frozen}"]
-    conf = composition.complete(composition.compose([*given, "clients=mixed", "diffusion=mini"]))
+    conf = composition.complete(composition.compose(overrides.readable([*given, "clients=mixed", "diffusion=mini"])))
     assert conf.diffusion.model == str(tmp_path / "own/model") == conf.clients.architectures["mine"]["pretrained"]
     assert (conf.data.judge, conf.clients.tokenizer) == (str(tmp_path / "own/judge"), str(tmp_path / "own/words"))
     assert (conf.diffusion.captioner, conf.diffusion.clip) == ("someone/at-a-hub", "mini-clip")  # an asset comes first
