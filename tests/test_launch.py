@@ -23,7 +23,7 @@ from florilegium.runtime import launch, superlink
 from server_app.provenance import code
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 180
+LIMIT = 420  # seconds until a launch counts as hung, on a machine that does much else
 
 
 def florilegium(*arguments: str, where: Path = ROOT, **more: str) -> subprocess.Popen:
