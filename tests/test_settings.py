@@ -17,7 +17,12 @@ from florilegium.config.settings import settings_of
 
 METHODS = sorted(path.stem for path in (composition.CONF / "method").glob("*.yaml"))
 PRESETS = composition.CONF / "experiment"
-EXPERIMENTS = sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+# of the embedded data; tests/full/test_experiments.py has those of full size
+EXPERIMENTS = sorted(
+    path.relative_to(PRESETS).with_suffix("").as_posix()
+    for folder in ("", "table1", "table3")
+    for path in (PRESETS / folder).glob("*.yaml")
+)
 
 
 def checked(*overrides: str) -> None:
