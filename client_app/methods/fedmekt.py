@@ -83,7 +83,8 @@ class FedMEKTClient:
         if bad := [side for side in inputs if teacher[side].shape[1] not in (0, width, 2 * width)]:
             raise ClientError(f"the server's {bad[0]} embeddings are {teacher[bad[0]].shape[1]} wide, not {width}")
         taught = any(teacher[side].shape[1] for side in inputs)  # the server leaves out what is one point
-        if len(down.ids) < 2 or not (taught or s.mix_private):
+        private = s.mix_private and not client.protection.settings.training  # DP-SGD lets public samples alone pass
+        if len(down.ids) < 2 or not (taught or private):
             return Report({}, len(down.ids))
 
         def terms(rows: Tensor, codes: Codes) -> dict[str, Tensor]:

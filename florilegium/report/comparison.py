@@ -135,11 +135,12 @@ class Comparison:
                     )
 
     def __str__(self) -> str:
-        """Both tables as text, as wide as the terminal."""
-        text = io.StringIO()
-        wide = max(100, shutil.get_terminal_size((120, 24)).columns)
-        drawn = Console(file=text, width=wide, force_jupyter=False, force_terminal=False)
-        for table in self.tables():
+        """Both tables as text, as wide as the terminal or, where it is narrow, as they need."""
+        text, tables = io.StringIO(), self.tables()
+        drawn = Console(file=text, width=1000, force_jupyter=False, force_terminal=False)
+        needed = max(drawn.measure(table).maximum for table in tables)
+        drawn.width = max(needed, shutil.get_terminal_size((120, 24)).columns)
+        for table in tables:
             drawn.print(table)
         return text.getvalue().rstrip("\n")
 

@@ -213,7 +213,7 @@ class Pull:
     def __init__(self, supervised=True):
         self.supervised, self.parameters = supervised, {"target": torch.nn.Parameter(torch.zeros(4))}
 
-    def terms(self, z_BD, batch):
+    def terms(self, z_BD, batch, head):
         return {"pull": ((z_BD - self.parameters["target"]) ** 2).mean()}
 
     def metrics(self):
@@ -239,7 +239,7 @@ def test_without_labels_only_a_probe_learns_from_them(tmp_path, monkeypatch):
     from client_app.blocks import averaging
 
     class Blind(Pull):
-        def terms(self, z_BD, batch):
+        def terms(self, z_BD, batch, head):
             return {}
 
     monkeypatch.setattr(averaging.guides, "of", lambda client, node: Blind(supervised=False))
@@ -255,7 +255,7 @@ def test_without_labels_only_a_probe_learns_from_them(tmp_path, monkeypatch):
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd"),
         ({"momentum": 1.0}, "momentum must lie between 0 and 0.999"),
         ({"clip": 0.0}, "clip must lie between"),
-        ({"local_epochs": 0}, "local_epochs must lie between 1"),
+        ({"local_epochs": -1}, "local_epochs must lie between 0"),
     ],
 )
 def test_settings_are_checked(wrong, line):

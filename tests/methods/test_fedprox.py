@@ -52,4 +52,4 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="proximal must lie between 0 and"):
         FedProxClientSettings(proximal=-1.0)
     with pytest.raises(ValueError, match="local_epochs"):
-        FedProxClientSettings(local_epochs=0)
+        FedProxClientSettings(local_epochs=-1)

@@ -218,9 +218,8 @@ def test_options_come_from_the_command_line(toy_conf):
     conf = toy_conf("method=flower", "method.server.strategy=Krum", "+method.server.options.num_malicious_nodes=1")
     given = composition.typed(FlowerSettings, conf.method.server, "method.server")
     assert given.options == {"num_malicious_nodes": 1}
-    wrong = toy_conf("method=flower", "+method.server.options.beta=1")
     with pytest.raises(SettingsError, match="method.server: options.beta is not for FedAdam"):
-        composition.typed(FlowerSettings, wrong.method.server, "method.server")
+        toy_conf("method=flower", "+method.server.options.beta=1")
 
 
 @pytest.mark.parametrize("given", [["Krum"], ["FedYogi"], ["FedMedian"], ["FedAvg", WRAPPERS[-1]]])

@@ -498,7 +498,7 @@ def test_soft_targets_are_checked_on_the_wire():
         (lambda: PublicSetSettings(source="mine"), "source must be one of proxy, synthetic, got 'mine'"),
         (lambda: PublicSetSettings(samples=1), "samples must lie between 2"),
         (lambda: FedGEMSSettings(server_model="gpt"), "server_model must be one of ensemble, clip"),
-        (lambda: FedETSettings(scores="raw"), "scores must be one of log_softmax, softmax"),
+        (lambda: FedETSettings(scores="raw"), "scores must be one of softmax, log_softmax"),
         (lambda: LogitsClientSettings(distance="l2"), "distance must be one of l1, kl"),
         (lambda: LogitsClientSettings(label_weight=0, logit_weight=0), "label_weight and logit_weight are both 0"),
         (lambda: LogitsClientSettings(distill_batch=1), "distill_batch must lie between 2"),
