@@ -130,8 +130,10 @@ def test_adapters_reach_the_ways_by_which_a_text_enters_and_merge_into_what_is_s
     assert {"to_q", "add_k_proj", "add_v_proj", "class_embedding"} <= names
     made.save(tmp_path / "tuned")
     again = generator(str(tmp_path / "tuned"))
-    drawn = (again.synthesize(PROMPTS[:1], SEEDS[:1]), made.synthesize(PROMPTS[:1], SEEDS[:1]))
-    assert (drawn[0].int() - drawn[1].int()).abs().max() <= 2
+    gap = (again.synthesize(PROMPTS[:1], SEEDS[:1]).int() - made.synthesize(PROMPTS[:1], SEEDS[:1]).int()).abs().float()
+    assert gap.mean() < 0.1, "merged adapters round otherwise here and there; the second model enlarges that"
+    untuned = generator(place).synthesize(PROMPTS[:1], SEEDS[:1])
+    assert (untuned.int() - made.synthesize(PROMPTS[:1], SEEDS[:1]).int()).abs().float().mean() > 10 * gap.mean()
     assert again.pipe.upsampler is not None
 
 
