@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,8 +20,8 @@ import pytest
 
 from florilegium.config import composition
 from florilegium.runs.reader import read_lines
-from florilegium.runtime import launch, superlink
-from server_app.provenance import code
+from florilegium.runtime import inprocess, launch, superlink
+from server_app.provenance import LEFT_OUT, code
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 420  # seconds until a launch counts as hung, on a machine that does much else
@@ -55,6 +56,11 @@ def nothing_left(where: Path) -> bool:
 @pytest.fixture
 def toy(tiny_overrides: list[str], tmp_path: Path) -> list[str]:
     return ["run", "data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
+
+
+def test_the_hash_of_the_code_leaves_out_what_the_bundle_leaves_out() -> None:
+    app = tomllib.loads(inprocess.PROJECT.read_text())["tool"]["flwr"]["app"]
+    assert {pattern.removesuffix("**") for pattern in app["fab-exclude"]} == set(LEFT_OUT)
 
 
 @pytest.mark.flower
