@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("client_app", "florilegium", "server_app", "strategies")
-# what starts a run, and what tests and notebooks alone need: `fab-exclude` of pyproject.toml leaves it out of the bundle
+# what starts a run, and what tests and notebooks alone need; `fab-exclude` of pyproject.toml has the same
 LEFT_OUT = ("florilegium/cli/", "florilegium/contract/", "florilegium/runtime/", "florilegium/report/results.py")
 
 
