@@ -25,9 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP)  ## the main job: FedMMKT on the embedded data, into runs/demo
+demo: $(STAMP)  ## the main job: FedMMKT on the embedded data beside three reference arms, into runs/demo
 	rm -rf $(RUN)
-	$(BIN)/florilegium run out=$(RUN) $(ARGS)
+	$(BIN)/florilegium run out=$(RUN) references=short $(ARGS)
 
 test: $(STAMP)  ## ruff (lint and format), mypy and all tests
 	$(BIN)/ruff check .

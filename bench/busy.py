@@ -1,6 +1,6 @@
 """How much longer a run takes beside busy processes than alone: one run of each kind, one after the other.
 
-    python bench/busy.py                                     # what `make demo` runs, beside one busy process a core
+    python bench/busy.py                                     # as `make demo`, beside one busy process a core
     python bench/busy.py --busy 2 method=fedavg data=fashion clients=ten references=none rounds=2
 
 Run it on a machine that does nothing else. With as many busy processes as cores, a run that loses nothing but its
@@ -53,7 +53,7 @@ def main() -> None:
     """Print both times and their ratio as JSON; exit code 1 when the ratio is above the bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, default=os.cpu_count() or 1, help="busy processes (default: one a core)")
-    parser.add_argument("overrides", nargs="*", help="of the run; default: those of `make demo`, which are none")
+    parser.add_argument("overrides", nargs="*", help="of the run", default=["references=short"])
     args = parser.parse_args()
     load = os.getloadavg()[0]
     alone = seconds(args.overrides)
