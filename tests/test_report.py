@@ -39,11 +39,13 @@ def test_the_page_asks_nobody_for_anything(whole):
 
 def test_every_picture_decodes(whole):
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', whole)
-    assert len(found) == 3 * 4  # three classes; before, after, self-tuned, centralised
-    for text in found:
+    # first screen: before, after, one picture of each of three classes; then three classes x before, after, self-tuned,
+    # centralised, four pictures each; pictures of 8 pixels with one between them
+    assert len(found) == 2 + 3 * 4
+    for text, count in zip(found, [3] * 2 + [4] * 12, strict=True):
         with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
             picture.load()
-            assert picture.size == (4 * 8 + 3, 8)
+            assert picture.size == (count * 8 + count - 1, 8)
 
 
 def test_the_headline_is_the_hand_worked_one(whole):
@@ -55,6 +57,15 @@ def test_the_headline_is_the_hand_worked_one(whole):
     # one standard error of 40 % on 3 classes x 4 images: sqrt(.4 * .6 / 12) = 14.1 points
     assert "12 generated images" in whole and "14.1 points" in whole
     assert "9 of 12 samples (75.0 %)" in whole  # the diagonal 3 + 4 + 2 of the last vote
+
+
+def test_the_first_screen_says_the_result_in_a_sentence_and_a_picture(whole):
+    # 40 % after, 20 % before, 12 pictures each: sqrt((.4 * .6 + .2 * .8) / 12) = 18.3; clients .5 - .3 and .7 - .5
+    first = whole[: whole.index("<div class=cards>")]
+    assert "recognises <b>40.0&nbsp;%</b> of the generator’s pictures; before, it was 20.0&nbsp;%" in first
+    assert "(+20.0 points, less than two standard errors of 18.3)" in first
+    assert "Beside clients that learn alone, image clients gain 20.0 points and text clients gain 20.0 points." in first
+    assert re.findall(r'alt="(before|round 2): bird, boat, heart"', first) == ["before", "round 2"]
 
 
 def test_bytes_and_faults_are_counted(whole):
@@ -318,5 +329,5 @@ def test_a_browser_shows_it(whole, tmp_path, width):
         timeout=60,
         check=True,
     )
-    assert 'data-seen="12 pictures, 0 bad, fits"' in seen.stdout
+    assert 'data-seen="14 pictures, 0 bad, fits"' in seen.stdout
     assert not [line for line in seen.stderr.splitlines() if "CONSOLE" in line]

@@ -3,7 +3,6 @@
 Never imports torch: a page is made in a second, anywhere the run directory can be read.
 """
 
-import math
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from florilegium.catalogue import Role
 from florilegium.report.charts import bars
 from florilegium.report.comparison import compare
+from florilegium.report.lead import images_judged, lead, share_error
 from florilegium.report.markup import (
     card,
     difference,
@@ -85,7 +85,7 @@ def page(out) -> str:
 
 
 def header(run: Recorded) -> str:
-    """Title, protocol and headline figures."""
+    """Title, protocol, the result in one sentence and one picture, headline figures."""
     main, alone = run.metrics(MAIN), first_of(run, Role.ALONE)
     done = max((r["round"] for r in run.of(MAIN)), default=0)
     facts = [
@@ -109,7 +109,8 @@ def header(run: Recorded) -> str:
         if (key := f"client/accuracy/{kind}") in main
     ]
     cards += generator_cards(run, main) + byte_card(main)
-    return f"<h1>{escape(run.label)}</h1><ul class=facts>{told}</ul>{stopped}<div class=cards>{''.join(cards)}</div>"
+    title = f"<h1>{escape(run.label)}</h1><ul class=facts>{told}</ul>"
+    return f"{title}{stopped}{lead(run)}<div class=cards>{''.join(cards)}</div>"
 
 
 def headline(value: float) -> str:
@@ -350,7 +351,7 @@ def notes(run: Recorded) -> str:
     if accuracy is not None and count:
         told.append(
             f"It is measured on {count} generated images: one standard error is about "
-            f"{100 * math.sqrt(accuracy * (1 - accuracy) / count):.1f} points."
+            f"{100 * share_error(accuracy, count):.1f} points."
         )
     for figure, why in (run.protocol.get("not_measured") or {}).items():
         told.append(f"{escape(str(figure))} was not measured: {escape(str(why))}.")
@@ -364,14 +365,6 @@ def notes(run: Recorded) -> str:
     if run.unfinished:
         told.append("The run is unfinished; later rounds and reference arms are missing.")
     return f'<ul class="notes">{"".join(f"<li>{t}</li>" for t in told)}</ul>'
-
-
-def images_judged(run: Recorded) -> int:
-    """How many generated images stand behind T2I accuracy; 0 if the run does not say."""
-    classes = run.protocol.get("classes")
-    classes = len(classes) if isinstance(classes, list) else classes
-    count = run.protocol.get("images") or (run.get("evaluation.images_per_class") or 0) * (classes or 0)
-    return count if isinstance(count, int) else 0
 
 
 def settings(run: Recorded) -> str:

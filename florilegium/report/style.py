@@ -53,6 +53,12 @@ text-transform:uppercase;margin-bottom:14px}
 .facts li{border:1px solid var(--rule);border-radius:99px;padding:3px 13px;font-size:.87rem;background:var(--card)}
 .facts b{font-weight:600}
 .banner{border:1px solid var(--petal);border-radius:10px;padding:10px 16px;margin:20px 0 0;max-width:none}
+p.lead{font-size:1.12rem;margin:24px 0 16px;max-width:78ch}
+figure.lead{max-width:820px;margin-top:6px}
+figure.lead div{display:grid;grid-template-columns:auto 1fr;gap:6px 12px;align-items:center;font-size:.8rem;
+color:var(--soft)}
+figure.lead img{width:100%;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff;display:block}
+figure.lead figcaption{font-size:.8rem;margin-top:8px}
 .cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));margin-top:30px}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:16px 16px 14px}
 .card h3{color:var(--soft);font-weight:500;font-size:.86rem}
@@ -105,7 +111,8 @@ pre{overflow-x:auto;font:.8rem/1.5 ui-monospace,"DejaVu Sans Mono",monospace;mar
 footer{color:var(--soft);font-size:.84rem;margin-top:56px;padding-bottom:40px}
 @media (max-width:600px){main,header,footer{padding:0 16px}header{padding-top:28px}
 h1{font-size:1.8rem}
-section{margin-top:40px}.cards{grid-template-columns:1fr 1fr;gap:10px}.card{padding:12px 13px}.value{font-size:1.6rem}
+section{margin-top:40px}.cards{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}
+.card{padding:12px 13px}.value{font-size:1.6rem}
 
 .value.pair span{display:inline-block;margin-right:18px}
 .card.wide{grid-column:1/-1}figure{padding:12px 10px 8px}th,td{padding:8px 10px}}
