@@ -69,7 +69,7 @@ figure.lead figcaption{font-size:.8rem;margin-top:8px}
 .card dt{color:var(--soft)}
 .card dd{margin:0;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .up{color:var(--leaf)}.down{color:var(--petal)}
-.plots{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr))}
+.plots{display:grid;gap:18px;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr))}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px 10px}
 svg{display:block;max-width:100%}
 svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--soft)}

@@ -20,8 +20,6 @@ from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.generator import Progress
 from florilegium.diffusion.projection import Projection, fingerprint
 
-CLUSTER_ROUNDS = 50
-
 
 @section
 class AnchorSettings:
@@ -87,7 +85,7 @@ def build_anchors(
     projection = Projection.fitted({"levels": joined_NF}, [s.width], seed)
     reps_ND = projected(joined_NF, projection)
     visual_CAD = torch.stack(
-        [centres(reps_ND[labels == c], s.per_class, seeds.generator(seed, "centres", c)) for c in range(len(prompts))]
+        [centres(reps_ND[labels == c], s.per_class, seeds.seed_of(seed, "centres", c)) for c in range(len(prompts))]
     )  # V_c
     text_CW = extractor.text(prompts)  # T_c
     return Anchors(visual_CAD, text_CW, weights, projection, joined_NF, reps_ND)
@@ -152,25 +150,16 @@ def _probed(levels: dict[str, Tensor], labels: Tensor, settings: AnchorSettings,
     return theta_L.detach().softmax(0)
 
 
-def centres(x_ND: Tensor, many: int, random: torch.Generator) -> Tensor:
-    """[A, D]: the mean, or k-means centres begun far apart (k-means++). Fewer images than centres: some come twice."""
+def centres(x_ND: Tensor, many: int, seed: int) -> Tensor:
+    """[A, D]: the mean, or the centres of k-means. Where there are fewer different images than centres, some repeat."""
     if many == 1:
         return x_ND.mean(0, keepdim=True)
-    chosen = [int(torch.randint(len(x_ND), (1,), generator=random))]
-    while len(chosen) < many:
-        far_N = torch.cdist(x_ND, x_ND[chosen]).amin(1).square()
-        at = torch.multinomial(far_N, 1, generator=random) if far_N.sum() > 0 else torch.tensor(len(chosen))
-        chosen.append(int(at) % len(x_ND))
-    centre_AD = x_ND[chosen].clone()
-    for _ in range(CLUSTER_ROUNDS):
-        nearest_N = torch.cdist(x_ND, centre_AD).argmin(1)
-        moved = torch.stack(
-            [x_ND[nearest_N == a].mean(0) if (nearest_N == a).any() else centre_AD[a] for a in range(many)]
-        )
-        if torch.equal(moved, centre_AD):
-            break
-        centre_AD = moved
-    return centre_AD
+    from sklearn.cluster import KMeans  # heavy, and only for several anchors a class
+
+    clusters = min(many, len(x_ND.unique(dim=0)))
+    fitted = KMeans(clusters, random_state=seed % 2**32).fit(x_ND.double().numpy())
+    centre_AD = torch.from_numpy(fitted.cluster_centers_).to(x_ND.dtype)
+    return centre_AD[torch.arange(many) % clusters]
 
 
 def _check(images: Tensor, labels: Tensor, prompts: Sequence[str]) -> None:
