@@ -14,9 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from florilegium.runs.reader import MAIN, Recorded, mean, recorded
-
-LEFT_OUT = ("profile", "evaluate")
+from florilegium.runs.reader import MAIN, OVERHEAD, Recorded, mean, recorded
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def cost(run: Recorded, floor: float) -> Cost:
     """What the main arm's exchanges cost; `floor` seconds are added for each."""
     rounds: dict[int, list[dict]] = defaultdict(list)
     for entry in run.ledger:
-        if entry["arm"] == MAIN and entry["round"] > 0 and entry["phase"] not in LEFT_OUT and not entry.get("late"):
+        if entry["arm"] == MAIN and entry["round"] > 0 and entry["phase"] not in OVERHEAD and not entry.get("late"):
             rounds[entry["round"]].append(entry)
     if not rounds:
         raise SystemExit(f"{run.path}: its ledger has no exchange after round 0")

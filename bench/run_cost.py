@@ -26,7 +26,8 @@ def resident(process: psutil.Process) -> int:
     total = 0
     for one in [process, *process.children(recursive=True), *detached()]:
         try:
-            total += one.memory_full_info().pss if hasattr(one.memory_full_info(), "pss") else one.memory_info().rss
+            told = one.memory_full_info()
+            total += getattr(told, "pss", told.rss)  # a page that several processes share counts once
         except (psutil.Error, OSError):
             continue
     return total

@@ -237,12 +237,12 @@ class FedMMKT(Rounds):
     def fuse(self, replies: list[Reply], modalities: list[str], keep_N: Tensor) -> tuple[Tensor, Tensor]:
         """MultiRepFusion over the kept samples; rejected rows are zero and never used."""
         s = self.settings
-        reps_KND = torch.stack([x.body.representations[keep_N] for x in replies])
-        augmented = torch.stack([x.body.augmented[keep_N] for x in replies]) if s.variant == "unimodal" else None
+        unimodal = s.variant == "unimodal"
         kept_ND, weight_KN = consensus.fuse(
-            reps_KND,
-            ["one"] * len(replies) if s.variant == "unimodal" else modalities,
-            augmented_KND=augmented,
+            [x.body.representations for x in replies],  # not stacked: many clients' would stand in memory twice
+            ["one"] * len(replies) if unimodal else modalities,
+            augmented_KND=[x.body.augmented for x in replies] if unimodal else None,
+            keep_N=keep_N,
             attention=s.cross_attention,
             residual=s.residual,
             attention_temperature=s.attention_temperature,

@@ -28,7 +28,7 @@ class Command:
 COMMANDS = {
     "methods": Command("florilegium.cli.methods", "list the methods"),
     "settings": Command("florilegium.cli.settings", "what a setting means: florilegium settings [KEY]"),
-    "report": Command("florilegium.cli.report", "write report.html of each run"),
+    "report": Command("florilegium.cli.report", "report.html of a run, or one page over many runs"),
     "compare": Command("florilegium.cli.compare", "one table over runs: mean and spread over seeds"),
     "plan": Command("florilegium.cli.plan", "what a run will need: GPU memory, disk, hours, bytes"),
     "privacy": Command("florilegium.cli.privacy", "list what a method sends: florilegium privacy METHOD [overrides]"),

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from florilegium.protocol.codec import Header
+from florilegium.runs.reader import OVERHEAD
 
 Check = Callable[[Any, Any], None]  # (client, body): raises WireError, naming what is wrong with the body
-OVERHEAD = frozenset({"profile", "evaluate"})  # phases that the papers' byte counts leave out
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A series has a marker and a dash of its own besides its colour, so that a chart 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -12,12 +13,32 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 4", "12 4", "5 2 1 2 1 2", "3 6")
 
 
 @dataclass(frozen=True)
+class Axis:
+    """What lies below a chart: its name, and whether it counts in whole numbers."""
+
+    name: str
+    whole: bool = False
+
+
+ROUND = Axis("round", whole=True)
+
+
+@dataclass(frozen=True)
 class Series:
-    """One line of a chart: (round, value) points; a single point is drawn as a level across the chart."""
+    """One line of a chart: (x, value) points; a single point is drawn as a level across the chart.
+
+    `errors` are the half lengths of the bars through the points, None for a point without one; () draws none.
+    """
 
     name: str
     colour: int
-    points: list[tuple[int, float]]
+    points: Sequence[tuple[float, float]]
+    errors: Sequence[float | None] = ()
+
+    def ends(self) -> list[float]:
+        """All values that the chart must show: of the points and of the ends of their bars."""
+        bars = zip(self.points, self.errors, strict=False)
+        return [v for _, v in self.points] + [v + s * e for (_, v), e in bars if e is not None for s in (-1, 1)]
 
 
 def figure(value: float, percent: bool, digits: int | None = None) -> str:
@@ -37,13 +58,13 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round((first + n) * step, 10) for n in range(math.ceil(high / step - 1e-9) - first + 1)]
 
 
-def line_chart(title: str, series: list[Series], percent: bool = True) -> str:
-    """An SVG of the series over rounds; percentages are drawn from fractions."""
-    rounds = sorted({r for s in series for r, _ in s.points})
-    values = [v for s in series for _, v in s.points]
+def line_chart(title: str, series: list[Series], percent: bool = True, axis: Axis = ROUND) -> str:
+    """An SVG of the series over rounds or another axis; percentages are drawn from fractions."""
+    places = sorted({x for s in series for x, _ in s.points})
+    values = [v for s in series for v in s.ends()]
     ticks = nice_ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
-    first, final = rounds[0], max(rounds[-1], rounds[0] + 1)
+    first, final = places[0], places[-1] if places[-1] > places[0] else places[0] + 1
 
     def x(r: float) -> float:
         return LEFT + (r - first) / (final - first) * (W - LEFT - RIGHT)
@@ -56,11 +77,12 @@ def line_chart(title: str, series: list[Series], percent: bool = True) -> str:
         f'<text x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{tick_text(t, ticks, percent)}</text>'
         for t in ticks
     ]
-    whole = [t for t in nice_ticks(first, final, 8) if t == int(t) and first <= t <= final]
-    drawn += [f'<text x="{x(t):.1f}" y="{H - BOTTOM + 18}" text-anchor="middle">{int(t)}</text>' for t in whole]
-    drawn.append(f'<text class="axis" x="{(LEFT + W - RIGHT) / 2}" y="{H - 4}" text-anchor="middle">round</text>')
+    below = [t for t in nice_ticks(first, final, 8) if (t == int(t) or not axis.whole) and first <= t <= final]
+    drawn += [f'<text x="{x(t):.1f}" y="{H - BOTTOM + 18}" text-anchor="middle">{t:g}</text>' for t in below]
+    middle = (LEFT + W - RIGHT) / 2
+    drawn.append(f'<text class="axis" x="{middle}" y="{H - 4}" text-anchor="middle">{escape(axis.name)}</text>')
     for s in reversed(series):  # the first series lies on top
-        drawn.append(one_line(s, x, y, (LEFT, W - RIGHT), percent))
+        drawn.append(one_line(s, x, y, (LEFT, W - RIGHT), percent, axis))
     ends = sorted(((y(s.points[-1][1]), s) for s in series), key=lambda e: e[0])
     for place, (_, s) in zip(apart([e[0] for e in ends], 13, H - BOTTOM), ends, strict=True):
         drawn.append(
@@ -79,21 +101,27 @@ def tick_text(tick: float, ticks: list[float], percent: bool) -> str:
     return figure(tick, percent, digits)
 
 
-def one_line(s: Series, x, y, ends: tuple[float, float], percent: bool) -> str:
+def one_line(s: Series, x, y, ends: tuple[float, float], percent: bool, axis: Axis = ROUND) -> str:
     dash = f' stroke-dasharray="{DASHES[s.colour % len(DASHES)]}"' if DASHES[s.colour % len(DASHES)] else ""
     if len(s.points) == 1:
         r, v = s.points[0]
         place = f'x1="{ends[0]}" x2="{ends[1]}" y1="{y(v):.1f}" y2="{y(v):.1f}"'
         return (
             f'<line class="line level s{s.colour}" {place}{dash}>'
-            f"<title>{escape(s.name)}, round {r}: {figure(v, percent)}</title></line>"
+            f"<title>{escape(s.name)}, {escape(axis.name)} {r:g}: {figure(v, percent)}</title></line>"
         )
     path = " ".join(f"{x(r):.1f},{y(v):.1f}" for r, v in s.points)
     marks = "".join(
-        f"<g>{marker(s.colour, x(r), y(v))}<title>{escape(s.name)}, round {r}: {figure(v, percent)}</title></g>"
+        f"<g>{marker(s.colour, x(r), y(v))}"
+        f"<title>{escape(s.name)}, {escape(axis.name)} {r:.4g}: {figure(v, percent)}</title></g>"
         for r, v in s.points
     )
-    return f'<g class="s{s.colour}"><polyline class="line" points="{path}"{dash}/>{marks}</g>'
+    bars = "".join(
+        f'<line class="error" x1="{x(r):.1f}" x2="{x(r):.1f}" y1="{y(v - e):.1f}" y2="{y(v + e):.1f}"/>'
+        for (r, v), e in zip(s.points, s.errors, strict=False)
+        if e
+    )
+    return f'<g class="s{s.colour}">{bars}<polyline class="line" points="{path}"{dash}/>{marks}</g>'
 
 
 def marker(colour: int, x: float, y: float, r: float = 3.6) -> str:

@@ -72,19 +72,22 @@ def legend(rows: Iterable[tuple[str, int, bool]]) -> str:
     )
 
 
-def section(title: str, note: str, body: str) -> str:
-    """A part of the page; nothing at all when it has no body."""
+def section(title: str, note: str, body: str, level: int = 2) -> str:
+    """A part of the page with a heading of this level; nothing at all when it has no body."""
     if not body:
         return ""
-    return f'<section><h2>{escape(title)}</h2><p class="note">{note}</p>{body}</section>'
+    return f'<section><h{level}>{escape(title)}</h{level}><p class="note">{note}</p>{body}</section>'
 
 
-def document(title: str, header: str, body: str, foot: str) -> str:
-    """One self-contained page: no script, no request."""
+def document(title: str, header: str, body: str, foot: str, style: str = "", script: str = "") -> str:
+    """One self-contained page: no request, and no script but the one that is given."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><header><div class=brand>{FLOWER}"
-        f"<span>Florilegium</span></div>{header}</header><main>{body}</main><footer>{foot}</footer></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><header><div class=brand>{FLOWER}"
+        f'<span>Florilegium</span></div>{header}</header><main id="main">{body}</main><footer>{foot}</footer>'
+        f"{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from florilegium.catalogue import Role
-from florilegium.report.charts import Series, heat_map, line_chart, swatch
+from florilegium.report.charts import ROUND, Axis, Series, heat_map, line_chart, swatch
 from florilegium.report.markup import legend
 from florilegium.runs.pictures import by_caption, data_uri, read_raw, strip
 from florilegium.runs.reader import MAIN, Recorded, finite
@@ -74,12 +74,12 @@ def agreement(run: Recorded) -> list[Series]:
     return [s for m in found if m for s in series(run, MAIN, m[0], f"client {m[1]}", int(m[1]) % PALETTE)]
 
 
-def chart(title: str, lines: list[Series], percent: bool) -> str:
+def chart(title: str, lines: list[Series], percent: bool, axis: Axis = ROUND) -> str:
     if not lines:
         return ""
     unit = " (%)" if percent else ""
     named = legend([(s.name, s.colour, len(s.points) == 1) for s in lines])
-    return f"<figure><h3>{escape(title)}{unit}</h3>{named}{line_chart(title, lines, percent)}</figure>"
+    return f"<figure><h3>{escape(title)}{unit}</h3>{named}{line_chart(title, lines, percent, axis)}</figure>"
 
 
 def grids(run: Recorded, arm: str) -> list[tuple[int, Path]]:
@@ -99,6 +99,11 @@ def stages(run: Recorded) -> list[tuple[str, np.ndarray, list[str]]]:
         chosen.append((f"round {main[-1][0]}", main[-1][1]))
     for role in PICTURED:
         chosen += [(str(role), grids(run, arm)[-1][1]) for arm in run.with_role(role) if grids(run, arm)][:1]
+    return opened(chosen)
+
+
+def opened(chosen: list[tuple[str, Path]]) -> list[tuple[str, np.ndarray, list[str]]]:
+    """(name, images, captions) of each grid that can be read."""
     read = []
     for name, path in chosen:
         try:
@@ -115,7 +120,12 @@ def breakable(name: str) -> str:
 
 def plates(run: Recorded) -> str:
     """One plate per class: the same prompts and seeds through each stage of the generator."""
-    held = [(name, images, by_caption(captions)) for name, images, captions in stages(run)]
+    return drawn_plates(stages(run))
+
+
+def drawn_plates(shown: list[tuple[str, np.ndarray, list[str]]]) -> str:
+    """One plate for each caption: a strip of the first images of each (name, images, captions)."""
+    held = [(name, images, by_caption(captions)) for name, images, captions in shown]
     captions = list(dict.fromkeys(c for _, _, places in held for c in places))[:PLATES]
     drawn = []
     for caption in captions:

@@ -77,6 +77,7 @@ svg.chart,svg.votes{width:100%;height:auto}svg.votes{margin:0 auto}
 .rule{stroke:var(--rule);stroke-width:1}
 .line{stroke:var(--c);stroke-width:2.2;fill:none;stroke-linejoin:round}
 .mark{fill:var(--c);stroke:var(--card);stroke-width:1}
+.error{stroke:var(--c);stroke-width:1.4;stroke-opacity:.6}
 svg text.end{fill:var(--c);font-weight:600;font-variant-numeric:tabular-nums}
 .legend{display:flex;flex-wrap:wrap;gap:3px 16px;font-size:.8rem;color:var(--soft);margin:0 0 8px}
 .legend span{display:inline-flex;align-items:center;gap:7px}

@@ -18,6 +18,7 @@ from florilegium import catalogue
 from florilegium.runs import files
 
 MAIN = "method"  # the name of a run's main arm; reference arms have their own names
+OVERHEAD = frozenset({"profile", "evaluate"})  # phases that the papers' byte counts leave out
 EVALUATED = ("client/", "t2i/", "server/")  # a round that was evaluated carries at least one of these
 
 
