@@ -119,10 +119,11 @@ class Comparison:
         return f"{opening} A difference is decided when its interval excludes zero. {chance}"
 
     def compared(self) -> Iterator[Compared]:
-        """Metric by metric, each arm with its difference to `against`; of metrics without chance, none."""
+        """Metric by metric, each arm with its difference to `against`; none of metrics that `against` lacks or that
+        have no chance."""
         for n, column in enumerate(self.columns):
             other = self.against.figures[n] if self.against else None
-            if column.key.startswith(differences.UNPAIRED):
+            if other is None or column.key.startswith(differences.UNPAIRED):
                 continue
             for line in self.lines:
                 if (figure := line.figures[n]) is not None:
@@ -309,10 +310,11 @@ def compare(
     known = aliases(runs)
     lines = [line(*key, kept, columns, known.get(key, frozenset())) for key, kept in groups.items()]
     lines = sorted(lines, key=lambda x: x.reference)
+    measured = [line for line in lines if any(line.figures)]
     return Comparison(
         protocol(runs, at),
         (*differ, *empty, *stopped, *budgets),
-        tuple(lines),
+        tuple(measured or lines),
         other_arm(lines, against),
         differences.check_level(level),
         columns,
