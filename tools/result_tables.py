@@ -3,8 +3,8 @@
     python tools/result_tables.py            # write
     python tools/result_tables.py --check    # exit code 1 when a table is not what its records give
 
-A table stands between `<!-- compare ARGUMENTS -->` and `<!-- end -->`. The arguments are those of `florilegium compare`;
-runs are named from docs/. Only the table itself is written by this tool, the text around it is not.
+A table stands between `<!-- compare ARGUMENTS -->` and `<!-- end -->`. The arguments are those of `florilegium
+compare`; runs are named from docs/. Only the table itself is written by this tool, the text around it is not.
 """
 
 from __future__ import annotations
