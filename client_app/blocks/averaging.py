@@ -2,7 +2,7 @@
 
 A method adds terms to the objective, a head, a change of the gradients, or parameters that travel beside the model. It
 may train the model in several turns, and it may keep a part of it (florilegium/protocol/personal.py). Guidance
-(client_app/guidance/phases.py) adds its own terms to any of them. Axes: B batch, C classes, D width.
+(client_app/guidance/phases.py) adds its own terms to any of them. Axes: B batch, C classes, D width, S draws.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from florilegium.protocol import personal
 from florilegium.protocol.payloads import Weights
 
 Terms = Callable[[Tensor, Batch], dict[str, Tensor]]  # (z [B, D], batch) -> named scalar terms of the objective
+Draws = Callable[[Tensor], Tensor]  # z [B, D] -> several draws around it [S, B, D]
 Objective = Callable[[Batch], dict[str, Tensor]]  # batch -> named scalar terms, whose sum is minimised
 PRIVATE = "private"  # the turn of a method that has no other
 
@@ -70,6 +71,7 @@ def local(  # noqa: PLR0913  (what a method may bring)
     extra_terms: Terms | None = None,
     *,
     head: Callable[[Tensor], Tensor] | None = None,
+    draws: Draws | None = None,
     beside: Mapping[str, nn.Parameter] | None = None,
     before_step: Callable[[nn.Module], None] | None = None,
     keeps: Collection[str] = (),
@@ -78,15 +80,15 @@ def local(  # noqa: PLR0913  (what a method may bring)
     """Train some epochs from the server's weights; return the new weights with the metrics of the training.
 
     Empty weights mean that the server asks for fresh weights, which become the common start of all clients.
-    `extra_terms` are added to the objective, `head` replaces the model's, `beside` are parameters that are trained,
-    sent and averaged with the model's (under their names, which no model's parameter may have). `keeps` are tensors of
-    the model that neither come nor go; `turns` replace the one of `local_epochs`. ClientError when the weights are of
-    another architecture.
+    `extra_terms` are added to the objective, `head` replaces the model's, `draws` make the task's cross-entropy the
+    mean over several draws of z. `beside` are parameters that are trained, sent and averaged with the model's (under
+    their names, which no model's parameter may have). `keeps` are tensors of the model that neither come nor go;
+    `turns` replace the one of `local_epochs`. ClientError when the weights are of another architecture.
     """
-    if client.modality == "pair" and (extra_terms or head or settings.guidance.name != "none"):
+    if client.modality == "pair" and (extra_terms or head or draws or settings.guidance.name != "none"):
         raise ClientError("only plain averaging has something for retrieval clients: no terms, head or guidance")
     if client.protection.settings.training and (
-        extra_terms or head or beside or before_step or turns or settings.guidance.name != "none"
+        extra_terms or head or draws or beside or before_step or turns or settings.guidance.name != "none"
     ):
         raise ClientError("privacy.training covers plain averaging: no terms, head, corrections or guidance")
     guide = guides.of(client, settings.guidance)
@@ -97,7 +99,7 @@ def local(  # noqa: PLR0913  (what a method may bring)
         if client.protection.settings.training:
             figures = private(client, settings)
         else:
-            objective = objective_of(client, guide, extra_terms, head)
+            objective = objective_of(client, guide, extra_terms, head, draws)
             figures = train(client, settings, objective, turns, beside, before_step)
     state = {**client.model.state_dict(), **beside}
     tensors = {name: value.detach().cpu().clone() for name, value in state.items() if name not in keeps}
@@ -105,7 +107,11 @@ def local(  # noqa: PLR0913  (what a method may bring)
 
 
 def objective_of(
-    client: Client, guide: Any, extra_terms: Terms | None = None, head: Callable[[Tensor], Tensor] | None = None
+    client: Client,
+    guide: Any,
+    extra_terms: Terms | None = None,
+    head: Callable[[Tensor], Tensor] | None = None,
+    draws: Draws | None = None,
 ) -> Objective:
     """batch -> named terms: the task, what the guide adds, and the method's own."""
 
@@ -114,7 +120,11 @@ def objective_of(
             return task_terms(client, batch)
         z_BD, score = client.classifier.encode(batch.inputs), head or client.classifier.head
         seen = z_BD if guide.supervised else z_BD.detach()
-        task = cross_entropy(score(seen), batch.labels)
+        if draws is None:
+            task = cross_entropy(score(seen), batch.labels)
+        else:
+            seen_SBD = draws(seen)
+            task = cross_entropy(score(seen_SBD.flatten(0, 1)), batch.labels.repeat(len(seen_SBD)))
         terms = {"task" if guide.supervised else "probe": task} | guide.terms(z_BD, batch, score)
         return terms | extra_terms(z_BD, batch) if extra_terms else terms
 

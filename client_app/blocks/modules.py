@@ -1,18 +1,20 @@
 """Small modules inside a client's model: put in for one message, trained beside the head, taken out again.
 
 The body stays as it is. So the client's stored model is a plain one, and the modules are kept and exchanged beside it.
-Axes: H width of a layer, R width of a module, or rank.
+Axes: B batch, D representation width, H width of a layer, R width of a module, or rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from client_app.batches import ClientError
+from client_app.blocks.representing import towers
 from client_app.client import Client
 from florilegium import seeds
 from florilegium.models import places
@@ -21,6 +23,35 @@ PART = "modules"  # of the memory
 HEAD = ("project", "classifier")  # what every client trains for itself
 
 Parameters = dict[str, nn.Parameter]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Adapter(nn.Module):
+    """h [..., H] -> up(relu(down(h))) [..., H]."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.up(torch.relu(self.down(h)))
+
+
+@contextmanager
+def behind_projections(client: Client, made: Callable[[str], Module]) -> Iterator[dict[str, Module]]:
+    """Inside, `made(side)`, a map of [B, D] to [B, D], follows the projection of each of the client's encoders; gives
+    these maps by side (image, text). Outside the model is as it was, but for what it learnt."""
+    encoders = towers(client)
+    before = {side: encoder.project for side, encoder in encoders.items()}
+    added = {side: made(side).to(client.device) for side in encoders}
+    for side, encoder in encoders.items():
+        encoder.project = nn.Sequential(before[side], added[side])  # type: ignore[assignment]
+    try:
+        yield added
+    finally:
+        for side, encoder in encoders.items():
+            encoder.project = before[side]
+        client.model.requires_grad_(True)
 
 
 @contextmanager

@@ -5,8 +5,10 @@ Axes: B batch, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import nn
 
 from client_app.blocks.averaging import Objective, Terms, Turn, objective_of, train
@@ -16,6 +18,8 @@ from florilegium.config.fields import section, setting
 from florilegium.learning.fit import OPTIMIZERS, LearningRate
 from florilegium.methods.guidance.settings import GuidanceSettings
 
+BEGUN = "begun"  # the part of the memory that says that the client trained before
+
 
 @section
 class OwnModelSettings:
@@ -23,6 +27,13 @@ class OwnModelSettings:
 
     pretrain_epochs: int = setting(12, "E0: private epochs at a client's first training", low=1, high=1_000_000)
     local_epochs: int = setting(5, "E: private epochs of a round", low=1, high=1_000_000)
+    extra_batches: int = setting(
+        0,
+        "the smallest number of private batches in further whole epochs of a round, where other methods pass over "
+        "shared samples",
+        low=0,
+        high=1_000_000,
+    )
     batch: int = setting(32, "B: rows in a batch", low=2, high=100_000)
     optimizer: str = setting("adamw", "adamw | sgd", choices=OPTIMIZERS)
     learning_rate: LearningRate = setting(help="eta: learning rate", factory=LearningRate)
@@ -47,9 +58,20 @@ def train_objective(
     beside: Mapping[str, nn.Parameter] | None = None,
     trained: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """Private epochs on an objective: `pretrain_epochs` at the client's first training, then `local_epochs`.
+    """Private epochs on an objective, as many as `epochs_of` says.
 
     The parameters `beside` are trained with the model's, of which only those named `trained` learn (None: all).
     """
-    epochs = settings.local_epochs if client.trained else settings.pretrain_epochs
-    return train(client, settings, objective, (Turn(epochs, trained),), beside)
+    return train(client, settings, objective, (Turn(epochs_of(client, settings), trained),), beside)
+
+
+def epochs_of(client: Client, settings: OwnModelSettings) -> int:
+    """E0 at the client's first training, then E and those of `extra_batches`.
+
+    A message that only asks for a fresh start is no training.
+    """
+    first = client.memory.read(BEGUN) is None
+    if first:
+        client.memory.write(BEGUN, {"round": torch.tensor([client.round])})
+    later = settings.local_epochs + math.ceil(settings.extra_batches / math.ceil(client.examples / settings.batch))
+    return settings.pretrain_epochs if first else later

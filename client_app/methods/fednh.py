@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from client_app.batches import ClientError
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import prototype_head, without
 from florilegium.protocol.payloads import Weights
@@ -29,14 +29,11 @@ class FedNHClientSettings(LocalSettings):
     scale: float = setting(20.0, "s: factor of the cosines at the start; clients learn it", low=1e-3, high=1e4)
 
 
-class FedNHClient:
+class FedNHClient(FedAvgClient):
     """Learns an encoder for a fixed head of class prototypes, then says where its classes lie."""
 
     Settings = FedNHClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FedNHClientSettings) -> None:
-        self.settings = settings
+    settings: FedNHClientSettings
 
     def train(self, client: Client, down: Weights) -> Weights:
         if client.conf.clients.representation != "layer_norm":

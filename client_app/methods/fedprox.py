@@ -11,7 +11,7 @@ from torch import Tensor
 from client_app.batches import Batch
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.protocol.payloads import Weights
 
@@ -25,14 +25,11 @@ class FedProxClientSettings(LocalSettings):
     )
 
 
-class FedProxClient:
+class FedProxClient(FedAvgClient):
     """Local epochs that must not leave the server's weights too far behind."""
 
     Settings = FedProxClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FedProxClientSettings) -> None:
-        self.settings = settings
+    settings: FedProxClientSettings
 
     def train(self, client: Client, down: Weights) -> Weights:
         s, model = self.settings, client.model

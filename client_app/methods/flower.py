@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import torch
 
-from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.protocol.payloads import Weights
 
 
-class FlowerClient:
+class FlowerClient(FedAvgClient):
     """Local epochs; where the server names a clipping norm, the update is clipped before it leaves."""
 
-    Settings = LocalSettings
-    represent = phases.represent
-
-    def __init__(self, settings: LocalSettings) -> None:
-        self.settings = settings
-
     def train(self, client: Client, down: Weights) -> Weights:
-        up = local(client, self.settings, down)
+        up = super().train(client, down)
         if not down.tensors or "clipping_norm" not in down.metrics:
             return up
         update = {n: up.tensors[n] - v for n, v in down.tensors.items() if v.is_floating_point()}

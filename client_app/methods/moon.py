@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from client_app.batches import Batch
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium import seeds
 from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import model_part, named, part
@@ -35,14 +35,11 @@ class MoonClientSettings(LocalSettings):
     )
 
 
-class MoonClient:
+class MoonClient(FedAvgClient):
     """Pulls representations towards the global model's and away from the client's own last ones."""
 
     Settings = MoonClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: MoonClientSettings) -> None:
-        self.settings = settings
+    settings: MoonClientSettings
 
     def train(self, client: Client, down: Weights) -> Weights:
         s, project, left = self.settings, self.projection(client), client.previous_state[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import effective_steps, named, part, without
 from florilegium.protocol.payloads import Weights
@@ -31,14 +31,11 @@ class ScaffoldClientSettings(LocalSettings):
             raise ValueError(f"optimizer must be sgd, control variates are gradients of SGD, got {self.optimizer!r}")
 
 
-class ScaffoldClient:
+class ScaffoldClient(FedAvgClient):
     """Each step is corrected by how this client's gradients differ from everyone's."""
 
     Settings = ScaffoldClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: ScaffoldClientSettings) -> None:
-        self.settings = settings
+    settings: ScaffoldClientSettings
 
     def train(self, client: Client, down: Weights) -> Weights:
         s = self.settings

@@ -1,4 +1,4 @@
-"""Clusters of first neighbours: the parameter-free hierarchy of arXiv 1902.11266, written from its equation 1.
+"""Clusters of first neighbours: the parameter-free hierarchy of arXiv 1902.11266 (FINCH), by its equation 1.
 
 Axes: N points, G clusters, D width.
 """

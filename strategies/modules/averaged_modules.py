@@ -51,7 +51,7 @@ class AveragedModules(Rounds):
     def begin(self, federation: Federation) -> dict[str, float]:
         starts = group_starts(federation, Adapters)
         self.weights = {name: value for group, start in starts.items() for name, value in named(group, start).items()}
-        return {}
+        return self.round(0, federation)  # the clients' first training
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         groups = dict.fromkeys(name.split(".")[0] for name in self.weights)

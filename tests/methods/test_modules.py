@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from client_app.batches import ClientError
 from client_app.blocks.modules import low_rank
-from client_app.blocks.own_model import OwnModelSettings
+from client_app.blocks.own_model import OwnModelSettings, epochs_of
 from client_app.methods.modules.biasfl import BiasFLClient
 from client_app.methods.modules.feddat import (
     Adapter,
@@ -192,6 +192,18 @@ def test_mutual_distillation_by_hand(client):
     assert same(up.tensors, came.tensors, atol=0)
 
 
+def test_the_first_training_is_longer_and_a_fresh_start_is_none(client):
+    """12 epochs, then 2 and what brings at least 3 more batches: 16 rows in batches of 8 are two, so two epochs."""
+    given = OwnModelSettings(pretrain_epochs=12, local_epochs=2, extra_batches=3, batch=8)
+    BiasFLClient(given).train(client, Adapters({}))
+    client.save()
+    client = TextClient(0, client.folder.parent)
+    client.memory.now = (1, 2)
+    assert epochs_of(client, given) == 12
+    client.memory.now = (2, 1)
+    assert epochs_of(client, given) == 4
+
+
 def read(client):
     """What the client's last message left of its modules."""
     client.memory.now = (9, 9)
@@ -236,7 +248,8 @@ def test_a_round_through_the_server(client, tmp_path):
     strategy = AveragedModules(AveragedModulesSettings())
     strategy.begin(federation)
     told = strategy.round(1, federation)
-    a, b = (x.body.tensors["1.value.B"] for x in asked[1])
+    assert [len(replies) for replies in asked] == [1, 2, 2]  # a fresh start, the first training, a round
+    a, b = (x.body.tensors["1.value.B"] for x in asked[-1])
     assert torch.allclose(strategy.weights["text bert.1.value.B"], (a + 3 * b) / 4, atol=1e-6)
     assert told["weights/replies"] == 2 and strategy.judged_model() is None
     assert same(part(named("text bert", asked[0][0].body.tensors), "text bert"), asked[0][0].body.tensors)

@@ -9,7 +9,7 @@ from torch import nn
 
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.protocol.payloads import Weights
 
@@ -29,14 +29,11 @@ class FedBNClientSettings(LocalSettings):
     )
 
 
-class FedBNClient:
+class FedBNClient(FedAvgClient):
     """Some epochs on private data, from the shared weights and the client's own normalisation layers."""
 
     Settings = FedBNClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FedBNClientSettings) -> None:
-        self.settings = settings
+    settings: FedBNClientSettings
 
     def personal(self, model: nn.Module) -> set[str]:
         """The names of the tensors of all normalisation layers, statistics included."""

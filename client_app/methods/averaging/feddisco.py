@@ -11,24 +11,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.learning.losses import entropy
 from florilegium.protocol.payloads import Weights
 
 
-class FedDiscoClient:
+class FedDiscoClient(FedAvgClient):
     """FedAvg's local epochs; the client says how uneven its classes are, and not which ones it has."""
 
-    Settings = LocalSettings
-    represent = phases.represent
-
-    def __init__(self, settings: LocalSettings) -> None:
-        self.settings = settings
-
     def train(self, client: Client, down: Weights) -> Weights:
-        up = local(client, self.settings, down)
+        up = super().train(client, down)
         if not down.tensors:
             return up
         counts_C = torch.bincount(client.data.train.labels, minlength=client.classes)

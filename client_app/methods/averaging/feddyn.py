@@ -11,7 +11,7 @@ from torch import Tensor
 from client_app.batches import Batch
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.protocol.payloads import Weights
 
@@ -27,14 +27,11 @@ class FedDynClientSettings(LocalSettings):
     )
 
 
-class FedDynClient:
+class FedDynClient(FedAvgClient):
     """Local epochs whose regulariser makes the local minimum agree with the global one."""
 
     Settings = FedDynClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FedDynClientSettings) -> None:
-        self.settings = settings
+    settings: FedDynClientSettings
 
     def train(self, client: Client, down: Weights) -> Weights:
         alpha, model = self.settings.alpha, client.model

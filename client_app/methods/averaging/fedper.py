@@ -9,7 +9,7 @@ from torch import nn
 
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.protocol.payloads import Weights
 
@@ -26,14 +26,11 @@ class FedPerClientSettings(LocalSettings):
     )
 
 
-class FedPerClient:
+class FedPerClient(FedAvgClient):
     """Some epochs on private data, base and personal layers at once."""
 
     Settings = FedPerClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FedPerClientSettings) -> None:
-        self.settings = settings
+    settings: FedPerClientSettings
 
     def personal(self, model: nn.Module) -> set[str]:
         """The names of the tensors of the last K_P layers, and of the normalisation layers between and after them."""

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from client_app.batches import Batch
 from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.protocol.payloads import Weights
 
@@ -35,14 +35,11 @@ class FedRCLClientSettings(LocalSettings):
     threshold: float = setting(0.7, "lambda: cosine from which rows of a class are too close", low=-1, high=1)
 
 
-class FedRCLClient:
+class FedRCLClient(FedAvgClient):
     """Draws the farthest row of its class to each row at every level of the body, and holds close ones apart."""
 
     Settings = FedRCLClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FedRCLClientSettings) -> None:
-        self.settings = settings
+    settings: FedRCLClientSettings
 
     def train(self, client: Client, down: Weights) -> Weights:
         s = self.settings

@@ -9,7 +9,7 @@ from torch import nn
 
 from client_app.blocks.averaging import LocalSettings, Turn, local
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.protocol.payloads import Weights
 
@@ -28,14 +28,11 @@ class FedRepClientSettings(LocalSettings):
     )
 
 
-class FedRepClient:
+class FedRepClient(FedAvgClient):
     """First the best head for the shared representation, then a step of the representation for that head."""
 
     Settings = FedRepClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FedRepClientSettings) -> None:
-        self.settings = settings
+    settings: FedRepClientSettings
 
     def personal(self, model: nn.Module) -> set[str]:
         """The names of the head's tensors."""

@@ -16,7 +16,7 @@ from client_app.batches import Batch, ClientError
 from client_app.blocks.averaging import LocalSettings, Terms, local
 from client_app.blocks.prototypes import prototypes
 from client_app.client import Client
-from client_app.guidance import phases
+from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import without
 from florilegium.protocol.payloads import Weights
@@ -35,14 +35,11 @@ class FPLClientSettings(LocalSettings):
     )
 
 
-class FPLClient:
+class FPLClient(FedAvgClient):
     """Local epochs that draw a row to the prototypes of its class in all domains, and to their mean."""
 
     Settings = FPLClientSettings
-    represent = phases.represent
-
-    def __init__(self, settings: FPLClientSettings) -> None:
-        self.settings = settings
+    settings: FPLClientSettings
 
     def train(self, client: Client, down: Weights) -> Weights:
         start = replace(down, tensors=without(down.tensors, FPL_PART))

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from client_app import evaluation
 from client_app.batches import Batch
-from client_app.blocks.modules import PART, drawn, trained_names, value_of, values
-from client_app.blocks.own_model import OwnModelSettings
+from client_app.blocks.modules import PART, Adapter, drawn, trained_names, value_of, values
+from client_app.blocks.own_model import OwnModelSettings, epochs_of
 from client_app.client import Client
 from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import named, part
@@ -34,17 +34,6 @@ class FedDATClientSettings(OwnModelSettings):
 
     reduction: int = setting(16, "a layer's width over its adapter's", low=1, high=10_000)
     temperature: float = setting(3.0, "T: temperature of the mutual distillation", low=1e-3, high=1e3)
-
-
-class Adapter(nn.Module):
-    """h [..., H] -> up(relu(down(h))) [..., H]."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.up(torch.relu(self.down(h)))
 
 
 class DualAdapter(nn.Module):
@@ -114,7 +103,7 @@ class FedDATClient:
             objective,
             lr=s.learning_rate.of(client.modality),
             weight_decay=s.weight_decay,
-            epochs=s.local_epochs if client.trained else s.pretrain_epochs,
+            epochs=epochs_of(client, s),
             clip=s.clip,
             optimizer=s.optimizer,
             momentum=s.momentum,
