@@ -14,7 +14,7 @@ from florilegium.config import composition
 from florilegium.config.data import PartitionSettings
 from florilegium.data import shift, skew
 from florilegium.data.datasets import DataError, open_dataset
-from florilegium.data.partition import deal, partition
+from florilegium.data.partition import deal, dealt, partition
 from florilegium.data.private import open_private
 from florilegium.protocol.codec import Header
 from tests.test_every_method import toy
@@ -154,6 +154,17 @@ def test_every_preset_deals_to_ten_clients(preset):
     assert conf.cohort.fraction == 0.5 and len(rows) == 10 and len({i for r in rows for i in r}) == sum(map(len, rows))
     assert all(sum(client["classes"].values()) == len(client["rows"]) for client in dealt["clients"])
     assert json.loads(json.dumps(dealt)) == dealt
+
+
+def test_a_client_gets_its_own_part_and_its_rows_in_that_order(toy_conf):
+    conf = toy_conf("method=standalone")
+    whole = partition(conf)
+    for k, member in enumerate(conf.clients.mix):
+        mine, settings = dealt(conf, k)
+        assert mine == whole["clients"][k] and settings == whole["settings"]
+        assert open_private(conf, k, member.modality, {}).train.ids.tolist() == mine["rows"]
+        mine["rows"].clear()  # a copy: the next who asks has them
+    assert partition(conf) == whole
 
 
 def test_a_long_tail_comes_before_the_split():

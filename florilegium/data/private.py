@@ -7,6 +7,7 @@ ever sent.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,7 +33,7 @@ from florilegium.data.datasets import (
 from florilegium.data.own.examination import examine
 from florilegium.data.own.sources import OwnSettings
 from florilegium.data.own.splits import split_rows
-from florilegium.data.partition import partition
+from florilegium.data.partition import dealt
 from florilegium.data.stored_images import StoredImages, picked
 
 HELD_OUT = ("validation", "test")  # splits that no client trains on
@@ -83,8 +84,7 @@ def open_private(conf: Settings, client: int, modality: str, node_config: Mappin
     if own is not None:
         train = _own(own, names, modality, side)
     else:
-        whole = partition(conf)
-        mine, s = whole["clients"][client], whole["settings"]
+        mine, s = dealt(conf, client)
         domain = Domain(s["by"], mine.get("domain"), s["shift"] if "shift" in mine else "none", mine.get("shift", 0.0))
         train = _part(data, modality, tuple(mine["rows"]), domain)
         domain = domain if s["judged"] == "own" else Domain()
@@ -137,10 +137,24 @@ def _own_split(own: OwnSettings, classes: tuple[str, ...], modality: str, side: 
 
 @lru_cache(maxsize=32)
 def _part(data: str, modality: str, ids: tuple[int, ...], domain: Domain) -> Rows:
+    private, where, side, place = _dealt_from(data)
+    if unknown := [i for i in ids if i not in where]:
+        raise DataError(f"{place} has no row with id {unknown[0]}")
+    # without a fingerprint of its own, the library hashes each selection, which takes longer than the rows
+    mine = private.select([where[i] for i in ids], new_fingerprint=hashlib.sha256(str(ids).encode()).hexdigest()[:16])
+    return domain.shifted(read_rows(mine, modality, side, place))
+
+
+@lru_cache(maxsize=4)
+def _dealt_from(data: str) -> tuple[Any, dict[int, int], int, str]:
+    """The training rows that are dealt to clients, where each id is, the side of images, and what the rows are called.
+
+    Every client of a process takes its part of these.
+    """
     conf = from_text(DataSettings, data)
     splits = open_dataset(conf)
-    rows = read_rows(splits.private("train"), modality, int(conf.image_size), f"{splits.place}/train", ids)
-    return domain.shifted(rows)
+    private = splits.private("train")
+    return private, {int(i): n for n, i in enumerate(private["id"][:])}, int(conf.image_size), f"{splits.place}/train"
 
 
 @lru_cache(maxsize=8)
