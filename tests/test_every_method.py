@@ -27,6 +27,7 @@ SMALL = {
     "fedafd": ["method.client.pretrain_epochs=1", "method.client.local_epochs=1", "method.server.pretrain_epochs=1"],
     "creamfl": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
     "fedmekt": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
+    "fedmkd": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],
     "semanticfl": [
         "method.client.guidance.semanticfl.images_per_class=4",
         "method.client.guidance.semanticfl.student.epochs=2",

@@ -139,7 +139,7 @@ def test_the_presets_of_a_table_have_one_budget(experiment: str) -> None:
     if hasattr(client, "extra_batches"):  # no shared samples: the private batches that others mix beside them
         assert client.extra_batches == 30
         return
-    passes = [getattr(client, f"{name}_epochs", 0) for name in ("distill", "transfer", "contrast")]
+    passes = [getattr(client, f"{name}_epochs", 0) for name in ("distill", "transfer", "contrast", "align")]
     batches = [getattr(client, f"{name}_batch", 32) for name in ("distill", "public")]
     assert sum(passes) == 4 and set(batches) == {32} and client.mix_private
     assert getattr(client, "replay", 0) == 0 and getattr(client, "revisit_epochs", 0) == 0

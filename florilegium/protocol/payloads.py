@@ -260,7 +260,7 @@ class Adapters:
     """Small modules inside a model, by place, the number of examples they were trained on, and what the training had to
     say about itself."""
 
-    carries: ClassVar[str] = "weights of small modules inside a model: low-rank factors, adapters, biases"
+    carries: ClassVar[str] = "weights of modules inside a model: low-rank factors, adapters, biases, or all of them"
     summed: ClassVar[bool] = True
     tensors: dict[str, Tensor] = plain(MODEL)
     examples: int = plain(COUNT, default=0)

@@ -6,7 +6,7 @@ Axes: N pairs, B batch, D width, S image side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -106,16 +106,24 @@ class Retriever:
         return pixels.scaled(images[rows]).to(self.model.device), tokens.to(self.model.device)
 
     def passes(
-        self, loss: Callable[[Tensor], dict[str, Tensor]], count: int, epochs: int, rounds: tuple[int, int], name: str
+        self,
+        loss: Callable[[Tensor], dict[str, Tensor]],
+        count: int,
+        epochs: int,
+        rounds: tuple[int, int],
+        name: str,
+        beside: Iterable[Tensor] = (),
     ) -> dict[str, float]:
         """Minimise the sum of the terms of `loss(rows)` over `count` rows; the mean of each as server/<term>.
 
-        `rounds` is (this one, all of them), for the schedule; `name` tells this stage's shuffling from another's.
+        `rounds` is (this one, all of them), for the schedule; `name` tells this stage's shuffling from another's;
+        `beside` are parameters that learn with the model's.
         """
         s, steps = self.settings, 0
         totals: dict[str, float] = {}
         now = s.learning_rate * (annealed(rounds) if s.schedule == "cosine" else 1.0)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        trained += beside
         stepper = torch.optim.AdamW(trained, lr=now, weight_decay=s.weight_decay)
         self.model.train()
         for body in (self.model.image.body, self.model.text.body):

@@ -51,7 +51,7 @@ def trained(
     federation: Federation,
     down: Mapping[str, Tensor] | Callable[[Client], Mapping[str, Tensor]],
     *,
-    like: Mapping[str, Tensor] | None = None,
+    like: Mapping[str, Tensor] | Callable[[Client], Mapping[str, Tensor]] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
     check: Check | None = None,
     metrics: Mapping[str, float] | None = None,
@@ -61,15 +61,16 @@ def trained(
     """The cohort's weights after local training from `down` (with `metrics`, figures for the clients); a bad upload is
     left out and named in the ledger.
 
-    `down` may differ by client. An upload must have the names, shapes and types of `like` (default: of `down`), the
-    figures of `ranges` within them, and no more examples than the client's profile says. `late`: where settings have it
-    so, the weights a client was asked for in an earlier round may come instead, and count less (`shares`). `kind` is
-    the payload of both ways, with the fields of Weights.
+    `down` and `like` may differ by client. An upload must have the names, shapes and types of `like` (default: of
+    `down`), the figures of `ranges` within them, and no more examples than the client's profile says. `late`: where
+    settings have it so, the weights a client was asked for in an earlier round may come instead, and count less
+    (`shares`). `kind` is the payload of both ways, with the fields of Weights.
     """
 
     def checked(client: Any, body: Weights) -> None:
         given = down(client) if callable(down) else down
-        same_tensors(body.tensors, given if like is None else like)
+        expected = given if like is None else like(client) if callable(like) else like
+        same_tensors(body.tensors, expected)
         if not 1 <= body.examples <= max(client.examples, 1):
             raise WireError(f"Weights.examples is {body.examples}, the client's profile says {client.examples}")
         for name, (low, high) in (ranges or {}).items():

@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from client_app.batches import ClientError
 from client_app.blocks.representing import inputs_of, seen
-from client_app.methods.creamfl import CreamFLClient, CreamFLClientSettings
+from client_app.methods.representations.creamfl import CreamFLClient, CreamFLClientSettings
 from client_app.opening import open_client
 from florilegium.data.datasets import DataError
 from florilegium.data.public import open_public
@@ -19,7 +19,7 @@ from florilegium.protocol.payloads import Features, Nothing, PublicSet
 from florilegium.resources import Resources
 from strategies.blocks.public_set import PublicSetSettings
 from strategies.blocks.retriever import Retriever, RetrieverSettings, annealed
-from strategies.creamfl import CreamFL, CreamFLSettings, carried, mean_anchors
+from strategies.representations.creamfl import CreamFL, CreamFLSettings, carried, mean_anchors
 
 I2, SWAPPED = torch.eye(2), torch.eye(2).flip(0)
 MIX = ["clients.mix=[{modality: image, model: vit}, {modality: text, model: bert}, {modality: pair, model: vit+bert}]"]

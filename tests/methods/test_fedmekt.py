@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from client_app.methods.fedmekt import FedMEKTClient, FedMEKTClientSettings
+from client_app.methods.representations.fedmekt import FedMEKTClient, FedMEKTClientSettings
 from client_app.opening import open_client
 from florilegium.data.public import open_public
 from florilegium.federation.federation import Client
@@ -16,7 +16,7 @@ from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Features, Nothing, PublicSet
 from florilegium.resources import Resources
 from strategies.blocks.public_set import PublicSetSettings
-from strategies.fedmekt import FedMEKT, FedMEKTSettings, centred, grown, mean_pairwise_cosine
+from strategies.representations.fedmekt import FedMEKT, FedMEKTSettings, centred, grown, mean_pairwise_cosine
 
 MIX = [
     "clients.mix=[{modality: image, model: resnet}, {modality: text, model: bert}, {modality: pair, model: vit+bert}]"

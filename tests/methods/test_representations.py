@@ -1,4 +1,4 @@
-"""What CreamFL and FedMEKT share: through the real apps with every kind of client, bad replies, resume, votes."""
+"""What CreamFL, FedMEKT and FedMKD share: the real apps with every kind of client, bad replies, resume, votes."""
 
 import json
 from functools import partial
@@ -23,7 +23,7 @@ SMALL = [
     "timeouts.quorum=1",
 ]
 MIX = "clients.mix=[{modality: image, model: vit}, {modality: text, model: bert}, {modality: pair, model: vit+bert}]"
-METHODS = ("creamfl", "fedmekt")
+METHODS = ("creamfl", "fedmekt", "fedmkd")
 IMAGE, TEXT, PAIR = Client(100, 0, "image"), Client(101, 1, "text"), Client(102, 2, "pair")
 
 
@@ -86,7 +86,7 @@ def test_it_runs_with_every_kind_of_client(method, source, toy_conf, federated):
     last = lines(run)[-1]["metrics"]
     assert {"client/accuracy/image", "client/accuracy/text", "client/rsum/pair", "bytes/formula_up"} <= last.keys()
     assert ("t2i/loss" in last) == ("labels/accuracy" in last) == (source == "synthetic")
-    assert any(name.startswith("server/retrieval/") for name in last) == (method == "creamfl")
+    assert any(name.startswith("server/retrieval/") for name in last) == (method != "fedmekt")
     assert not [e for e in entries(run) if e["fault"]]
     exchanged = {e["phase"] for e in entries(run) if e["round"] == 1}
     assert exchanged == {"train", "represent", "distill", "evaluate"}
@@ -133,7 +133,7 @@ def test_a_bad_reply_is_named_and_left_out(kind, line, toy_conf, federated):
     assert "fusion/image_weight_2" not in last and last["fusion/image_weight_0"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("method", "source"), [("creamfl", "proxy"), ("fedmekt", "synthetic")])
+@pytest.mark.parametrize(("method", "source"), [("creamfl", "proxy"), ("fedmekt", "synthetic"), ("fedmkd", "proxy")])
 def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, resumed):
     given = [f"method={method}", f"method.public_set={source}", MIX, *SMALL, "rounds=2"]
     whole, part = resumed(partial(toy_conf, *given), "train.distill", 2)

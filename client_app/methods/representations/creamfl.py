@@ -1,4 +1,4 @@
-"""CreamFL, client side (arXiv 2302.08888). Server side: strategies/creamfl.py.
+"""CreamFL, client side (arXiv 2302.08888). Server side: strategies/representations/creamfl.py.
 
 Down: the server's features of public pairs. Up: this client's features of them. Private data and weights stay.
 Axes: N pairs, B batch, D width. Sources and every free choice: docs/methods/representations.md.

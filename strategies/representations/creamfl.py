@@ -1,7 +1,7 @@
 """CreamFL, server side (arXiv 2302.08888, in the form of docs/methods/representations.md).
 
-Client side: client_app/methods/creamfl.py. Down: the server's features of public pairs, images' and texts'. Up: the
-client's own features of them. Axes: K clients, N pairs, D width.
+Client side: client_app/methods/representations/creamfl.py. Down: the server's features of public pairs, images' and
+texts'. Up: the client's own features of them. Axes: K clients, N pairs, D width.
 """
 
 from __future__ import annotations

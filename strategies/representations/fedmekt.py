@@ -1,7 +1,7 @@
 """FedMEKT, server side (arXiv 2307.13214, in the form of docs/methods/representations.md).
 
-Client side: client_app/methods/fedmekt.py. Down: the server's embeddings of public samples, of the client's own
-modality. Up: the client's own. Axes: K clients, N samples, B batch, D width, H width of a body.
+Client side: client_app/methods/representations/fedmekt.py. Down: the server's embeddings of public samples, of the
+client's own modality. Up: the client's own. Axes: K clients, N samples, B batch, D width, H width of a body.
 """
 
 from __future__ import annotations

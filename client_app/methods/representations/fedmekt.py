@@ -1,4 +1,4 @@
-"""FedMEKT, client side (arXiv 2307.13214). Server side: strategies/fedmekt.py.
+"""FedMEKT, client side (arXiv 2307.13214). Server side: strategies/representations/fedmekt.py.
 
 Down: the server's embeddings of public samples. Up: this client's own. Private data and weights stay.
 Axes: N samples, B batch, D width. Sources and every free choice: docs/methods/representations.md.
