@@ -13,6 +13,7 @@ from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
 from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
+from florilegium.models.frozen import trained_parameters
 from florilegium.protocol.payloads import Weights
 
 
@@ -36,7 +37,7 @@ class FedProxClient(FedAvgClient):
         start = {name: value.to(client.device) for name, value in down.tensors.items()}
 
         def proximal(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:  # h_k = F_k + mu/2 |w - w_t|^2
-            away = torch.stack([((w - start[name]) ** 2).sum() for name, w in model.named_parameters()])
+            away = torch.stack([((w - start[name]) ** 2).sum() for name, w in trained_parameters(model).items()])
             return {"proximal": s.proximal / 2 * away.sum()}
 
         return local(client, s, down, proximal if s.proximal else None)

@@ -13,6 +13,7 @@ from client_app.client import Client
 from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
 from florilegium.learning.averaging import effective_steps, named, part, without
+from florilegium.models.frozen import trained_parameters
 from florilegium.protocol.payloads import Weights
 
 CONTROL = "control"  # the part of the memory, and the first name on the wire
@@ -39,7 +40,7 @@ class ScaffoldClient(FedAvgClient):
 
     def train(self, client: Client, down: Weights) -> Weights:
         s = self.settings
-        zero = {name: torch.zeros_like(p, device="cpu") for name, p in client.model.named_parameters()}
+        zero = {name: torch.zeros_like(p, device="cpu") for name, p in trained_parameters(client.model).items()}
         if not down.tensors:
             fresh = local(client, s, down)
             return Weights(fresh.tensors | named(CONTROL, zero), fresh.examples)

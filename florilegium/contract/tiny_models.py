@@ -10,6 +10,7 @@ import json
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,47 +30,63 @@ def tokenizer():
     return CLIPTokenizer({word: i for i, word in enumerate(words)}, merges=[], model_max_length=TOKENS)
 
 
-def text_encoder(vocabulary: int, tokenizer):
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def write_diffusion(folder: Path, prediction: str = "epsilon", channels: tuple[int, ...] = (8, 16)) -> Path:
-    """A StableDiffusionPipeline: 16 x 16 images, 8 x 8 x 4 latents, fp16 files; a U-Net block for each channel."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def text_encoder(width: int = WIDTH, layers: int = 1, kind: str = "CLIPTextModel"):
+    """A text encoder of this class of transformers that reads the tokens of `tokenizer`."""
+    import transformers
 
     spelling = tokenizer()
-    vae = AutoencoderKL(
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(spelling),
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=spelling.bos_token_id,
+        eos_token_id=spelling.eos_token_id,
+        pad_token_id=spelling.pad_token_id,
+    )
+    return getattr(transformers, kind)(config)
+
+
+def autoencoder(channels: int = 4, **config: Any):
+    """16 x 16 images <-> 8 x 8 latents of so many channels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         norm_num_groups=4,
+        latent_channels=channels,
         sample_size=SIDE,
-        scaling_factor=1.0,
+        **config,
     )
-    unet = UNet2DConditionModel(
+
+
+def decoder(width: int = WIDTH, channels: tuple[int, ...] = (8, 16), **config: Any):
+    """A U-Net over 8 x 8 latents whose texts have this width; a block for each channel, all but the deepest attend."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
         sample_size=SIDE // 2,
         block_out_channels=channels,
         layers_per_block=1,
         norm_num_groups=4,
         down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=width,
         attention_head_dim=2,
+        **config,
     )
+
+
+def write_diffusion(folder: Path, prediction: str = "epsilon", channels: tuple[int, ...] = (8, 16)) -> Path:
+    """A StableDiffusionPipeline: 16 x 16 images, 8 x 8 x 4 latents, fp16 files; a U-Net block for each channel."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    vae, unet = autoencoder(scaling_factor=1.0), decoder(channels=channels)
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -80,7 +97,7 @@ def write_diffusion(folder: Path, prediction: str = "epsilon", channels: tuple[i
         prediction_type=prediction,
     )
     pipe = StableDiffusionPipeline(
-        vae, text_encoder(len(spelling), spelling), spelling, unet, scheduler, None, None, requires_safety_checker=False
+        vae, text_encoder(), tokenizer(), unet, scheduler, None, None, requires_safety_checker=False
     )
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(folder)

@@ -69,7 +69,7 @@ def open_public(conf: Settings, path: str | None = None) -> PublicPairs:
     Raises DataError when the data have no public rows, or fewer pairs than asked.
     """
     given = conf.data.public
-    data = replace(conf.data, public=PublicSettings())
+    data = replace(conf.data, public=PublicSettings(share=given.share))
     if place := path or given.path:
         data = DataSettings(name="own", path=place, image_size=conf.data.image_size, prompt=None)
     return _open(to_text(data), given.pairs, conf.seed if given.seed is None else given.seed)

@@ -53,7 +53,11 @@ _FEATURES: dict[tuple[str, str, str], Tensor] = {}
 def public_features(model: DualEncoder, pairs: PublicPairs, side: str) -> Tensor:
     """[P, D] of one `side` (image | text) of public pairs; kept by (encoder hash, data hash)."""
     encoder = getattr(model, side)
-    key = (side, version_of(encoder.state_dict()), pairs.order)
+    everything = {
+        **dict(encoder.named_parameters()),
+        **dict(encoder.named_buffers()),
+    }  # a frozen part is in no state dict
+    key = (side, version_of({name: value.detach() for name, value in everything.items()}), pairs.order)
     if key not in _FEATURES:
         while len(_FEATURES) >= KEPT:
             _FEATURES.pop(next(iter(_FEATURES)))

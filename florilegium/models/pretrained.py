@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.assets import located
+from florilegium.models.frozen import omit_frozen, stand_still
 
 TRAININGS = ("full", "frozen", "lora")
 FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -96,7 +97,8 @@ def encoder(name: str, modality: str, **given: Any) -> Any:
 
 
 def prepare_training(net: Any, how: str, rank: int) -> None:
-    """All weights train, none, or LoRA adapters on every linear layer. ValueError for another word."""
+    """All weights train, none, or LoRA adapters on every linear layer; what does not train is in no state dict.
+    ValueError for another word."""
     if how not in TRAININGS:
         raise ValueError(f"training {how!r} is none of {', '.join(TRAININGS)}")
     if how == "full":
@@ -109,6 +111,7 @@ def prepare_training(net: Any, how: str, rank: int) -> None:
         if not linear:
             raise ValueError("training lora: the net has no linear layer to adapt; training=full or frozen")
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=linear), net)
+    omit_frozen(net)
 
 
 class AutoImage(nn.Module):
@@ -139,6 +142,11 @@ class AutoImage(nn.Module):
         with torch.no_grad():  # the one way to know the width of every kind of net
             self.hidden = int(self.eval()(torch.zeros(1, 3, self.size, self.size)).shape[-1])
         self.train()
+
+    def train(self, mode: bool = True) -> AutoImage:
+        super().train(mode)
+        stand_still(self.net)
+        return self
 
     def forward(self, x_B3SS: Tensor) -> Tensor:
         x = (x_B3SS + 1) / 2

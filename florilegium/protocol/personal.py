@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 def personal_names(side: Any, model: nn.Module) -> frozenset[str]:
     """The names that a client side declares of this model; none where it declares nothing. ValueError for a name that
-    the model does not have."""
+    the model does not have. Frozen tensors (florilegium/models/frozen.py) are in no state dict, so they need no name.
+    """
     declares = getattr(side, "personal", None)
     names = frozenset(declares(model)) if declares else frozenset()
-    if unknown := sorted(names - model.state_dict().keys()):
+    state = model.state_dict().keys()
+    parts = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    if unknown := sorted(names - state - parts):
         raise ValueError(f"{type(side).__name__}.personal names {unknown[0]}, which the model does not have")
-    return names
+    return names & state
 
 
 def completed(shared: Mapping[str, Tensor], model: nn.Module, keeps: Collection[str]) -> dict[str, Tensor]:

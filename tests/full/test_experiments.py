@@ -26,8 +26,10 @@ EXPERIMENTS = sorted(
 
 
 def test_every_experiment_composes_and_has_published_figures() -> None:
-    """Each is a table of published.csv, and each table there is an experiment."""
-    assert set(EXPERIMENTS) == set(published.tables()) and len(EXPERIMENTS) == 20
+    """Each table of published.csv is an experiment. Some experiments have no figures there: most cells of FedMMKT's
+    Table IX are lost, and no paper has FedAFD on Flowers."""
+    without = {f"fedmmkt/table9_{k}k" for k in (4, 6, 10)} | {f"fedafd/{k}_flowers102" for k in ("iid", "noniid")}
+    assert set(EXPERIMENTS) == set(published.tables()) | without and len(EXPERIMENTS) == 43
     for name in ("fedmmkt/table3_flowers102_glide", "fedmmkt/table6_no_labvote", "feddifrc/table1_nid2"):
         conf = composition.compose([f"experiment={name}"])
         assert conf.method.name == name.split("/")[0]
@@ -131,6 +133,7 @@ def test_too_little_memory_names_what_to_lower() -> None:
 
 
 def test_the_files_of_experiments_name_their_source() -> None:
+    papers = {name.split("/")[0]: source for name, source in published.sources().items()}
     for name in EXPERIMENTS:
         text = Path(composition.CONF, "experiment", f"{name}.yaml").read_text()
-        assert published.sources()[name] in text.splitlines()[1], name
+        assert papers[name.split("/")[0]] in text.splitlines()[1], name

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -15,77 +15,28 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from florilegium.contract.tiny_models import TOKENS, tokenizer
+from florilegium.contract.tiny_models import SIDE, autoencoder, decoder, text_encoder, tokenizer, write_diffusion
+from florilegium.diffusion.glide.conversion import GlideShape
+from florilegium.diffusion.glide.pipeline import GlidePipeline
+from florilegium.diffusion.glide.tokenizer import END, from_vocabulary
 
-SIDE = 16
+PROJECTED = "CLIPTextModelWithProjection"
 SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
-
-
-def vae(channels: int = 4, **config: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=channels,
-        sample_size=SIDE,
-        **config,
-    )
-
-
-def text_encoder(width: int, cls: type = CLIPTextModel, length: int = TOKENS) -> Any:
-    spelling = tokenizer()
-    return cls(
-        CLIPTextConfig(
-            vocab_size=len(spelling),
-            hidden_size=width,
-            projection_dim=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=length,
-            bos_token_id=spelling.bos_token_id,
-            eos_token_id=spelling.eos_token_id,
-            pad_token_id=spelling.pad_token_id,
-        )
-    )
-
-
-def unet(width: int, **config: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=SIDE // 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=width,
-        attention_head_dim=2,
-        **config,
-    )
 
 
 def write_two(folder: Path) -> Path:
     """Stable Diffusion 2.1: velocities, linear projections, the second-last layer's text of another width."""
     spelling = tokenizer()
-    decoder = unet(24, use_linear_projection=True)
+    unet = decoder(24, use_linear_projection=True)
     scheduler = DDIMScheduler(**SCHEDULE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False)
     StableDiffusionPipeline(
-        vae(scaling_factor=0.18215),
-        text_encoder(24),
+        autoencoder(scaling_factor=0.18215),
+        text_encoder(24, 2),
         spelling,
-        decoder,
+        unet,
         scheduler,
         None,
         None,
@@ -96,7 +47,7 @@ def write_two(folder: Path) -> Path:
 
 def write_xl(folder: Path) -> Path:
     """Stable Diffusion XL: encoders of widths 16 and 24, so tokens of 40; sizes in six sines of 4."""
-    decoder = unet(
+    unet = decoder(
         40,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
@@ -104,12 +55,12 @@ def write_xl(folder: Path) -> Path:
         use_linear_projection=True,
     )
     StableDiffusionXLPipeline(
-        vae(scaling_factor=0.13025),
-        text_encoder(16),
-        text_encoder(24, CLIPTextModelWithProjection),
+        autoencoder(scaling_factor=0.13025),
+        text_encoder(16, 2),
+        text_encoder(24, 2, PROJECTED),
         tokenizer(),
         tokenizer(),
-        decoder,
+        unet,
         EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
         add_watermarker=False,
     ).save_pretrained(folder)
@@ -130,7 +81,7 @@ def t5() -> dict[str, Any]:
 
 def write_flow(folder: Path, third: bool = True, blocks: int = 3) -> Path:
     """Stable Diffusion 3: latents of 8 channels, shift 3, blocks of width 16; tokens of 16 + 24, padded to 48."""
-    decoder = SD3Transformer2DModel(
+    transformer = SD3Transformer2DModel(
         sample_size=SIDE // 2,
         patch_size=2,
         in_channels=8,
@@ -144,19 +95,56 @@ def write_flow(folder: Path, third: bool = True, blocks: int = 3) -> Path:
         pos_embed_max_size=8,
     )
     StableDiffusion3Pipeline(
-        transformer=decoder,
+        transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(8, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=text_encoder(16, CLIPTextModelWithProjection),
+        vae=autoencoder(8, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=text_encoder(16, 2, PROJECTED),
         tokenizer=tokenizer(),
-        text_encoder_2=text_encoder(24, CLIPTextModelWithProjection),
+        text_encoder_2=text_encoder(24, 2, PROJECTED),
         tokenizer_2=tokenizer(),
         **(t5() if third else {"text_encoder_3": None, "tokenizer_3": None}),
     ).save_pretrained(folder)
     return folder
 
 
-WRITERS = {"two": write_two, "xl": write_xl, "flow": write_flow}
+GLIDE = GlideShape(
+    size=SIDE,
+    channels=32,
+    multipliers=(1, 1),
+    blocks=1,
+    attended=(1,),
+    head=32,
+    positions=12,
+    width=16,
+    layers=1,
+    heads=2,
+    vocabulary=80,
+)
+
+
+def write_glide(folder: Path) -> Path:
+    """GLIDE: 16 pixels, enlarged to 32 by a second model; a vocabulary of letters."""
+    letters = [*map(chr, range(ord("a"), ord("z") + 1)), *"\u01200123456789.,'-"]
+    symbols = [*letters, *(f"<{n}>" for n in range(GLIDE.vocabulary - len(letters) - 1)), END]
+    larger = replace(GLIDE, size=2 * SIDE, inputs=6, schedule="linear")
+    GlidePipeline(
+        tokenizer=from_vocabulary({symbol: n for n, symbol in enumerate(symbols)}, [], GLIDE.positions),
+        text_encoder=GLIDE.text_encoder(),
+        unet=GLIDE.unet(),
+        scheduler=GLIDE.scheduler(),
+        upsampler=larger.unet(),
+        upsampler_text_encoder=larger.text_encoder(),
+        upsampler_scheduler=larger.scheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_one(folder: Path) -> Path:
+    """Stable Diffusion 1.5: four blocks, as its features need."""
+    return write_diffusion(folder, channels=(8, 8, 16, 16))
+
+
+WRITERS = {"one": write_one, "two": write_two, "xl": write_xl, "flow": write_flow, "glide": write_glide}
 
 
 def write(kind: str, folder: Path) -> str:

@@ -13,6 +13,7 @@ from client_app.blocks.averaging import LocalSettings, local
 from client_app.client import Client
 from client_app.methods.fedavg import FedAvgClient
 from florilegium.config.fields import section, setting
+from florilegium.models.frozen import trained_parameters
 from florilegium.protocol.payloads import Weights
 
 DRIFT = "drift"  # the part of the memory
@@ -40,8 +41,8 @@ class FedDynClient(FedAvgClient):
 
         def dynamic(z_BD: Tensor, batch: Batch) -> dict[str, Tensor]:
             """-<grad L_k(theta_k), w> + alpha/2 |w - theta|^2, with grad L_k(theta_k) = -alpha q_k."""
-            linear = torch.stack([(q[name] * w).sum() for name, w in model.named_parameters()])
-            away = torch.stack([((w - theta[name]) ** 2).sum() for name, w in model.named_parameters()])
+            linear = torch.stack([(q[name] * w).sum() for name, w in trained_parameters(model).items()])
+            away = torch.stack([((w - theta[name]) ** 2).sum() for name, w in trained_parameters(model).items()])
             return {"linear": alpha * linear.sum(), "proximal": alpha / 2 * away.sum()}
 
         up = local(client, self.settings, down, dynamic)
@@ -54,5 +55,5 @@ class FedDynClient(FedAvgClient):
     def remembered(client: Client) -> dict[str, Tensor]:
         """q_k as the client's last training left it; zero before the first."""
         found = client.memory.read(DRIFT)
-        zero = {name: torch.zeros_like(p, device="cpu") for name, p in client.model.named_parameters()}
+        zero = {name: torch.zeros_like(p, device="cpu") for name, p in trained_parameters(client.model).items()}
         return zero if found is None else found[0]

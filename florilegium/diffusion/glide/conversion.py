@@ -53,6 +53,7 @@ class GlideShape:
     blocks: int = 3  # residual blocks of a level going down; one more going up
     attended: tuple[int, ...] = (1, 2, 3)  # levels with attention, 0 = full resolution
     head: int = 64  # channels of an attention head
+    groups: int = 32  # of every group normalisation
     inputs: int = 3  # channels; 6: the noisy image, then the enlarged small one
     dropout: float = 0.1
     positions: int = 128
@@ -80,7 +81,7 @@ class GlideShape:
             only_cross_attention=False,
             resnet_time_scale_shift="scale_shift",
             act_fn="silu",
-            norm_num_groups=32,
+            norm_num_groups=self.groups,
             norm_eps=1e-5,
             flip_sin_to_cos=True,
             freq_shift=0,
