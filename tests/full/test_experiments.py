@@ -95,7 +95,7 @@ def test_our_figures_stand_beside_the_papers() -> None:
     assert published.cells(rows[1]) == ["FedProx", "Image acc. %", "–", "84.6", ""]
     page = published.markdown(rows, "feddifrc/table1_nid1_02")
     assert "arXiv 2507.06482" in page and "| FedAvg | Image acc. % | 85.0 | 84.7 | +0.3 |" in page
-    with pytest.raises(RunError, match="no published table 'x'; there are feddifrc/table1_nid1_005"):
+    with pytest.raises(RunError, match="no published table 'x'; there are fedafd/iid_flickr30k"):
         published.beside(found, "x")
 
 
