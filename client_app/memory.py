@@ -17,7 +17,8 @@ from florilegium.runs import files
 
 VERSION = re.compile(r"(?P<part>[a-z]+)-(?P<round>\d+)-(?P<step>\d+)\.safetensors")
 LEFT = 3600.0  # seconds after which a half written file is a killed process's
-KEPT_ROUNDS = 2  # earlier rounds whose last versions stay, so that a resumed run can go back to them
+KEPT_ROUNDS = 3  # earlier rounds whose last versions stay, so that a resumed run can go back to them: the newest
+# checkpoint may still be in the making, and the one before it torn
 
 
 class Memory:

@@ -19,6 +19,7 @@ from florilegium.learning.averaging import named, part, without
 from florilegium.report import page
 from florilegium.resources import Resources
 from florilegium.runs import files
+from florilegium.runs.checkpoints import Checkpoints
 from florilegium.runs.logs import JsonLog, LoggedRounds
 from florilegium.runs.reader import read_json
 from florilegium.runs.sinks import opening
@@ -37,13 +38,13 @@ class ArmJournal(Journal):
 
     def __init__(self, run: Run, arm: str, evaluation: Evaluation, every: int, resume: bool) -> None:
         self.run, self.arm, self.evaluation, self.every, self.resuming = run, arm, evaluation, every, resume
-        self.folder = Path(run.checkpoints(arm))
+        self.checkpoints = Checkpoints(Path(run.checkpoints(arm)), KEEP_CHECKPOINTS)
 
     def resume(self, strategy: Rounds, federation: Federation) -> int | None:
         """Restore the newest readable checkpoint and forget the records after it."""
         if not self.resuming:
             return None
-        for path in sorted(self.folder.glob("round-*.safetensors"), reverse=True):
+        for path in reversed(self.checkpoints.there()):
             try:
                 tensors, meta = files.load(path)
             except Exception as error:  # a torn file is skipped, whatever the reader calls it
@@ -76,18 +77,14 @@ class ArmJournal(Journal):
         record_own_data(self.run, self.evaluation.resources.conf, federation.clients)
         tensors, meta = strategy.state()
         owed, about_clients = federation.state()
+        self.checkpoints.wait()  # the round before is whole before this one is recorded
         self.run.ledger(federation.take_ledger())
         if (votes := getattr(strategy, "votes", None)) is not None:
             self.run.votes(self.arm, r, votes.tolist(), list(self.evaluation.class_names))
         self.run.record(self.arm, r, seconds, metrics)
-        # last: a kill before this line repeats the round, and `rewind` drops what was recorded of it
-        files.save(
-            self.folder / f"round-{r:04d}.safetensors",
-            tensors | named(FEDERATION, owed),
-            {"round": r, "strategy": meta, "federation": about_clients},
-        )
-        for old in sorted(self.folder.glob("round-*.safetensors"))[:-KEEP_CHECKPOINTS]:
-            old.unlink()
+        # last: a kill before the file is whole repeats the round, and `rewind` drops what was recorded of it
+        about = {"round": r, "strategy": meta, "federation": about_clients}
+        self.checkpoints.save(r, tensors | named(FEDERATION, owed), about)
 
 
 def record_own_data(run: Run, conf: Settings, clients: Sequence[Client]) -> None:
@@ -172,7 +169,8 @@ def run_arms(run: Run, conf: Settings, grid: Any) -> None:
             ),
         )
         journal = ArmJournal(run, arm, evaluation, conf.evaluation.every, conf.resume)
-        strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
+        with journal.checkpoints:
+            strategy.start(grid, num_rounds=conf.rounds, federation=narrator.federation, journal=journal)
         if arm == composition.MAIN and strategy.generator is not None:
             strategy.generator.save(run.model_dir)
         run.finish(conf, protocol=evaluation.protocol() | provenance.code())
