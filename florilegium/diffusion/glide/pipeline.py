@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+import florilegium.diffusion.glide.text_encoder  # noqa: F401  (diffusers opens parts only of imported modules)
 from florilegium.diffusion.glide import sampling
 from florilegium.diffusion.glide.tokenizer import tokenize
 
