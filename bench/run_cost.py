@@ -1,6 +1,6 @@
 """What one run costs: seconds to start and a round, peak memory of all its processes, bytes a client and round.
 
-make bench ARGS="data=emoji rounds=2"        # any overrides; the run is thrown away
+python bench/run_cost.py data=emoji rounds=2        # any overrides; the run is thrown away
 """
 
 from __future__ import annotations

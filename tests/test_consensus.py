@@ -169,3 +169,18 @@ def test_a_single_sample_gives_uniform_weights():
 def test_votes_for_a_class_count_the_weights_of_those_who_named_it():
     labels, weights = torch.tensor([[0, 1], [0, 0], [2, 1]]), torch.tensor([[0.5, 1.0], [2.0, 1.0], [1.0, 0.25]])
     assert consensus.votes_for(labels, weights, torch.tensor([0, 1])).tolist() == [2.5, 1.25]
+
+
+@pytest.mark.parametrize("how", [{}, {"include_self": False, "normalise": "per_modality"}, {"attention": "channel"}])
+@pytest.mark.parametrize("modalities", [["image", "image", "text"], ["text"] * 3])
+def test_blocks_of_samples_and_a_mask_change_nothing(monkeypatch, modalities, how):
+    g = torch.Generator().manual_seed(3)
+    reps, views = (torch.randn(3, 11, 24, generator=g) for _ in range(2))
+    keep = torch.tensor([True, False] * 5 + [True])
+    given = how | ({"augmented_KND": views[:, keep]} if len(set(modalities)) == 1 else {})
+    whole = consensus.fuse(reps[:, keep], modalities, **given)
+    monkeypatch.setattr(consensus, "BLOCK", 12)  # two samples of six at a time
+    parts = consensus.fuse(list(reps), modalities, keep_N=keep, **given | {"augmented_KND": list(views)})
+    for one, other in zip(whole, parts, strict=True):
+        assert one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
+    assert torch.allclose(parts[1].sum(0), torch.ones(6)) and not torch.isnan(parts[0]).any()

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from florilegium.config.errors import SettingsError, first_line, refused
 
 T = TypeVar("T")
+PLAIN = frozenset((str, int, float, bool))
 
 
 def typed(cls: type[T], node: Any, where: str) -> T:
@@ -72,6 +73,8 @@ def section_of(hint: Any) -> Any:
 
 def to_plain(value: Any) -> Any:
     """Sections, arms, lists and dicts as plain dicts and lists."""
+    if value is None or type(value) in PLAIN:  # most values; the tests below take ten times as long
+        return value
     if hasattr(value, "plain") and not dataclasses.is_dataclass(value):
         return value.plain()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

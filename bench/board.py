@@ -1,0 +1,150 @@
+"""The figures that `make bench` measures: which script gives each, and the bar that it should reach.
+
+A script prints one JSON object last. What it printed is kept in bench/results/<script>.json with the machine, the
+versions of the libraries and the load that the machine had before; docs/performance.md is made of these files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+LIBRARIES = ("flwr", "torch", "diffusers", "transformers", "ray", "numpy")
+QUIET = 0.5  # a load above this, before a measurement, makes its figures provisional
+
+
+@dataclass(frozen=True)
+class Script:
+    """A program below bench/ and its arguments. One that takes long is `asked` for by name, and else not run."""
+
+    file: str
+    arguments: tuple[str, ...] = ()
+    asked: bool = False
+
+    @property
+    def name(self) -> str:
+        return Path(self.file).with_suffix("").as_posix().replace("/", "-")
+
+    @property
+    def result(self) -> Path:
+        return RESULTS / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One figure: its title, where it stands in what its script prints, and the number that it should reach.
+
+    `key` is a path such as `memory ratio` or `fedmmkt/ratio`. `why` says what keeps it from its bar, where it misses.
+    """
+
+    title: str
+    script: Script
+    key: str
+    bar: float
+    higher: bool = False  # whether more is better
+    unit: str = ""
+    why: str = ""
+
+    def value(self, found: Mapping[str, Any]) -> float | None:
+        """The figure in what the script printed, None where it is not there."""
+        at: Any = found
+        for part in self.key.split("/"):
+            if not isinstance(at, Mapping) or part not in at:
+                return None
+            at = at[part]
+        return float(at) if isinstance(at, int | float) else None
+
+    def met(self, value: float) -> bool:
+        return value >= self.bar if self.higher else value <= self.bar
+
+    def share(self, value: float) -> float:
+        """How much of the bar is used up: 1 is just met, and less is better."""
+        return self.bar / value if self.higher else value / self.bar
+
+
+ROUNDS = Script("rounds.py", ("fedmmkt",))
+SCALE = Script("scale.py")
+FUSION = Script("fusion.py")
+SYNTHESIS = Script("synthesis.py")
+FIRST = Script("first_message.py")
+BUSY = Script("busy.py", ("method=fedavg", "data=fashion", "clients=ten", "references=none", "rounds=2"))
+FEATURES = Script("features.py")
+AVERAGING = Script("averaging.py")
+PEER = Script("peers/whole.py", asked=True)
+
+BARS = (
+    Bar("round of FedMMKT / the same mathematics in a bare loop", ROUNDS, "round / its mathematics/fedmmkt", 1.2),
+    Bar("peak memory, 1,000 simulated clients with 20 in a cohort / 10 clients", SCALE, "memory ratio", 1.2),
+    Bar("time per participating client, 1,000 / 10 clients", SCALE, "time ratio", 1.2),
+    Bar("LabVote and MultiRepFusion, N = 8,000, d = 768, 64 clients / its matrix products", FUSION, "ratio", 2.0),
+    Bar("the same: peak memory", FUSION, "peak_mb", 2000.0, unit="MB"),
+    Bar("mini synthesis / bare U-Net and VAE loop, images a second", SYNTHESIS, "ratio", 0.9, higher=True),
+    Bar("`florilegium run` to the first message handled / Flower's own quickstart", FIRST, "ratio", 1.3),
+    Bar("a run beside two busy processes / alone", BUSY, "ratio", 2.5),
+    Bar(
+        "cold diffusion features / bare VAE and U-Net forward, images a second",
+        FEATURES,
+        "cold throughput / bare VAE + U-Net (bar 0.9)",
+        0.9,
+        higher=True,
+    ),
+    Bar("a client step of FedAvg / bare loop", AVERAGING, "client step / bare loop/fedavg", 1.1),
+    Bar("whole process, FedAvg, 10 clients, 16 rounds: ours / fluke 0.8.1", PEER, "fedavg/ratio", 0.12),
+)
+
+
+def scripts() -> list[Script]:
+    """The scripts of all figures, each once."""
+    return list(dict.fromkeys(bar.script for bar in BARS))
+
+
+def usual() -> list[Script]:
+    """Those that run when none is named."""
+    return [script for script in scripts() if not script.asked]
+
+
+def read(script: Script) -> dict[str, Any]:
+    """What was measured last with a script; {} where nothing was."""
+    return json.loads(script.result.read_text(encoding="utf-8")) if script.result.exists() else {}
+
+
+def machine() -> dict[str, Any]:
+    """What the machine is, without its name."""
+    return {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """The processor's name as Linux gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that the figures depend on."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def last_object(text: str) -> dict[str, Any]:
+    """The JSON object at the end of what a script printed. ValueError without one."""
+    lines = text.rstrip().splitlines()
+    for first in range(len(lines) - 1, -1, -1):
+        if lines[first].startswith("{"):
+            found = json.loads("\n".join(lines[first:]))
+            return dict(found)
+    raise ValueError("it printed no JSON object")

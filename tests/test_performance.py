@@ -1,0 +1,69 @@
+"""docs/performance.md: the page and its picture are what the generator makes of the kept figures; verdicts by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import board, performance
+from bench.board import Bar, Script
+
+
+def test_the_page_and_its_picture_are_made_of_the_kept_figures() -> None:
+    """`python bench/all.py --page` writes them again."""
+    assert performance.PAGE.read_text(encoding="utf-8") == performance.markdown()
+    assert performance.PICTURE.read_text(encoding="utf-8") == performance.picture()
+
+
+def test_every_figure_has_a_script_and_kept_figures_say_where_they_are_from() -> None:
+    for script in board.scripts():
+        assert (board.ROOT / "bench" / script.file).is_file(), script
+    for file in board.RESULTS.glob("*.json"):
+        held = json.loads(file.read_text(encoding="utf-8"))
+        assert {"script", "date", "load", "provisional", "machine", "versions", "found"} <= held.keys(), file
+        assert held["provisional"] == (held["load"] > board.QUIET), file
+        assert "/root" not in file.read_text() and "/work" not in file.read_text() and "/home" not in file.read_text()
+
+
+LOW = Bar("a time", Script("a.py"), "inner/ratio", 1.2, why="it polls")
+HIGH = Bar("a speed", Script("b.py", ("--fast",)), "speed", 0.9, higher=True, unit="images/s")
+
+
+def test_verdicts_by_hand() -> None:
+    assert LOW.value({"inner": {"ratio": 1.5}}) == 1.5 and LOW.value({"inner": {}}) is None and LOW.value({}) is None
+    assert LOW.met(1.2) and not LOW.met(1.21) and HIGH.met(0.9) and not HIGH.met(0.89)
+    # 1.5 of 1.2 is a quarter too much; half the speed of the bar is twice the bar
+    assert LOW.share(1.5) == pytest.approx(1.25) and HIGH.share(0.45) == pytest.approx(2)
+
+
+def test_a_script_says_its_figures_last() -> None:
+    assert board.last_object('{"part": 1}\nwords\n{\n "ratio": 2\n}\n') == {"ratio": 2}
+    assert board.last_object('one\n{"a": {"b": 1}}') == {"a": {"b": 1}}
+    with pytest.raises(ValueError, match="no JSON object"):
+        board.last_object("nothing\n")
+
+
+def kept(file: Path, found: dict, load: float) -> None:
+    machine = {"processor": "P", "cores": 2, "memory_gib": 8, "system": "Linux x", "python": "3.11"}
+    told = {"date": "2026-01-02", "seconds": 3.4, "load": load, "provisional": load > board.QUIET}
+    file.write_text(json.dumps(told | {"machine": machine, "versions": {"torch": "2"}, "found": found}))
+
+
+def test_the_page_has_verdicts_reasons_and_what_was_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "RESULTS", tmp_path)
+    monkeypatch.setattr(board, "BARS", (LOW, HIGH))
+    monkeypatch.setattr(performance, "BARS", (LOW, HIGH))
+    page = performance.markdown()
+    assert page.count("| not measured |") == 4 and "<rect" not in performance.picture()
+    kept(tmp_path / "a.json", {"inner": {"ratio": 1.5}}, load=3.0)
+    kept(tmp_path / "b.json", {"speed": 0.95}, load=0.1)
+    page = performance.markdown()
+    assert "| a time | 1.50 * | ≤ 1.20 | **missed** |" in page
+    assert "| a speed | 0.95 images/s | ≥ 0.90 images/s | met |" in page
+    assert "- **a time** (1.50): it polls" in page and "Provisional" in page
+    assert "| `python bench/b.py --fast` | 2026-01-02 | 3 | 0.1 |" in page and "P, 2 cores, 8 GiB" in page
+    assert performance.picture().count("<rect") == 2 and "1.25 ✗" in performance.picture()
