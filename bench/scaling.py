@@ -81,7 +81,7 @@ class Sizes:
         return own | {"I": self.width, "T": 0} | more
 
 
-EMBEDDED = Sizes("the embedded data and models", 240, 128, 12, 12, 111_000, 9_000, 1_400, 30)
+EMBEDDED = Sizes("the embedded data and models", 240, 128, 12, 12, 90_000, 9_000, 1_400, 30)
 PAPER = Sizes("the sizes of FedMMKT's paper", 800, 768, 102, 30, 11_700_000, 600_000, 64 * 64 * 3, 240)
 
 
