@@ -27,6 +27,7 @@ from florilegium.config import composition
 from florilegium.config.settings import Settings
 from florilegium.protocol import codec, personal, phases
 from florilegium.protocol.codec import Header
+from florilegium.protocol.forms import Form
 from florilegium.protocol.payloads import Weights
 
 RAISE = "raise-errors"  # set by runtime=inprocess with FLORILEGIUM_DEBUG: an exception reaches the debugger
@@ -63,7 +64,7 @@ def perform(phase: str, conf: Settings, client: Client, header: Header, content:
     may_come, may_leave = phases.declared(method, phase, method.settings)
     if not may_come:
         raise ValueError(f"{phase!r} is no phase of {type(method).__name__} with these settings")
-    down = codec.unpack(content, *may_come, bounds={"C": client.classes})
+    down = codec.unpack(content, *may_come, bounds={"C": client.classes}, form=Form.of(conf))
     up = answered(phase, method, client, down)
     if type(up) not in may_leave:  # `florilegium privacy` lists these and no other
         raise ValueError(f"{type(method).__name__}.{phase} gave {type(up).__name__}, which it does not declare")
@@ -100,7 +101,9 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         header = codec.header(message.content)
         client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
         up = perform(phase, conf, client, header, message.content)
-        return Message(codec.pack(up, header, client.protection.figures(), client.budget), reply_to=message)
+        return Message(
+            codec.pack(up, header, client.protection.figures(), client.budget, Form.of(conf)), reply_to=message
+        )
     except Exception as error:
         if RAISE in context.node_config:
             raise

@@ -102,6 +102,7 @@ def validate(conf: Settings) -> None:
     _validate_clients(conf)
     _validate_data(conf)
     _validate_diffusion(conf)
+    _validate_wire(conf)
     check_guard(conf)
     if conf.runtime.name != "deployment":  # there the clients' data are their own
         partition(conf)
@@ -180,6 +181,13 @@ def _validate_diffusion(conf: Settings) -> None:
     for model in (given.model, given.captioner, given.clip):
         if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
             assets.path("models", model)
+
+
+def _validate_wire(conf: Settings) -> None:
+    """A projection makes representations shorter. SettingsError."""
+    given, width = conf.wire.projection, conf.clients.width
+    if given is not None and given >= width:
+        raise SettingsError(f"wire.projection is {given}, it must be below clients.width, which is {width}")
 
 
 def _validate_guidance(conf: Settings, given: Any, where: str) -> None:

@@ -19,8 +19,9 @@ from florilegium.federation.guard import Guard
 from florilegium.federation.joining import EXCHANGES
 from florilegium.learning.metrics import confusion
 from florilegium.methods.fedmmkt import consensus, costs
-from florilegium.protocol import pixels
+from florilegium.protocol.forms import Form
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samples, Targets
+from strategies.blocks.ahead import Ahead, Pool
 from strategies.blocks.rounds import Rounds
 from strategies.blocks.synthesis import Reservoir, draw_classes, filled, joint_state, mean_bytes, restore_joint
 
@@ -39,6 +40,11 @@ class FedMMKTSettings:
         "separate: the three messages train, represent and distill each round | joined: one message carries all three",
         choices=EXCHANGES,
     )
+    overlap: bool = setting(
+        False,
+        "true: the next round's samples are made while the clients train, from a generator that is one tuning older "
+        "(our choice)",
+    )
     samples: int = setting(240, "N: synthetic samples of a round", low=1, high=1_000_000)
     class_sampling: str = setting(
         "stratified",
@@ -52,7 +58,6 @@ class FedMMKTSettings:
         low=0,
         high=100,
     )
-    image_format: str = setting("png", "how images travel: png (lossless) | webp | jpeg", choices=tuple(pixels.FORMATS))
     labvote: bool = setting(
         True,
         "LabVote: clients vote on each sample's label; false keeps every sample with the label of its prompt "
@@ -138,6 +143,7 @@ class FedMMKT(Rounds):
         self.classes, self.seed = resources.classes, resources.seed
         self.generator, self.caption = resources.generator(), resources.captioner()
         self.replay = Reservoir(settings.replay)
+        self.ahead = Ahead(self.make, settings.overlap)
 
     @classmethod
     def left_empty(cls, settings: FedMMKTSettings) -> frozenset[str]:
@@ -145,22 +151,25 @@ class FedMMKT(Rounds):
         return frozenset() if fused else frozenset({"Targets.representations"})
 
     def begin(self, federation: Federation) -> dict[str, float]:
-        federation.ask("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
+        training = federation.send("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
+        self.ahead.fill(1, self.num_rounds, training)
+        federation.collect(training)
         return {}
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         s = self.settings
-        drawn_N = draw_classes(len(self.classes), s.samples, s.class_sampling, self.seed, r)
-        images = self.synthesize(drawn_N, r)  # eq 2
-        captions = self.caption(images)
+        pool = self.ahead.take(r)  # eq 2
+        drawn_N, images, captions = pool.drawn, pool.images, pool.captions
         ids_N = torch.arange(s.samples) + r * s.samples
         sent = {
-            "image": Samples(ids_N, images=pixels.encode(images, s.image_format)),
+            "image": Samples(ids_N, images=Form.of(self.resources.conf).images(images)),
             "text": Samples(ids_N, texts=tuple(captions)),
         }
 
-        federation.ask("train", Nothing(), Nothing, Report)  # eq 1
-        replies = self.ask_answers(federation, sent, ids_N)  # eq 3
+        training = federation.send("train", Nothing(), Nothing, Report)  # eq 1
+        self.ahead.fill(r + 1, self.num_rounds, training)  # eq 2 of the next round, with `overlap`
+        federation.collect(training)
+        replies = self.ask_answers(r, federation, sent, ids_N)  # eq 3
         label_N, keep_N, fused_ND, votes_N, metrics = self.agree(federation.guard, replies, drawn_N)  # eqs 4-10
         ids, labels = ids_N[keep_N], label_N[keep_N]
         fused = fused_ND[keep_N] if s.client_representations else fused_ND[keep_N, :0]
@@ -180,18 +189,23 @@ class FedMMKT(Rounds):
 
     # -- synthesis (eq 2) and the question to the clients (eq 3) --------------------------------------------------
 
-    def synthesize(self, drawn_N: Tensor, r: int) -> Tensor:
-        """One image for each drawn class, its noise named by round and position."""
+    def make(self, r: int) -> Pool:
+        """Round `r`'s samples: an image and its caption for each drawn class, its noise named by round and position."""
+        s = self.settings
+        drawn_N = draw_classes(len(self.classes), s.samples, s.class_sampling, self.seed, r)
         noise = [seeds.seed_of(self.seed, "synthesis", r, n) for n in range(len(drawn_N))]
         prompts = [self.classes.prompt(c) for c in drawn_N.tolist()]
-        return self.generator.synthesize(prompts, noise, self.settings.sample_guidance)
+        images = self.generator.synthesize(prompts, noise, s.sample_guidance)
+        return Pool(drawn_N, images, self.caption(images))
 
-    def ask_answers(self, federation: Federation, sent: dict[str, Samples], ids_N: Tensor) -> list[Reply]:
+    def ask_answers(self, r: int, federation: Federation, sent: dict[str, Samples], ids_N: Tensor) -> list[Reply]:
         """Every client of the cohort answers the samples of its modality; replies share one width."""
         s, width = self.settings, self.resources.width
         bounds = {"N": len(ids_N), "C": len(self.classes), "D": width, "A": width if s.variant == "unimodal" else 0}
         expect = Logits if s.variant == "logit" else Answers
-        return federation.ask("represent", lambda client: sent[client.modality], expect, bounds=bounds, ids=ids_N)
+        asking = federation.send("represent", lambda client: sent[client.modality], expect, bounds=bounds, ids=ids_N)
+        self.ahead.fill(r + 1, self.num_rounds, asking)  # with exchanges=joined clients begin to train here
+        return federation.collect(asking)
 
     # -- LabVote (eqs 4-5) and MultiRepFusion (eqs 6-10) -----------------------------------------------------------
 
@@ -303,6 +317,7 @@ class FedMMKT(Rounds):
             mean_bytes(sent["image"]),
             mean_bytes(sent["text"]),
             variant=s.variant,
+            form=Form.of(self.resources.conf),
         )
         return {"bytes/formula_up": model["up"], "bytes/formula_down": model["down"]}
 
@@ -319,10 +334,14 @@ class FedMMKT(Rounds):
             image_bytes,
             text_bytes=100,
             variant=settings.variant,
+            form=Form.of(conf),
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return joint_state(self.generator, self.replay)
+        tensors, meta = joint_state(self.generator, self.replay)
+        waiting, about = self.ahead.state()
+        return tensors | waiting, meta | {"ahead": about}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         restore_joint(self.generator, self.replay, tensors, meta)
+        self.ahead.restore(tensors, meta.get("ahead", {}))

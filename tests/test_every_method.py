@@ -97,8 +97,10 @@ def test_each_variant_of_fedmmkt_sends_only_what_it_declares(variant, toy_conf, 
     assert (run / "model" / "model_index.json").exists()
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(toy_conf, resumed):
-    whole, part = resumed(partial(toy, toy_conf, "fedmmkt", "rounds=3"), "train.distill", 3)  # in its last exchange
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_resumed_run_equals_an_uninterrupted_one(overlap, toy_conf, resumed):
+    given = ("rounds=3", f"method.server.overlap={overlap}")
+    whole, part = resumed(partial(toy, toy_conf, "fedmmkt", *given), "train.distill", 3)  # in its last exchange
     for a, b in zip(lines(whole), lines(part), strict=True):
         assert a["round"] == b["round"] and a["metrics"] == b["metrics"]
     ends = [files.load(sorted((d / "checkpoints/method").glob("*"))[-1])[0] for d in (whole, part)]

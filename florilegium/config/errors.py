@@ -12,7 +12,11 @@ class SettingsError(ValueError):
 
 
 #: keys of earlier versions -> the key that took their place, or what to do instead
-RENAMED: dict[str, str] = {"lesson_batch": "distill_batch"}
+RENAMED: dict[str, str] = {
+    "lesson_batch": "distill_batch",
+    "method.server.image_format": "wire.images",
+    "method.server.public.image_format": "wire.images",
+}
 
 
 def first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from florilegium.config.instances import to_plain, typed
 from florilegium.config.privacy import DefenceSettings, PrivacySettings
 from florilegium.config.run import LOG_LEVELS, MANY, Attack, Cohort, EvaluationSettings, Runtime, Timeouts
 from florilegium.config.sinks import SinkSettings
+from florilegium.config.wire import WireSettings
 
 MAIN = "method"  # the arm of conf.method itself
 SIDES = ("server", "client")
@@ -110,6 +111,7 @@ class Settings:
     diffusion: DiffusionSettings = setting(factory=DiffusionSettings, help="the text-to-image model")
     runtime: Runtime = setting(factory=Runtime, help="where the clients run")
     sinks: SinkSettings = setting(factory=SinkSettings, help="where records go beside the run directory")
+    wire: WireSettings = setting(factory=WireSettings, help="how numbers and images are written in messages")
     privacy: PrivacySettings = setting(factory=PrivacySettings, help="differential privacy")
     defence: DefenceSettings = setting(factory=DefenceSettings, help="defences against bad clients")
     attack: Attack = setting(factory=Attack, help="simulated attacks, to measure defences")

@@ -36,6 +36,7 @@ from florilegium.federation.guard import Guard
 from florilegium.protocol import codec, phases
 from florilegium.protocol.budget import Budget
 from florilegium.protocol.codec import Header
+from florilegium.protocol.forms import Form
 from florilegium.protocol.payloads import Nothing, Profile, Report, SiteProfile
 from florilegium.protocol.validation import WireError
 
@@ -82,6 +83,7 @@ class Federation:
         self.late, self.decay = late, decay
         self.round, self.step = 0, 0
         self.guard = Guard.of(resources)  # defences, and the privacy of votes
+        self.form = Form.of(getattr(resources, "conf", None))  # how messages are written
         self.budgets: dict[int, Budget] = {}  # by client: what it trained on so far
 
     def meet(self) -> None:
@@ -172,7 +174,7 @@ class Federation:
             body = payload(client) if callable(payload) else payload
             if id(body) not in packed:  # one object for a broadcast
                 self.guard.may_send(body)
-                packed[id(body)] = body, codec.pack(body, header)
+                packed[id(body)] = body, codec.pack(body, header, form=self.form)
             content = packed[id(body)][1]
             exchange.down[client.node] = codec.size(content)
             messages.append(Message(content, client.node, phases.PHASES[phase], group_id=f"{self.arm}-{self.round}"))
@@ -271,7 +273,7 @@ class Federation:
         """The payload of a reply to `header`, checked as `exchange` asks. WireError."""
         if (got := codec.header(message.content)) != header:
             raise WireError(f"answers {got}, asked was {header}")
-        body = codec.unpack(message.content, *exchange.expect, bounds=dict(exchange.bounds))
+        body = codec.unpack(message.content, *exchange.expect, bounds=dict(exchange.bounds), form=self.form)
         if exchange.ids is not None and not torch.equal(body.ids, exchange.ids):
             raise WireError(f"{type(body).__name__}.ids are not the ids that were sent")
         if exchange.check is not None:

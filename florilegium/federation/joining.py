@@ -30,6 +30,11 @@ class Later:
 
     sent: tuple[Exchange, ...] = ()
 
+    @property
+    def clients(self) -> dict[str, Client]:
+        """The clients at work, by message id."""
+        return {name: client for one in self.sent for name, client in one.clients.items()}
+
 
 class Joining:
     """The federation `inner`, with one message a round from round 1 up to the `last`.

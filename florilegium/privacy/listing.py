@@ -6,7 +6,6 @@ Nothing here is written down by hand: the phases and payloads are those the clie
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -21,6 +20,7 @@ from florilegium.privacy import coverage
 from florilegium.protocol import codec, payloads, phases
 from florilegium.protocol.budget import Budget
 from florilegium.protocol.fields import AXES, COUNT, FIGURE, HOLDS, LABEL, PUBLIC, RAW, holding, holds
+from florilegium.protocol.forms import Form
 from florilegium.protocol.personal import personal_names
 
 AT_MOST = frozenset("NLARITG")  # axes that may also be shorter: fewer samples or classes, a side that is not sent
@@ -171,6 +171,7 @@ class Sizes:
 
     def __init__(self, conf: Settings, given: Any, Half: Any) -> None:
         self.conf, self.given, self.Half = conf, given, Half
+        self.form = Form.of(conf)
 
     @cached_property
     def lengths(self) -> dict[str, int]:
@@ -193,11 +194,12 @@ class Sizes:
         if "array" in f.metadata:
             along = f.metadata["axes"]
             there = [self.lengths.get(axis) for axis in along]
-            values = None if None in there else math.prod(length or 0 for length in there)
-            item = int("".join(filter(str.isdigit, f.metadata["array"]))) // 8
-            return f.metadata["array"], " x ".join(along), None if values is None else values * item
+            size = None if None in there else self.form.array_bytes(f, [length or 0 for length in there])
+            return self.form.in_words(f, there[-1]), " x ".join(along), size
         if "blobs" in f.metadata:
-            return ("UTF-8 texts" if f.name == "texts" else "encoded images"), f.metadata["blobs"], None
+            own = holds(payload, f) == RAW  # a client's own rows travel without a loss
+            images = "encoded images" if own else f"images, {self.form.image_words()}"
+            return ("UTF-8 texts" if f.name == "texts" else images), f.metadata["blobs"], None
         if f.name == "tensors":
             states = self.states(payload)
             each = "; ".join(f"{which} {size:,} B" for which, size in states.items())

@@ -9,11 +9,11 @@ import json
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from florilegium.protocol import pieces, validation
 from florilegium.protocol.budget import Budget
+from florilegium.protocol.forms import EXACT, Form
 from florilegium.protocol.payloads import PAYLOADS
 from florilegium.protocol.validation import WireError
 
@@ -41,9 +41,13 @@ RECORDS = {
 
 
 def pack(
-    payload: Any, header: Header, spent: dict[str, float] | None = None, budget: Budget | None = None
+    payload: Any,
+    header: Header,
+    spent: dict[str, float] | None = None,
+    budget: Budget | None = None,
+    form: Form = EXACT,
 ) -> RecordDict:
-    """Payload -> RecordDict: tensors and blobs as arrays, figures as metrics, the rest as config.
+    """Payload -> RecordDict: tensors and blobs as arrays, written in `form`, figures as metrics, the rest as config.
 
     `spent` is a client's epsilon of each mechanism (florilegium/privacy/mechanisms.py) and `budget` how many rows it
     trained on for this message, beside any payload.
@@ -57,7 +61,7 @@ def pack(
     for f in fields(payload):
         value = getattr(payload, f.name)
         if "array" in f.metadata:
-            arrays[f.name] = Array(np.ascontiguousarray(value.detach().cpu().numpy()))
+            arrays |= {name: Array(part) for name, part in form.write(f, value).items()}
         elif "blobs" in f.metadata:
             if value:
                 data, lengths = pieces.pack(value)
@@ -114,8 +118,8 @@ def size(record: RecordDict) -> int:
     return arrays + len(json.dumps(plain, default=str))
 
 
-def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = None) -> Any:
-    """RecordDict -> payload.
+def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = None, form: Form = EXACT) -> Any:
+    """RecordDict, whose arrays are written in `form`, -> payload.
 
     `bounds` fixes the length of axes the receiver knows, e.g. {"N": 400, "C": 24, "D": 128}.
     Raises WireError naming the payload, the field and what is wrong with it.
@@ -125,7 +129,7 @@ def unpack(record: RecordDict, *expected: type, bounds: dict[str, int] | None = 
     if cls is None or (expected and cls not in expected):
         raise WireError(f"expected {' or '.join(e.__name__ for e in expected) or 'a known payload'}, got {kind}")
     try:
-        return cls(**validation.values(cls, record, RECORDS, dict(bounds or {})))
+        return cls(**validation.values(cls, record, RECORDS, dict(bounds or {}), form.read))
     except WireError as error:
         raise WireError(f"{kind}.{error}") from None
     except Exception as error:  # bytes of a stranger in the hands of libraries: anything may be raised

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
+LOSSY = {"webp": {"method": 6}, "jpeg": {"optimize": True}}  # with a quality; both options only make files smaller
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk: no bytes, its name, its checksum
 MAX_PIXELS = 1 << 30  # of all images of one message together
 UNREADABLE = (
@@ -48,15 +49,21 @@ def resized(images_N3SS: Tensor, side: int) -> Tensor:
     return other.round().to(torch.uint8)
 
 
-def encode(images_NCHW: Tensor, image_format: str = "png") -> tuple[bytes, ...]:
-    """uint8 [N, 3, H, W] -> N encoded images."""
+def encode(images_NCHW: Tensor, image_format: str = "png", quality: int | None = None) -> tuple[bytes, ...]:
+    """uint8 [N, 3, H, W] -> N encoded images. `quality` from 1 to 100 lets WebP lose detail, and JPEG less or more.
+
+    ValueError for an unknown format, and for a quality of PNG.
+    """
     if image_format not in FORMATS:
         raise ValueError(f"image_format {image_format!r} is none of {', '.join(FORMATS)}")
+    if quality is not None and image_format not in LOSSY:
+        raise ValueError(f"{image_format} loses nothing, so it has no quality")
+    how = FORMATS[image_format] if quality is None else {"quality": quality, **LOSSY[image_format]}
     encoded = []
     for image_CHW in images_NCHW:
         buffer = io.BytesIO()
         pixels = np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
-        Image.fromarray(pixels).save(buffer, image_format.upper(), **FORMATS[image_format])
+        Image.fromarray(pixels).save(buffer, image_format.upper(), **how)
         encoded.append(buffer.getvalue())
     return tuple(encoded)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ LARGEST = 1e6  # magnitude of any value of a tensor whose field has no narrower 
 LARGEST_FIGURE = 1e12  # and of a figure
 LARGEST_COUNT = 1 << 40  # of whole numbers: ids, examples, counters
 LONGEST = 256  # characters of a word (architecture, version, name of a figure or tensor)
+Read = Callable[[Field, dict[str, Any], Mapping[str, int]], np.ndarray]  # (field, arrays that came, lengths of axes)
 NUMBERS = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"})
 
 
@@ -67,7 +68,7 @@ def scalar(f: Any, value: Any) -> Any:
     return word(f.name, value)
 
 
-def _read(name: str, a: Any) -> np.ndarray:
+def read_array(name: str, a: Any) -> np.ndarray:
     """Decode an array, its declared shape checked against its bytes first (a lying header could claim terabytes)."""
     if a is None:
         raise WireError(f"{name} is missing")
@@ -96,14 +97,13 @@ def _finite(name: str, values: np.ndarray, most: float = LARGEST) -> None:
 def tensor(name: str, a: Any) -> Tensor:
     """Any array of finite, not absurd values."""
     word("tensors", name)
-    values = _read(name, a)
+    values = read_array(name, a)
     _finite(name, values)
     return torch.from_numpy(values.copy())
 
 
-def array(name: str, a: Any, spec: Any, bounds: dict[str, int]) -> Tensor:
+def array(name: str, values: np.ndarray, spec: Any, bounds: dict[str, int]) -> Tensor:
     """An array as its field's `spec` wants it: dtype, axes, range."""
-    values = _read(name, a)
     if str(values.dtype) != spec["array"]:
         raise WireError(f"{name} has dtype {values.dtype}, expected {spec['array']}")
     if values.ndim != len(spec["axes"]):
@@ -128,8 +128,8 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
     """The N byte strings (or texts) of a field, or none."""
     if f.name not in arrays:
         return ()
-    data = _read(f.name, arrays.pop(f.name))
-    lengths = _read(f"{f.name}.lengths", arrays.pop(f"{f.name}.lengths", None))
+    data = read_array(f.name, arrays.pop(f.name))
+    lengths = read_array(f"{f.name}.lengths", arrays.pop(f"{f.name}.lengths", None))
     if data.size > MAX_BLOB:
         raise WireError(f"{f.name} has {data.size} bytes, more than {MAX_BLOB}")
     try:
@@ -145,8 +145,11 @@ def blobs(f: Any, arrays: dict[str, Any], bounds: dict[str, int]) -> tuple:
         raise WireError(f"{f.name} cannot be read: {error}") from error
 
 
-def values(cls: Any, record: Any, kinds: Mapping[str, Any], bounds: dict[str, int]) -> dict[str, Any]:
-    """The values of the fields of a payload class; `kinds` says what each part of a record must be. WireError."""
+def values(cls: Any, record: Any, kinds: Mapping[str, Any], bounds: dict[str, int], read: Read) -> dict[str, Any]:
+    """The values of the fields of a payload class; `kinds` says what each part of a record must be. WireError.
+
+    `read` makes the array of a field of those that came, and takes these away (florilegium/protocol/forms.py).
+    """
     names = {f.name for f in fields(cls)}
     allowed = {"header", "arrays", "scalars", "privacy", "budget"} | (names & {"tensors", "metrics"})
     for name, part in record.items():
@@ -159,7 +162,7 @@ def values(cls: Any, record: Any, kinds: Mapping[str, Any], bounds: dict[str, in
         if f.name in ("tensors", "metrics") and f.name not in record:
             raise WireError(f"{f.name} is missing")
         if "array" in f.metadata:
-            found[f.name] = array(f.name, arrays.pop(f.name, None), f.metadata, bounds)
+            found[f.name] = array(f.name, read(f, arrays, bounds), f.metadata, bounds)
         elif "blobs" in f.metadata:
             found[f.name] = blobs(f, arrays, bounds)
         elif f.name in ("tensors", "metrics"):

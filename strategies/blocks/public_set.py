@@ -20,7 +20,7 @@ from florilegium.config.fields import section, setting
 from florilegium.data.public import open_public
 from florilegium.federation.federation import Client, Federation, FederationError, Reply
 from florilegium.learning.metrics import confusion
-from florilegium.protocol import pixels
+from florilegium.protocol.forms import Form
 from florilegium.protocol.payloads import Logits, Report, Samples, Targets
 from strategies.blocks.synthesis import Reservoir, draw_classes, joint_state, mean_bytes, restore_joint
 
@@ -56,7 +56,6 @@ class PublicSetSettings:
         low=0,
         high=100,
     )
-    image_format: str = setting("png", "how images travel: png (lossless) | webp | jpeg", choices=tuple(pixels.FORMATS))
     tune_t2i: bool = setting(
         True, "with synthetic samples: tune the T2I model on the labels that the clients agreed on (Table III)"
     )
@@ -97,6 +96,7 @@ class PublicSet:
     def __init__(self, settings: PublicSetSettings, resources: Any) -> None:
         self.settings, self.resources = settings, resources
         self.classes, self.seed = resources.classes, resources.seed
+        self.form = Form.of(resources.conf)
         self.replay = Reservoir(settings.replay)
         self.generator: Any = None
         self.pairs: Any = None
@@ -121,7 +121,7 @@ class PublicSet:
                 [self.classes.prompt(c) for c in labels.tolist()], noise, s.sample_guidance
             )
             texts = tuple(self.caption(images))
-        sent = {"image": Samples(ids, images=pixels.encode(images, s.image_format)), "text": Samples(ids, texts=texts)}
+        sent = {"image": Samples(ids, images=self.form.images(images)), "text": Samples(ids, texts=texts)}
         return PublicRound(ids, labels, images, texts, sent)
 
     def chosen(self, r: int) -> Tensor:

@@ -15,7 +15,7 @@ from florilegium import seeds
 from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation
 from florilegium.learning.averaging import named, part
-from florilegium.protocol import pixels
+from florilegium.protocol.forms import Form
 from florilegium.protocol.payloads import LatentPairs, Nothing
 from strategies.blocks.prototypes import ask_prototypes
 from strategies.blocks.rounds import Rounds
@@ -36,7 +36,6 @@ class FedKTLSettings:
     align_rate: float = setting(0.1, "eta_S: learning rate of F (Adam); 0.01 with StyleGAN", low=1e-9, high=10)
     align_epochs: int = setting(100, "E_S: passes of F over the uploaded class means", low=1, high=1_000_000)
     align_batch: int = setting(100, "B_S: class means in a batch", low=2, high=1_000_000)
-    image_format: str = setting("png", "how images travel: png (lossless) | webp | jpeg", choices=tuple(pixels.FORMATS))
 
 
 class FedKTL(Rounds):
@@ -100,7 +99,7 @@ class FedKTL(Rounds):
         """What the clients of each modality learn: images, or their captions; nothing before the first."""
         if "ids" not in self.weights:
             return {"image": Nothing(), "text": Nothing()}
-        ids_N, images = self.weights["ids"], pixels.encode(self.weights["images"], self.settings.image_format)
+        ids_N, images = self.weights["ids"], Form.of(self.resources.conf).images(self.weights["images"])
         latents_NV = self.weights["centroids"][ids_N]
         return {
             "image": LatentPairs(ids_N, latents_NV, images=images),

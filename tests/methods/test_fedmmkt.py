@@ -1,5 +1,8 @@
 """FedMMKT's server side on one page: four clients, six samples, every number worked by hand."""
 
+import json
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -7,6 +10,8 @@ from florilegium.federation.federation import Client, Reply
 from florilegium.federation.guard import Guard
 from florilegium.learning.metrics import confusion
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report
+from florilegium.protocol.pixels import decode
+from strategies.blocks.ahead import Ahead, Pool
 from strategies.blocks.synthesis import Reservoir, draw_classes, filled
 from strategies.fedmmkt import FedMMKT, FedMMKTSettings
 from tests.fakes import Classes, FakeResources
@@ -18,6 +23,12 @@ LABELS = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 1, 1, 1, 2], [0, 1, 0, 2, 0, 2
 #  consensus (weights 1):       0  1  2  0  1  2     votes 4 3 2 2 2 4
 
 
+@dataclass
+class Exchange:
+    replies: list
+    clients: tuple = tuple(CLIENTS)  # at work
+
+
 class FakeFederation:
     """Answers as LABELS say; remembers what was sent."""
 
@@ -25,10 +36,16 @@ class FakeFederation:
         self.sent, self.reps, self.logits = [], reps, logits
         self.guard = Guard()
 
-    def ask(self, phase, payload, *expect, **how):
+    def send(self, phase, payload, *expect, clients=None, **how):
         if phase != "represent":
             self.sent.append((phase, payload))
-            return []
+            return Exchange([Reply(c, Report({"label": 0.5 + c.id}, 3)) for c in clients or ()])
+        return Exchange(self.answers(payload, how))
+
+    def collect(self, exchange):
+        return exchange.replies
+
+    def answers(self, payload, how):
         self.samples = {c.modality: payload(c) for c in CLIENTS}
         ids = how["ids"]
         if self.logits is not None:
@@ -39,13 +56,6 @@ class FakeFederation:
             Reply(c, Answers(ids, y, torch.ones(6), r, r[:, :wide]))
             for c, y, r in zip(CLIENTS, LABELS, reps, strict=True)
         ]
-
-    def send(self, phase, payload, *expect, clients):
-        self.sent.append((phase, payload))
-        return clients
-
-    def collect(self, clients):
-        return [Reply(c, Report({"label": 0.5 + c.id}, 3)) for c in clients]
 
 
 def one_round(reps=None, logits=None, **settings):
@@ -211,3 +221,65 @@ def test_begin_lets_clients_start_alone():
     federation = FakeFederation()
     FedMMKT(FedMMKTSettings(samples=6), FakeResources(FLOWERS)).begin(federation)
     assert federation.sent == [("train", Nothing())]
+
+
+# -- samples made a round ahead ----------------------------------------------------------------------------------------
+
+
+class Counting(FakeResources):
+    """A generator whose pictures are as grey as the number of its tunings."""
+
+    def synthesize(self, prompts, noise, guidance=None, latents=None):
+        super().synthesize(prompts, noise)
+        return torch.full((len(prompts), 3, 8, 8), len(self.tuned), dtype=torch.uint8)
+
+
+def drawn_with(rounds=4, resume_after=None, **settings):
+    """(round -> grey of its samples, labels of the targets of each round) of a run of FedMMKT."""
+    given = {"vote_threshold": 0.5, "prompt_veto": False, "labvote": False, "fill": 0.2} | settings
+    strategy = FedMMKT(FedMMKTSettings(samples=6, **given), Counting(FLOWERS))
+    strategy.num_rounds, greys, labels = rounds, [], []
+    federation = FakeFederation()
+    strategy.begin(federation)
+    for r in range(1, rounds + 1):
+        strategy.round(r, federation)
+        greys += decode(federation.samples["image"].images)[:1, 0, 0, 0].tolist()
+        labels.append(dict(federation.sent)["distill"].labels.tolist())
+        if r == resume_after:
+            tensors, meta = strategy.state()
+            twin = FedMMKT(FedMMKTSettings(samples=6, **given), Counting(FLOWERS))
+            twin.resources.tuned, twin.num_rounds = strategy.resources.tuned, rounds
+            twin.restore(tensors, json.loads(json.dumps(meta)))
+            strategy = twin
+    return greys, labels, strategy
+
+
+def test_overlapped_samples_are_one_tuning_older_and_nothing_else_differs():
+    """Round 1's are made in round 0, as many tunings old as in a synchronous run; from then on one more."""
+    now, labels, _ = drawn_with()
+    ahead, same, strategy = drawn_with(overlap=True)
+    assert now == [0, 1, 2, 3] and ahead == [0, 0, 1, 2] and labels == same
+    assert strategy.ahead.waiting is None, "nothing is made for a round that never comes"
+
+
+def test_the_samples_that_wait_are_part_of_the_state():
+    whole, resumed = drawn_with(overlap=True)[:2], drawn_with(overlap=True, resume_after=2)[:2]
+    assert whole == resumed
+    tensors, meta = drawn_with(overlap=True, rounds=2)[2].state()
+    assert meta["ahead"] == {} and not [name for name in tensors if name.startswith("ahead")]
+
+
+def test_one_rounds_samples_wait_at_most_and_only_while_clients_work():
+    made = []
+    ahead = Ahead(lambda r: made.append(r) or Pool(torch.zeros(1), torch.zeros(1, 3, 2, 2), ["a"]), overlap=True)
+    idle, busy = Exchange([], ()), Exchange([])
+    ahead.fill(2, 4, idle)
+    assert made == []
+    ahead.fill(2, 4, busy)
+    ahead.fill(3, 4, busy)  # the queue is full
+    assert made == [2] and ahead.take(2).captions == ["a"] and made == [2]
+    ahead.fill(5, 4, busy)  # after the last round
+    assert made == [2] and ahead.take(5).captions == ["a"] and made == [2, 5]
+    ahead.fill(3, 4, busy)
+    ahead.take(4)  # what waits is of another round, as after a resume with more rounds: made anew
+    assert made == [2, 5, 3, 4]

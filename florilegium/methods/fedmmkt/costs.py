@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from florilegium.protocol.forms import EXACT, Form
+
 MB = 2**20  # the paper's megabyte
 
 
@@ -16,16 +18,18 @@ def modelled(
     *,
     variant: str = "representation",
     label_bytes: int = 4,
-    value_bytes: int = 4,
+    form: Form = EXACT,
 ) -> dict[str, float]:
     """Upload and download of one client in one round, the mean over all clients.
 
     Down: each client's samples in its own modality and a label a sample, plus (FedMMKT) the fused representation.
     Up: a representation and a label a sample (twice the representation for u-FedMMKT), or logits (l-FedMMKT).
+    `form` says how many bytes a row of numbers has; the paper's is the exact one, 4 bytes a value.
     """
+    row_bytes = form.row_bytes(width)
     clients = image_clients + text_clients
     sent = samples * (image_clients * image_bytes + text_clients * text_bytes) / clients + samples * label_bytes
     if variant == "logit":
-        return {"up": samples * classes * value_bytes, "down": sent}
+        return {"up": samples * form.row_bytes(classes, scores=True), "down": sent}
     views = 2 if variant == "unimodal" else 1
-    return {"up": samples * (views * width * value_bytes + label_bytes), "down": sent + samples * width * value_bytes}
+    return {"up": samples * (views * row_bytes + label_bytes), "down": sent + samples * row_bytes}
