@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": False}, "webp": {"lossless": True}, "jpeg": {"quality": 90}}
-LOSSY = {"webp": {"method": 6}, "jpeg": {"optimize": True}}  # with a quality; both options only make files smaller
+# with a quality; both options only make files smaller
+LOSSY: dict[str, dict[str, Any]] = {"webp": {"method": 6}, "jpeg": {"optimize": True}}
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk: no bytes, its name, its checksum
 MAX_PIXELS = 1 << 30  # of all images of one message together
 UNREADABLE = (
