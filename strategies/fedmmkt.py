@@ -21,7 +21,7 @@ from florilegium.learning.metrics import confusion
 from florilegium.methods.fedmmkt import consensus, costs
 from florilegium.protocol.forms import Form
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Samples, Targets
-from strategies.blocks.ahead import Ahead, Pool
+from strategies.blocks.ahead import OVERLAPS, Ahead, Pool
 from strategies.blocks.rounds import Rounds
 from strategies.blocks.synthesis import Reservoir, draw_classes, filled, joint_state, mean_bytes, restore_joint
 
@@ -40,10 +40,11 @@ class FedMMKTSettings:
         "separate: the three messages train, represent and distill each round | joined: one message carries all three",
         choices=EXCHANGES,
     )
-    overlap: bool = setting(
-        False,
-        "true: the next round's samples are made while the clients train, from a generator that is one tuning older "
-        "(our choice)",
+    overlap: str = setting(
+        "none",
+        "when a round's samples are made: none (as it begins) | distill (a round ahead, while clients distil: the same "
+        "numbers) | train (a round ahead, while clients train, by a generator that is one tuning older) (our choice)",
+        choices=OVERLAPS,
     )
     samples: int = setting(240, "N: synthetic samples of a round", low=1, high=1_000_000)
     class_sampling: str = setting(
@@ -152,7 +153,7 @@ class FedMMKT(Rounds):
 
     def begin(self, federation: Federation) -> dict[str, float]:
         training = federation.send("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
-        self.ahead.fill(1, self.num_rounds, training)
+        self.ahead.fill(1, self.num_rounds, training, "distill", "train")
         federation.collect(training)
         return {}
 
@@ -167,7 +168,7 @@ class FedMMKT(Rounds):
         }
 
         training = federation.send("train", Nothing(), Nothing, Report)  # eq 1
-        self.ahead.fill(r + 1, self.num_rounds, training)  # eq 2 of the next round, with `overlap`
+        self.ahead.fill(r + 1, self.num_rounds, training, "train")  # eq 2 of the next round, with overlap=train
         federation.collect(training)
         replies = self.ask_answers(r, federation, sent, ids_N)  # eq 3
         label_N, keep_N, fused_ND, votes_N, metrics = self.agree(federation.guard, replies, drawn_N)  # eqs 4-10
@@ -178,6 +179,7 @@ class FedMMKT(Rounds):
         distilling = federation.send("distill", Targets(ids, labels, fused), Report, clients=asked)  # eq 13
         shown_N, used_N = filled(drawn_N, label_N, keep_N, s.fill, votes_N)
         losses = self.tune(r, images, captions, fused_ND, shown_N, used_N)  # eqs 11-12
+        self.ahead.fill(r + 1, self.num_rounds, distilling, "distill")  # eq 2 of the next round, with overlap=distill
         distilled = federation.collect(distilling)
         return (
             metrics
@@ -204,7 +206,7 @@ class FedMMKT(Rounds):
         bounds = {"N": len(ids_N), "C": len(self.classes), "D": width, "A": width if s.variant == "unimodal" else 0}
         expect = Logits if s.variant == "logit" else Answers
         asking = federation.send("represent", lambda client: sent[client.modality], expect, bounds=bounds, ids=ids_N)
-        self.ahead.fill(r + 1, self.num_rounds, asking)  # with exchanges=joined clients begin to train here
+        self.ahead.fill(r + 1, self.num_rounds, asking, "train")  # with exchanges=joined clients begin to train here
         return federation.collect(asking)
 
     # -- LabVote (eqs 4-5) and MultiRepFusion (eqs 6-10) -----------------------------------------------------------

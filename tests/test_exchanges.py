@@ -248,13 +248,14 @@ def test_a_wrong_value_is_named():
 
 
 def test_overlapped_runs_are_alike_each_time_joined_or_not(toy_conf, federated, tmp_path):
-    """Through the real apps: the first round is a synchronous one, the second has other samples."""
+    """Through the real apps. Made while clients train, the first round's samples are fresh and the second's are not."""
     found = {}
     for name, overlap, exchanges in (
-        ("now", "false", "separate"),
-        ("ahead", "true", "separate"),
-        ("again", "true", "separate"),
-        ("joined", "true", "joined"),
+        ("now", "none", "separate"),
+        ("fresh", "distill", "separate"),
+        ("ahead", "train", "separate"),
+        ("again", "train", "separate"),
+        ("joined", "train", "joined"),
     ):
         how = (f"method.server.overlap={overlap}", f"method.server.exchanges={exchanges}", f"out={tmp_path / name}")
         run = federated(toy_conf("method=fedmmkt", "rounds=2", *SMALL, "method.server.prompt_veto=false", *how))
@@ -262,5 +263,5 @@ def test_overlapped_runs_are_alike_each_time_joined_or_not(toy_conf, federated, 
             {k: v for k, v in r["metrics"].items() if k.startswith(("labels/", "t2i/", "fusion/", "prompts/"))}
             for r in lines(run)
         ]
-    assert found["ahead"] == found["again"] == found["joined"]
+    assert found["fresh"] == found["now"] and found["ahead"] == found["again"] == found["joined"]
     assert found["ahead"][:2] == found["now"][:2] and found["ahead"][2] != found["now"][2]

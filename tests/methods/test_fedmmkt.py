@@ -254,32 +254,35 @@ def drawn_with(rounds=4, resume_after=None, **settings):
     return greys, labels, strategy
 
 
-def test_overlapped_samples_are_one_tuning_older_and_nothing_else_differs():
-    """Round 1's are made in round 0, as many tunings old as in a synchronous run; from then on one more."""
+@pytest.mark.parametrize("overlap, tunings", [("distill", [0, 1, 2, 3]), ("train", [0, 0, 1, 2])])
+def test_samples_made_while_clients_train_are_one_tuning_older_and_nothing_else_differs(overlap, tunings):
+    """Round 1's are made in round 0, where a synchronous run has the same generator; from then on one tuning less."""
     now, labels, _ = drawn_with()
-    ahead, same, strategy = drawn_with(overlap=True)
-    assert now == [0, 1, 2, 3] and ahead == [0, 0, 1, 2] and labels == same
+    ahead, same, strategy = drawn_with(overlap=overlap)
+    assert now == [0, 1, 2, 3] and ahead == tunings and labels == same
     assert strategy.ahead.waiting is None, "nothing is made for a round that never comes"
 
 
-def test_the_samples_that_wait_are_part_of_the_state():
-    whole, resumed = drawn_with(overlap=True)[:2], drawn_with(overlap=True, resume_after=2)[:2]
+@pytest.mark.parametrize("overlap", ["distill", "train"])
+def test_the_samples_that_wait_are_part_of_the_state(overlap):
+    whole, resumed = drawn_with(overlap=overlap)[:2], drawn_with(overlap=overlap, resume_after=2)[:2]
     assert whole == resumed
-    tensors, meta = drawn_with(overlap=True, rounds=2)[2].state()
+    tensors, meta = drawn_with(overlap=overlap, rounds=2)[2].state()
     assert meta["ahead"] == {} and not [name for name in tensors if name.startswith("ahead")]
 
 
 def test_one_rounds_samples_wait_at_most_and_only_while_clients_work():
     made = []
-    ahead = Ahead(lambda r: made.append(r) or Pool(torch.zeros(1), torch.zeros(1, 3, 2, 2), ["a"]), overlap=True)
+    ahead = Ahead(lambda r: made.append(r) or Pool(torch.zeros(1), torch.zeros(1, 3, 2, 2), ["a"]), "train")
     idle, busy = Exchange([], ()), Exchange([])
-    ahead.fill(2, 4, idle)
+    ahead.fill(2, 4, idle, "train")
+    ahead.fill(2, 4, busy, "distill")
     assert made == []
-    ahead.fill(2, 4, busy)
-    ahead.fill(3, 4, busy)  # the queue is full
+    ahead.fill(2, 4, busy, "train", "distill")
+    ahead.fill(3, 4, busy, "train")  # the queue is full
     assert made == [2] and ahead.take(2).captions == ["a"] and made == [2]
-    ahead.fill(5, 4, busy)  # after the last round
+    ahead.fill(5, 4, busy, "train")  # after the last round
     assert made == [2] and ahead.take(5).captions == ["a"] and made == [2, 5]
-    ahead.fill(3, 4, busy)
+    ahead.fill(3, 4, busy, "train")
     ahead.take(4)  # what waits is of another round, as after a resume with more rounds: made anew
     assert made == [2, 5, 3, 4]
