@@ -345,6 +345,9 @@ def test_a_report_reads_without_torch_and_a_client_runs_without_diffusers() -> N
     for file in FILES:
         if file.startswith("client_app/"):
             assert "diffusers" not in loaded_with(file), file
+    for start in ("server_app/app.py", "client_app/app.py", "florilegium/runtime/launch.py"):
+        # seconds of a core in each process of a run, and many runs need none of them
+        assert not loaded_with(start) & {"torchmetrics", "transformers", "diffusers", "matplotlib", "scipy"}, start
 
 
 def test_every_module_and_setting_is_in_the_bundle() -> None:

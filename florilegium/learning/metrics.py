@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as image processors keep them
 
@@ -37,11 +36,16 @@ def accuracy(predicted_N: Tensor, labels_N: Tensor, classes: int) -> float:
     """Top-1 accuracy over all images; nan for none."""
     if not len(labels_N):
         return float("nan")
+    # loading it takes three seconds of a core, because it loads transformers and matplotlib; a start need not wait
+    from torchmetrics.functional.classification import multiclass_accuracy
+
     return multiclass_accuracy(predicted_N, labels_N, num_classes=classes, average="micro").item()
 
 
 def confusion(predicted_N: Tensor, labels_N: Tensor, classes: int) -> Tensor:
     """[C, C] counts: row the true label, column the predicted one."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     return multiclass_confusion_matrix(predicted_N, labels_N, num_classes=classes)
 
 
