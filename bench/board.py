@@ -70,6 +70,7 @@ class Bar:
         return self.bar / value if self.higher else value / self.bar
 
 
+BYTES = Script("paper_bytes.py")
 ROUNDS = Script("rounds.py", ("fedmmkt",))
 SCALE = Script("scale.py")
 FUSION = Script("fusion.py")
@@ -81,6 +82,9 @@ AVERAGING = Script("averaging.py")
 PEER = Script("peers/whole.py", asked=True)
 
 BARS = (
+    Bar("FedMMKT at the paper's N, d and C, `wire=small`: up (paper 2.35)", BYTES, "up", 0.60, unit="MB"),
+    Bar("the same: down (paper 7.13)", BYTES, "down", 1.8, unit="MB"),
+    Bar("l-FedMMKT, `wire=small`: up (paper 0.31)", BYTES, "logits up", 0.05, unit="MB"),
     Bar("round of FedMMKT / the same mathematics in a bare loop", ROUNDS, "round / its mathematics/fedmmkt", 1.2),
     Bar("peak memory, 1,000 simulated clients with 20 in a cohort / 10 clients", SCALE, "memory ratio", 1.2),
     Bar("time per participating client, 1,000 / 10 clients", SCALE, "time ratio", 1.2),

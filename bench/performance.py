@@ -31,7 +31,7 @@ def rows() -> list[tuple[Bar, float | None, dict[str, Any]]]:
 
 
 def shown(value: float, unit: str) -> str:
-    digits = 0 if abs(value) >= 100 else 2
+    digits = 0 if abs(value) >= 100 else 3 if abs(value) < 0.1 else 2
     return f"{value:,.{digits}f}" + (f" {unit}" if unit else "")
 
 
