@@ -18,7 +18,9 @@ MODELS = (
     "train_image_backbones",
     "train_text_backbones",
     "train_unet",
+    "train_glide",
     "measure_assets",
+    "measure_glide",
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_cards import emoji_card
 from dataset_files import PRETRAINING_EMOJI, features, write_parquet
-from icon_sets import Finder, plain_code, rendered_png
+from icon_sets import Finder, plain_code, rendered_png, small
 from npm_packages import PUBLIC_STYLES, STYLES, TEXTS, credit, read_json, unpack, version
 from rich.progress import track
 
@@ -95,7 +95,7 @@ def split_by_concept(emojis: list[dict]) -> dict[str, str]:
 
 def picture(job: tuple[dict, str]) -> dict | None:
     row, svg = job
-    return {**row, "image": {"bytes": rendered_png(svg), "path": None}}
+    return {**row, "image": {"bytes": small(rendered_png(svg)), "path": None}}
 
 
 def rows(modules: Path) -> list[dict]:

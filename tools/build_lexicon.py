@@ -6,7 +6,6 @@ pictures and texts that pre-train the backbones.
 """
 
 import argparse
-import io
 import json
 import random
 import re
@@ -17,12 +16,11 @@ from pathlib import Path
 from build_emoji import concepts, split_by_concept
 from build_fashion import CLASSES as FASHION
 from dataset_files import JUDGE_LEXICON, PRETRAINING_LEXICON, PRETRAINING_TEXTS, features, write_parquet
-from icon_sets import Finder, rendered_png
+from icon_sets import Finder, rendered_png, small
 from lexicon_card import lexicon_card
 from lexicon_classes import KINDS, NAMES, Meanings, label_of_emoji
 from npm_packages import ICONS, MORE_STYLES, PUBLIC_STYLES, STYLES, TEXTS, credit, read_json, unpack, version
 from picture_hash import near_pairs, picture_hash
-from PIL import Image
 from rich.progress import track
 from wordnet import Synset, WordNet
 
@@ -86,13 +84,6 @@ class Sides:
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
-
-
-def small(png: bytes) -> bytes:
-    """The same pixels as lossless WebP: a third smaller than PNG."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", lossless=True, quality=100, method=6)
-    return buffer.getvalue()
 
 
 def drawn(job: tuple[dict, str]) -> dict:

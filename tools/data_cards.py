@@ -47,7 +47,7 @@ def emoji_card(rows: list[dict], classes: list[str], credits: dict[str, dict], t
 {len(rows):,} drawings of emoji, 32x32 RGB on white, with their English label and tags, in {len(classes)} classes
 made from Unicode's subgroups. Rendered from SVG by `tools/build_emoji.py`; nothing else was changed.
 
-Columns: `id` (unique over all splits), `image` (PNG), `text` (label), `tags`, `label` (class), `concept` (code
+Columns: `id` (unique over all splits), `image` (WebP), `text` (label), `tags`, `label` (class), `concept` (code
 points), `style`, `part` (`public` styles pre-train the mini models, `private` styles are the clients' domain).
 `classes.json` names the classes in order.
 

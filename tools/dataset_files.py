@@ -1,4 +1,4 @@
-"""The data sets' columns, and their files: parquet with embedded PNG bytes, as `datasets` reads them."""
+"""The data sets' columns, and their files: parquet with embedded PNG or WebP bytes, as `datasets` reads them."""
 
 from pathlib import Path
 

