@@ -44,7 +44,13 @@ FORMS: dict[str, list[str]] = {
 }
 FIGURES = ("client/accuracy/image", "client/accuracy/text", "t2i/accuracy")
 BYTES = ("bytes/up_per_client", "bytes/down_per_client")
-SAME = ["references=none", "runtime=inprocess", "clients.threads=1", "evaluation.images_per_class=10"]
+SAME = [
+    "references=none",
+    "runtime=inprocess",
+    "clients.threads=1",
+    "evaluation.images_per_class=10",
+    "timeouts.exchange=86400",  # nobody is late on a busy machine
+]
 
 
 def settings(out: Path, seed: int, rounds: int, *overrides: str) -> Settings:
@@ -55,24 +61,25 @@ def settings(out: Path, seed: int, rounds: int, *overrides: str) -> Settings:
     return conf
 
 
-def first_round(folder: Path, seed: int) -> Path:
+def first_round(folder: Path, seed: int, more: list[str]) -> Path:
     """The run directory of round 0 alone."""
-    out = folder / f"start-{seed}"
+    out = folder / "start" / f"seed-{seed}"
     if not (out / "report.html").exists():
         shutil.rmtree(out, ignore_errors=True)
-        conf = settings(out, seed, 0)
+        conf = settings(out, seed, 0, *more)
         out.mkdir(parents=True)
         inprocess.federate(conf)
     return out
 
 
-def measured(folder: Path, form: str, seed: int, rounds: int) -> dict[str, float]:
+def measured(folder: Path, form: str, seed: int, rounds: int, more: list[str]) -> dict[str, float]:
     """Figures of the last round and bytes of a round, the mean over the rounds."""
-    out = folder / f"{form.replace(', ', '-').replace(' ', '-')}-{seed}"
+    # clients find their memory by the name of the run directory, so that a copy has the name of what it is a copy of
+    out = folder / form.replace(", ", "-").replace(" ", "-") / first_round(folder, seed, more).name
     if not (out / "report.html").exists() or len(read_lines(out / "rounds.jsonl")) < rounds + 1:
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(first_round(folder, seed), out)
-        conf = settings(out, seed, rounds, "resume=true", *FORMS[form])
+        shutil.copytree(folder / "start" / out.name, out)
+        conf = settings(out, seed, rounds, "resume=true", *more, *FORMS[form])
         (out / "settings.yaml").write_text(to_yaml(conf.plain()))  # round 0 is the same with these settings
         inprocess.federate(conf)
     told = [r["metrics"] for r in read_lines(out / "rounds.jsonl") if r["arm"] == MAIN and r["round"] > 0]
@@ -101,11 +108,12 @@ def main() -> None:
     parser.add_argument("--forms", default="|".join(FORMS), help="names of forms, with | between them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("more", nargs="*", help="overrides of the default run, the same for every form")
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, float]]] = {}
     for form in given.forms.split("|"):
-        found[form] = [measured(given.out.absolute(), form, seed, given.rounds) for seed in given.seeds]
+        found[form] = [measured(given.out.absolute(), form, seed, given.rounds, given.more) for seed in given.seeds]
         (given.out / "figures.json").write_text(json.dumps(found, indent=1))
         print(table(found), flush=True)
 
