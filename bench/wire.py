@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -83,7 +84,7 @@ def measured(folder: Path, form: str, seed: int, rounds: int, more: list[str]) -
         (out / "settings.yaml").write_text(to_yaml(conf.plain()))  # round 0 is the same with these settings
         inprocess.federate(conf)
     told = [r["metrics"] for r in read_lines(out / "rounds.jsonl") if r["arm"] == MAIN and r["round"] > 0]
-    found = {name: told[-1][name] for name in FIGURES}
+    found = {name: told[-1].get(name, math.nan) for name in FIGURES}  # not all data have a judge
     return found | {name: statistics.fmean(one[name] for one in told) for name in BYTES}
 
 
