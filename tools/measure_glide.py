@@ -73,6 +73,7 @@ T2I accuracy before any tuning by `judges/lexicon-private`, {each} pictures a cl
 {rows}
 
 Read it beside the samples: a judge must choose a class, so it is right for pictures that a person could not name.
+What a federation makes of it is in `docs/full-size.md`.
 Not picked: the first {COLUMNS} of every class, one class a row.
 
 ![samples](samples.png)
