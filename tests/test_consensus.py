@@ -179,7 +179,7 @@ def test_blocks_of_samples_and_a_mask_change_nothing(monkeypatch, modalities, ho
     keep = torch.tensor([True, False] * 5 + [True])
     given = how | ({"augmented_KND": views[:, keep]} if len(set(modalities)) == 1 else {})
     whole = consensus.fuse(reps[:, keep], modalities, **given)
-    monkeypatch.setattr(consensus, "BLOCK", 12)  # two samples of six at a time
+    monkeypatch.setattr(consensus, "BLOCK", 150)  # two samples of six at a time
     parts = consensus.fuse(list(reps), modalities, keep_N=keep, **given | {"augmented_KND": list(views)})
     for one, other in zip(whole, parts, strict=True):
         assert one.shape == other.shape and torch.allclose(one, other, atol=1e-5)

@@ -239,7 +239,7 @@ def fuse(
     count = len(reps[0]) if keep_N is None else int(keep_N.sum())
     place_N = None if keep_N is None else keep_N.nonzero()[:, 0]
     fused_ND, weight_KN = reps[0].new_empty(count, reps[0].shape[-1]), reps[0].new_empty(K, count)
-    rows = max(1, min(BLOCK // max(1, count), 4 * BLOCK // max(1, K * reps[0].shape[-1])))
+    rows = max(1, min(BLOCK // max(1, count), BLOCK // max(1, K * reps[0].shape[-1])))
     for at in blocks(count, rows):
         chosen = at if place_N is None else place_N[at]
         mixed = [
