@@ -404,7 +404,7 @@ def test_the_listing_names_the_form_that_leaves(toy_conf):
     assert said.kind == "int8, one scale a row, projected to 8 values" and said.size == 12 * (8 + 4)
     assert "smallest type" in kinds["Answers", "labels"].kind
     down = {(f.payload, f.name): f.kind for f in listing(conf).fields if f.way == "down"}
-    assert down["Samples", "images"] == "images, webp of quality 90"
+    assert down["Samples", "images"] == "encoded images, webp of quality 90"
 
 
 def test_a_projection_is_shorter_than_what_it_stands_for(toy_conf):

@@ -198,7 +198,7 @@ class Sizes:
             return self.form.in_words(f, there[-1]), " x ".join(along), size
         if "blobs" in f.metadata:
             own = holds(payload, f) == RAW  # a client's own rows travel without a loss
-            images = "encoded images" if own else f"images, {self.form.image_words()}"
+            images = "encoded images" + ("" if own else self.form.image_words())
             return ("UTF-8 texts" if f.name == "texts" else images), f.metadata["blobs"], None
         if f.name == "tensors":
             states = self.states(payload)

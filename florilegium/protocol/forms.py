@@ -150,8 +150,9 @@ class Form:
         return math.prod(lengths) * item
 
     def image_words(self) -> str:
-        """The format of images, for the listing."""
-        return self.wire.images + ("" if self.wire.quality is None else f" of quality {self.wire.quality}")
+        """What a form that is not the exact one changes of images, for the listing."""
+        quality = "" if self.wire.quality is None else f" of quality {self.wire.quality}"
+        return "" if self.wire.images == EXACT.wire.images else f", {self.wire.images}{quality}"
 
     def in_words(self, f: Field, width: int | None) -> str:
         """What of a field's array leaves, for the listing; `width` is the length of its last axis."""
