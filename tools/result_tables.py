@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import re
 import shlex
 import sys
@@ -25,7 +26,7 @@ BLOCK = re.compile(r"(<!-- compare (?P<arguments>[^\n]*) -->\n)(?P<table>.*?)(<!
 
 
 def table(arguments: str, docs: Path = DOCS) -> str:
-    """The Markdown that `florilegium compare ARGUMENTS` prints."""
+    """The Markdown that `florilegium compare ARGUMENTS` prints; with one seed, without differences."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     command.add_arguments(parser)
     options = parser.parse_args(shlex.split(arguments))
@@ -38,7 +39,8 @@ def table(arguments: str, docs: Path = DOCS) -> str:
             level=options.level,
             metrics=options.metric,
         )
-    return found.markdown()
+    several = any(row.difference and row.difference.interval for row in found.compared())
+    return (found if several else dataclasses.replace(found, against=None)).markdown()
 
 
 def written(text: str, docs: Path = DOCS) -> str:
