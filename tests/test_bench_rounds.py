@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.rounds import Clock, clocked
+import pytest
+
+from bench.rounds import METHODS, Clock, clocked, protocol
+from florilegium import preflight
+from florilegium.config import composition
 from florilegium.runs.reader import read_lines
 
 
@@ -27,3 +31,9 @@ def test_a_clock_changes_no_number_and_sees_both_halves(
     assert told[0] == told[1] and len(told[0]) == 2
     assert clock.clients > 0 and clock.server > clock.asked > clock.clients  # clients answer inside the exchanges
     assert clock.rounds >= clock.server
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_has_a_round_that_may_start(method: str, tmp_path: Path) -> None:
+    given = [f"method={method}", *protocol(method), "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
+    preflight.validate(composition.complete(composition.compose(given)))
