@@ -3,9 +3,10 @@
     python bench/rounds.py [method ...]          # default: all that exchange knowledge; minutes a method
 
 The real apps run in one process (every message serialised and checked), one round on emoji with the paper's mix of
-clients; methods that have nothing for clients with pairs run on the lexicon with eight clients. *Mathematics* is the time in the client sides' phases, with the model already in memory, and in the server's
-round outside its exchanges: what a loop over the same clients would do without a wire, checks, memory on disk,
-ledger and checkpoints. Evaluation counts for neither. One thread; CPU seconds. The issue's bar is 1.2.
+clients; methods that have nothing for clients with pairs run on the lexicon with eight clients. *Mathematics* is the
+time in the client sides' phases, with the model already in memory, and in the server's round outside its exchanges:
+what a loop over the same clients would do without a wire, checks, memory on disk, ledger and checkpoints. Evaluation
+counts for neither. One thread; CPU seconds. The bar is 1.2.
 """
 
 from __future__ import annotations
