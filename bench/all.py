@@ -5,8 +5,8 @@
     python bench/all.py peers/whole.py        # beside a peer, which takes longer and is run when it is named
     python bench/all.py --page                # nothing is measured, the table and the page are written again
 
-Run it on a machine that does nothing else. The load before each script is kept with its figures; above half a process
-they are called provisional, in the file and on the page.
+Run it on a machine that does nothing else. The cores that are busy before each script are kept with its figures; above
+a quarter of a core the figures are called provisional, in the file and on the page.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_SECONDS = 1200  # of one script; one that takes longer is ended and said to
 def run(script: Script) -> dict[str, Any]:
     """Run one script and keep what it printed: the content of its file of results."""
     file = board.ROOT / "bench" / script.file
-    load, begun = os.getloadavg()[0], time.monotonic()
+    load, begun = board.busy_cores(), time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(board.ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(file), *script.arguments]
     try:

@@ -67,7 +67,7 @@ def markdown() -> str:
     parts = [INTRODUCTION, "\n".join(lines), ""]
     if provisional:
         parts.append(
-            "\\* Provisional: the machine had other work when this was measured (its load is in the table below). "
+            "\\* Provisional: the machine had other work when this was measured (see the table below). "
             "`make bench` on a quiet machine replaces it.\n"
         )
     parts.append(
@@ -82,7 +82,7 @@ def markdown() -> str:
 
 def measured_how() -> str:
     """The scripts, when and where they ran."""
-    lines = ["| script | date | seconds | load before |", "|---|---|---:|---:|"]
+    lines = ["| script | date | seconds | busy cores before |", "|---|---|---:|---:|"]
     machines: dict[str, None] = {}
     for script in board.scripts():
         command = " ".join(["python", f"bench/{script.file}", *script.arguments])

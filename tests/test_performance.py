@@ -27,7 +27,12 @@ def test_every_figure_has_a_script_and_kept_figures_say_where_they_are_from() ->
         assert "/root" not in file.read_text() and "/work" not in file.read_text() and "/home" not in file.read_text()
 
 
-LOW = Bar("a time", Script("a.py"), "inner/ratio", 1.2, why="it polls")
+def test_what_was_measured_has_each_of_its_figures() -> None:
+    missing = [bar.title for bar in board.BARS if (held := board.read(bar.script)) and bar.value(held["found"]) is None]
+    assert not missing
+
+
+LOW = Bar("a time", Script("a.py"), ("inner", "ratio"), 1.2, why="it polls")
 HIGH = Bar("a speed", Script("b.py", ("--fast",)), "speed", 0.9, higher=True, unit="images/s")
 
 
