@@ -184,3 +184,14 @@ def test_blocks_of_samples_and_a_mask_change_nothing(monkeypatch, modalities, ho
     for one, other in zip(whole, parts, strict=True):
         assert one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
     assert torch.allclose(parts[1].sum(0), torch.ones(6)) and not torch.isnan(parts[0]).any()
+
+
+def test_one_block_is_the_formula_bit_for_bit() -> None:
+    """One block is bit for bit the formula: runs of 240 samples repeat those made before there were blocks."""
+    random = torch.Generator().manual_seed(5)
+    rep_ND, anchor_ND = torch.randn(40, 16, generator=random), torch.randn(40, 16, generator=random)
+    sim_NN = consensus.unit(rep_ND) @ consensus.unit(anchor_ND).T / 0.1
+    assert torch.equal(consensus.contrastive_score(rep_ND, anchor_ND), sim_NN.diagonal() - sim_NN.logsumexp(-1))
+    weights_NN = torch.softmax(consensus.unit(rep_ND) @ consensus.unit(anchor_ND).T / 16**-0.5, -1)
+    expected_ND = 0.5 * rep_ND + 0.5 * (weights_NN @ anchor_ND)
+    assert torch.equal(consensus.cross_attention(rep_ND, anchor_ND), expected_ND)

@@ -138,7 +138,7 @@ def attended(
         found = anchor.whole_ND[at]
     elif kind == "batch":
         scale = temperature or D**-0.5
-        found = softmax_((unit(query_BD) / scale) @ anchor.unit_ND.T) @ anchor.whole_ND
+        found = softmax_((unit(query_BD) @ anchor.unit_ND.T).div_(scale)) @ anchor.whole_ND
     elif kind == "channel":
         heads = next(h for h in range(min(heads, D), 0, -1) if D % h == 0)
         q, kv = query_BD.view(B, heads, -1), anchor.whole_ND[at].view(B, heads, -1)
@@ -165,7 +165,7 @@ def scored(rep_BD: Tensor, anchor: Anchor, at: slice, temperature: float, includ
     """`contrastive_score` of the samples `at` against all samples of the anchor. -> [B]."""
     if len(anchor.whole_ND) < 2:
         return rep_BD.new_zeros(len(rep_BD))  # nothing unrelated to compare with: all clients alike
-    sim_BN = (unit(rep_BD) / temperature) @ anchor.unit_ND.T
+    sim_BN = (unit(rep_BD) @ anchor.unit_ND.T).div_(temperature)
     paired_B = sim_BN.diagonal(at.start).clone()
     if not include_self:
         sim_BN.diagonal(at.start).fill_(-math.inf)
