@@ -9,7 +9,7 @@ Axes: N samples, B batch, D representation width, H width of a body.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from client_app import distillation_set
 from client_app.batches import ClientError, shuffled
-from client_app.blocks.training import private_without_end, task_terms
+from client_app.blocks.training import fit_private, private_without_end, task_terms
 from client_app.client import Client
 from client_app.distillation_set import Kept
 from florilegium.learning.fit import fit
@@ -25,8 +25,8 @@ from florilegium.learning.losses import normalised
 from florilegium.models.bodies import Classifier
 from florilegium.models.pair import Encoder
 from florilegium.protocol import pixels
-from florilegium.protocol.payloads import Answers, Features, PublicSet, Samples
-from florilegium.protocol.phases import Kinds
+from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Samples
+from florilegium.protocol.phases import Kinds, crosses
 
 Tower = Classifier | Encoder
 Codes = dict[str, tuple[Tensor, Tensor]]  # side -> (unit representation [B, D], unit output of the body [B, H])
@@ -199,3 +199,24 @@ def learn(
     return fit(
         model, batches, objective, lr=s.learning_rate.of(client.modality), weight_decay=s.weight_decay, epochs=epochs
     )
+
+
+# -- the client side that methods derive from --------------------------------------------------------------------------
+
+
+class RepresentingClient:
+    """Learns its task, and says what it sees in public samples. `distill` is each method's own."""
+
+    Settings: ClassVar[type]
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def train(self, client: Client, _: Nothing) -> Nothing:
+        s = self.settings
+        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
+        return Nothing()
+
+    @crosses(crossing)
+    def represent(self, client: Client, question: Samples | PublicSet) -> Answers | Features:
+        return answer(client, question)

@@ -9,14 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from client_app.batches import ClientError
-from client_app.blocks.representing import Codes, answer, crossing, learn, recalled, seen
-from client_app.blocks.training import fit_private
+from client_app.blocks.representing import Codes, RepresentingClient, learn, recalled, seen
 from client_app.client import Client
 from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate
 from florilegium.learning.losses import info_nce, model_contrast
-from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
-from florilegium.protocol.phases import crosses
+from florilegium.protocol.payloads import Features, Nothing, Report
 
 BEFORE = "before"  # the part of the memory that holds the model as the last round left it
 OTHER = {"image": "text", "text": "image"}
@@ -56,23 +54,14 @@ class CreamFLClientSettings:
     public_batch: int = setting(64, "public pairs in a batch; 128 in the released code", low=2, high=100_000)
 
 
-class CreamFLClient:
+class CreamFLClient(RepresentingClient):
     """Learns its task, then where public pairs lie in the server's space, and says where it sees them itself."""
 
     Settings = CreamFLClientSettings
 
-    def __init__(self, settings: CreamFLClientSettings) -> None:
-        self.settings = settings
-
     def train(self, client: Client, _: Nothing) -> Nothing:
-        s = self.settings
         client.memory.write(BEFORE, client.model.state_dict())
-        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
-        return Nothing()
-
-    @crosses(crossing)
-    def represent(self, client: Client, question: Samples | PublicSet) -> Answers | Features:
-        return answer(client, question)
+        return super().train(client, _)
 
     def distill(self, client: Client, down: Features) -> Report:
         """Local representation learning with inter- and intra-modal contrasts."""

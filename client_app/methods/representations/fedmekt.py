@@ -9,13 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from client_app.batches import ClientError
-from client_app.blocks.representing import Codes, answer, crossing, learn, recalled
-from client_app.blocks.training import fit_private
+from client_app.blocks.representing import Codes, RepresentingClient, answer, crossing, learn, recalled
 from client_app.client import Client
 from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate
 from florilegium.learning.losses import feature_kl
-from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
+from florilegium.protocol.payloads import Answers, Features, PublicSet, Report, Samples
 from florilegium.protocol.phases import crosses
 
 
@@ -59,18 +58,10 @@ class FedMEKTClientSettings:
     public_batch: int = setting(64, "public samples in a batch", low=2, high=100_000)
 
 
-class FedMEKTClient:
+class FedMEKTClient(RepresentingClient):
     """Learns its task while its embeddings of public samples follow the server's."""
 
     Settings = FedMEKTClientSettings
-
-    def __init__(self, settings: FedMEKTClientSettings) -> None:
-        self.settings = settings
-
-    def train(self, client: Client, _: Nothing) -> Nothing:
-        s = self.settings
-        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
-        return Nothing()
 
     @crosses(crossing)
     def represent(self, client: Client, question: Samples | PublicSet) -> Answers | Features:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from client_app.batches import ClientError
-from client_app.blocks.representing import Codes, answer, crossing, learn, recalled
-from client_app.blocks.training import fit_private
+from client_app.blocks.representing import Codes, RepresentingClient, learn, recalled
 from client_app.client import Client
 from florilegium.config.fields import section, setting
 from florilegium.learning.fit import LearningRate
-from florilegium.protocol.payloads import Answers, Features, Nothing, PublicSet, Report, Samples
-from florilegium.protocol.phases import crosses
+from florilegium.protocol.payloads import Features, Report
 
 
 @section
@@ -45,22 +43,10 @@ class FedMKDClientSettings:
     public_batch: int = setting(64, "public samples in a batch", low=2, high=100_000)
 
 
-class FedMKDClient:
+class FedMKDClient(RepresentingClient):
     """Learns its task, says what it sees in public samples, and aligns that with what the server sees."""
 
     Settings = FedMKDClientSettings
-
-    def __init__(self, settings: FedMKDClientSettings) -> None:
-        self.settings = settings
-
-    def train(self, client: Client, _: Nothing) -> Nothing:
-        s = self.settings
-        fit_private(client, s, s.local_epochs if client.trained else s.pretrain_epochs, "private")
-        return Nothing()
-
-    @crosses(crossing)
-    def represent(self, client: Client, question: Samples | PublicSet) -> Answers | Features:
-        return answer(client, question)
 
     def distill(self, client: Client, down: Features) -> Report:
         """Global knowledge anchored alignment: 2 - 2 cos(own feature, the server's)."""
