@@ -6,17 +6,17 @@ from html import escape
 import numpy as np
 
 from florilegium.catalogue import Role
-from florilegium.report.panels import stages
+from florilegium.report.panels import Grid
 from florilegium.runs.pictures import data_uri, strip
 from florilegium.runs.reader import MAIN, Recorded
 
 MOST = 12  # classes in the picture: one line of tiles that a phone still shows
 
 
-def lead(run: Recorded) -> str:
+def lead(run: Recorded, pictures: list[Grid]) -> str:
     """Sentence and picture as HTML; nothing of what the run did not measure."""
     told = " ".join(text for text in (generator_sentence(run), clients_sentence(run)) if text)
-    return (f'<p class="lead">{told}</p>' if told else "") + before_and_after(run)
+    return (f'<p class="lead">{told}</p>' if told else "") + before_and_after(pictures)
 
 
 def generator_sentence(run: Recorded) -> str:
@@ -63,9 +63,9 @@ def points(difference: float) -> str:
     return "are equal" if size == "0.0" else f"{'gain' if difference > 0 else 'lose'} {size} points"
 
 
-def before_and_after(run: Recorded) -> str:
+def before_and_after(pictures: list[Grid]) -> str:
     """The first picture of each class before the run and after it: same prompt, same noise, no selection."""
-    own = [stage for stage in stages(run) if stage[0] not in set(map(str, Role))]
+    own = [stage for stage in pictures if stage[0] not in set(map(str, Role))]
     if len(own) < 2:
         return ""
     lines, shown = [], list(dict.fromkeys(own[0][2]))[:MOST]

@@ -25,7 +25,7 @@ from florilegium.report.markup import (
     size,
     table,
 )
-from florilegium.report.panels import arm_colours, arm_name, curves, plates, vote_map
+from florilegium.report.panels import Grid, arm_colours, arm_name, curves, drawn_plates, stages, vote_map
 from florilegium.runs.reader import MAIN, Recorded, mean, recorded, replace
 
 __all__ = ["compare", "page", "write"]
@@ -41,7 +41,7 @@ def write(out) -> Path:
 def page(out) -> str:
     """The page as text."""
     run = recorded(out)
-    colour = arm_colours(run)
+    colour, pictures = arm_colours(run), stages(run)
     body = "".join(
         [
             section(
@@ -58,7 +58,7 @@ def page(out) -> str:
             section(
                 "The generator, before and after",
                 "Same prompts, same noise seeds: whatever differs was learned.",
-                plates(run),
+                drawn_plates(pictures),
             ),
             section(
                 "How the clients voted",
@@ -81,10 +81,10 @@ def page(out) -> str:
         ]
     )
     foot = f"{escape(run.path.name)} · {duration(run.seconds)} · drawn by florilegium from the run directory alone"
-    return document(f"{run.label} on {run.get('data.name', 'data')}", header(run), body, foot)
+    return document(f"{run.label} on {run.get('data.name', 'data')}", header(run, pictures), body, foot)
 
 
-def header(run: Recorded) -> str:
+def header(run: Recorded, pictures: list[Grid]) -> str:
     """Title, protocol, the result in one sentence and one picture, headline figures."""
     main, alone = run.metrics(MAIN), first_of(run, Role.ALONE)
     done = max((r["round"] for r in run.of(MAIN)), default=0)
@@ -110,7 +110,7 @@ def header(run: Recorded) -> str:
     ]
     cards += generator_cards(run, main) + byte_card(main)
     title = f"<h1>{escape(run.label)}</h1><ul class=facts>{told}</ul>"
-    return f"{title}{stopped}{lead(run)}<div class=cards>{''.join(cards)}</div>"
+    return f"{title}{stopped}{lead(run, pictures)}<div class=cards>{''.join(cards)}</div>"
 
 
 def headline(value: float) -> str:

@@ -17,6 +17,7 @@ UNTUNED = 4
 PICTURED = (Role.SELF_TUNED, Role.BOUND)  # roles whose images are shown beside the method's
 LONG, BREAK = 10, 7  # a strip's name of more letters may be broken after so many
 PALETTE = 8
+Grid = tuple[str, np.ndarray, list[str]]  # name, images [N,3,H,W], captions
 TILES, PLATES = 4, 48  # images a strip, classes a page
 CURVES = (
     ("Image clients, test accuracy", "client/accuracy/image", True),
@@ -89,7 +90,7 @@ def grids(run: Recorded, arm: str) -> list[tuple[int, Path]]:
     return sorted((int(m[1]), p) for m, p in found if m)
 
 
-def stages(run: Recorded) -> list[tuple[str, np.ndarray, list[str]]]:
+def stages(run: Recorded) -> list[Grid]:
     """(name, images, captions): the method before and after, then the last grid of the first arm of each role that
     has one."""
     chosen, main = [], grids(run, MAIN)
@@ -102,7 +103,7 @@ def stages(run: Recorded) -> list[tuple[str, np.ndarray, list[str]]]:
     return opened(chosen)
 
 
-def opened(chosen: list[tuple[str, Path]]) -> list[tuple[str, np.ndarray, list[str]]]:
+def opened(chosen: list[tuple[str, Path]]) -> list[Grid]:
     """(name, images, captions) of each grid that can be read."""
     read = []
     for name, path in chosen:
@@ -118,12 +119,7 @@ def breakable(name: str) -> str:
     return f"{escape(name[:BREAK])}&shy;{escape(name[BREAK:])}" if len(name) > LONG else escape(name)
 
 
-def plates(run: Recorded) -> str:
-    """One plate per class: the same prompts and seeds through each stage of the generator."""
-    return drawn_plates(stages(run))
-
-
-def drawn_plates(shown: list[tuple[str, np.ndarray, list[str]]]) -> str:
+def drawn_plates(shown: list[Grid]) -> str:
     """One plate for each caption: a strip of the first images of each (name, images, captions)."""
     held = [(name, images, by_caption(captions)) for name, images, captions in shown]
     captions = list(dict.fromkeys(c for _, _, places in held for c in places))[:PLATES]
