@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
 
 from florilegium import seeds
 from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Client, Federation, means_of
 from florilegium.learning.averaging import named, part
+from florilegium.learning.losses import info_nce
 from florilegium.protocol.payloads import Features, Nothing, Report
 from strategies.blocks.public_set import PublicRound, PublicSet, PublicSetSettings, whole_set
 from strategies.blocks.representations import (
@@ -174,5 +174,4 @@ class FedMKD(Rounds):
 
 def contrast(own_BD: Tensor, teacher_BD: Tensor, temperature: float) -> Tensor:
     """-log of the share that a sample's own teacher has of all teachers in the batch, by exp(cosine / T); the mean."""
-    cosines_BB = normalize(own_BD, dim=-1) @ normalize(teacher_BD, dim=-1).T
-    return cross_entropy(cosines_BB / temperature, torch.arange(len(own_BD), device=own_BD.device))
+    return info_nce(own_BD, teacher_BD, torch.arange(len(own_BD), device=own_BD.device), temperature)
