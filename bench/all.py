@@ -1,9 +1,9 @@
 """All figures that have a bar, measured one after the other: `make bench`. Under 20 minutes on a quiet machine.
 
-    python bench/all.py                       # the scripts of bench/board.py; then the table and docs/performance.md
+    python bench/all.py                       # the scripts of bench/board.py; then the table and the two pages
     python bench/all.py fusion.py scale.py    # these alone; the others keep what was measured before
     python bench/all.py peers/whole.py        # beside a peer, which takes longer and is run when it is named
-    python bench/all.py --page                # nothing is measured, the table and the page are written again
+    python bench/all.py --page                # nothing is measured, the table and the pages are written again
 
 Run it on a machine that does nothing else. The cores that are busy before each script are kept with its figures; above
 a quarter of a core the figures are called provisional, in the file and on the page.
@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import board, performance
+from bench import board, performance, scaling
 from bench.board import Script
 
 MOST_SECONDS = 1200  # of one script; one that takes longer is ended and said to have failed
@@ -79,6 +79,7 @@ def main() -> None:
         known[name].result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{result['seconds']:.0f} s", flush=True)
     performance.write()
+    scaling.write()  # its words quote a figure of scale.py
     print(performance.text_table())
     sys.exit(failed)
 

@@ -294,6 +294,11 @@ def described(s: Sizes) -> str:
     )
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write the page."""
     PAGE.write_text(markdown(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
     print(PAGE.relative_to(ROOT))
