@@ -293,9 +293,7 @@ def compare(
     runs = [recorded(path) for path in found(run_dirs)]
     if not runs:
         raise RunError("compare: no run directory given")
-    differ = [
-        f"{run.path} differs from {runs[0].path} in {key}" for run in runs[1:] if (key := difference(runs[0], run))
-    ]
+    differ = differing(runs)
     if differ and not force:
         raise RunError(f"compare: {differ[0]}; such figures do not belong in one table (--force puts them there)")
     empty = [f"{r.path} has no evaluated round: left out" for r in runs if not r.metrics(MAIN)]
@@ -319,6 +317,16 @@ def compare(
         differences.check_level(level),
         columns,
     )
+
+
+def differing(runs: list[Recorded]) -> list[str]:
+    """One line for each setting of data, clients or evaluation in which runs differ from the first run."""
+    by_key: dict[str, list[Recorded]] = {}
+    for run in runs[1:]:
+        if key := difference(runs[0], run):
+            by_key.setdefault(key, []).append(run)
+    more = {key: f"and {len(others) - 1} more differ" if others[1:] else "differs" for key, others in by_key.items()}
+    return [f"{others[0].path} {more[key]} from {runs[0].path} in {key}" for key, others in by_key.items()]
 
 
 def unequal_budgets(groups: dict) -> list[str]:
