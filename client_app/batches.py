@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from florilegium.learning.augmentation import Moves
+
 EVALUATION_BATCH = 128
 
 
@@ -20,12 +22,22 @@ class ClientError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs, labels [B] and ids [B]; `fused` [B, D] of a distillation set, else [0, 0]."""
+    """Model inputs, labels [B] and ids [B]; `fused` [B, D] of a distillation set, else [0, 0].
+
+    In segmentation also `masks` [B, S, S], the class of each pixel, and how the images were moved.
+    """
 
     inputs: Tensor
     labels: Tensor
     ids: Tensor
     fused: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    masks: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.int64))
+    moves: Moves | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """What the task asks for: the labels [B], or the class of each pixel [B, S, S]."""
+        return self.masks if len(self.masks) else self.labels
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,15 @@ from client_app.distillation_set import DistillationSet, Kept
 from client_app.memory import Memory
 from client_app.privacy.protection import Protection
 from florilegium import seeds
+from florilegium.config.clients import SEGMENTATION
 from florilegium.config.settings import Settings
 from florilegium.data.datasets import Rows
+from florilegium.data.masks import BACKGROUND
+from florilegium.data.masks import masks as masks_of
 from florilegium.data.private import PrivateData
 from florilegium.data.public import PublicPairs, open_public, same_order
 from florilegium.diffusion.generator import device_of
-from florilegium.learning.augmentation import shifted
+from florilegium.learning.augmentation import drawn, moved, shifted
 from florilegium.models import bodies, build
 from florilegium.models.pair import DualEncoder
 from florilegium.models.tokens import Vocabulary
@@ -46,6 +49,7 @@ class Client:
         build.check_architecture(self.modality, self.architecture, f"clients.mix[{id_}]", conf.clients.architectures)
         self.classes, self.examples, self.width = len(data.classes), len(data.train), conf.clients.width
         self.device = torch.device(device_of(conf.clients.device))
+        self.dense = str(conf.clients.task) == SEGMENTATION  # each pixel has a class
         if not self.examples:
             raise ClientError(f"client {id_} has no {self.modality} row to train on")
 
@@ -84,7 +88,8 @@ class Client:
         """The model after the previous message, or a fresh one that depends on the seed."""
         vocabulary = None if self.modality == "image" else self.vocabulary
         with seeds.scoped(self.conf.seed, "model", self.id, self.architecture):
-            model = build.build(self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
+            given = (self.conf.clients, self.modality, self.architecture, self.classes, vocabulary)
+            model = build.build(*given, side=self.conf.data.image_size)
         if self.protection.settings.training:
             model = without_batch_norm(model)
         if self.trained:
@@ -131,6 +136,9 @@ class Client:
             if self.modality == "pair":
                 yield self.pair_batch(rows, chosen, random)
                 continue
+            if self.dense:
+                yield self.dense_batch(rows, chosen, random)
+                continue
             inputs = self.rows_as_inputs(rows, chosen, random)
             yield Batch(inputs, rows.labels[chosen].to(self.device), rows.ids[chosen])
 
@@ -162,10 +170,19 @@ class Client:
             rows.groups[chosen].to(self.device),
         )
 
+    def dense_batch(self, rows: Rows, chosen: Tensor, random: torch.Generator) -> Batch:
+        """Rows of images with their masks, which are moved as the images are."""
+        augment = self.conf.clients.augment
+        moves = drawn(len(chosen), random, augment.crop, augment.flip)
+        images = moved(pixels.scaled(rows.images[chosen]), moves)
+        masks = moved(masks_of(rows, chosen)[:, None], moves, BACKGROUND)[:, 0]
+        given = (images.to(self.device), rows.labels[chosen].to(self.device), rows.ids[chosen])
+        return Batch(*given, masks=masks.to(self.device), moves=moves)
+
     def open_samples(self, samples: Samples) -> Kept:
         """Samples as this client keeps them: images decoded, at its own size. ClientError for the wrong modality."""
         if self.modality == "pair":
-            raise ClientError("this client reads pairs; samples have one side")
+            return self.open_pairs(samples)
         filled, empty = (samples.images, samples.texts) if self.modality == "image" else (samples.texts, samples.images)
         if len(filled) != len(samples.ids) or empty:
             raise ClientError(
@@ -176,9 +193,20 @@ class Client:
             return Kept(samples.ids, texts=samples.texts)
         return Kept(samples.ids, pixels.resized(pixels.decode(samples.images), self.conf.data.image_size))
 
+    def open_pairs(self, samples: Samples) -> Kept:
+        """Samples of both sides, as this retrieval client keeps them. ClientError where a side is missing."""
+        images, texts, ids = samples.images, samples.texts, samples.ids
+        if not len(images) == len(texts) == len(ids):
+            raise ClientError(
+                f"this client reads pairs; it was sent {len(images)} images and {len(texts)} texts for {len(ids)} ids"
+            )
+        return Kept(ids, pixels.resized(pixels.decode(images), self.conf.data.image_size), texts)
+
     def inputs(self, samples: Samples | Kept, augment_seed: int | None = None) -> Tensor:
         """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
         kept = self.open_samples(samples) if isinstance(samples, Samples) else samples
+        if self.modality == "pair":
+            raise ClientError("a retrieval client has no classifier that reads samples of one side")
         if self.modality == "image":
             images = kept.images
             if augment_seed is not None:

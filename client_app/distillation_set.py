@@ -23,7 +23,8 @@ class DistillationSetError(ValueError):
 
 @dataclass(frozen=True)
 class Kept:
-    """Samples as a client keeps them: ids [N], and uint8 images [N, 3, S, S] or N texts; the other side is empty."""
+    """Samples as a client keeps them: ids [N], and uint8 images [N, 3, S, S] or N texts; the other side is empty, but
+    for a retrieval client, which keeps both."""
 
     ids: Tensor
     images: Tensor = NO_IMAGES
@@ -77,11 +78,14 @@ def taught(samples: Kept, targets: Targets) -> DistillationSet:
 
 
 def to_tensors(samples: Kept) -> dict[str, Tensor]:
-    """Samples as flat tensors: ids and images, or ids, the joined bytes of the texts and their lengths."""
-    if not samples.texts:
-        return {"ids": samples.ids, "images": samples.images}
-    data, lengths = pieces.pack(samples.texts)
-    return {"ids": samples.ids, "texts": torch.from_numpy(data.copy()), "lengths": torch.from_numpy(lengths)}
+    """Samples as flat tensors: ids, the images, and of texts the joined bytes and their lengths; what there is."""
+    tensors = {"ids": samples.ids}
+    if len(samples.images) or not samples.texts:
+        tensors["images"] = samples.images
+    if samples.texts:
+        data, lengths = pieces.pack(samples.texts)
+        tensors |= {"texts": torch.from_numpy(data.copy()), "lengths": torch.from_numpy(lengths)}
+    return tensors
 
 
 def from_tensors(tensors: dict[str, Tensor]) -> Kept:
@@ -89,4 +93,4 @@ def from_tensors(tensors: dict[str, Tensor]) -> Kept:
     if "texts" not in tensors:
         return Kept(tensors["ids"], tensors["images"])
     found = pieces.unpack(tensors["texts"].numpy(), tensors["lengths"].numpy())
-    return Kept(tensors["ids"], texts=tuple(piece.decode() for piece in found))
+    return Kept(tensors["ids"], tensors.get("images", NO_IMAGES), tuple(piece.decode() for piece in found))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client_app.client import Client
+from client_app.segmentation import evaluate_masks
 from florilegium.data.datasets import Rows
 from florilegium.data.public import PublicPairs, as_pairs
 from florilegium.learning.own_distribution import own_accuracy, recalls, shares
@@ -25,9 +26,12 @@ FIGURES = {"test": "accuracy", "validation": "validation"}  # split -> name of i
 
 
 def evaluate(client: Client, by_class: bool = False) -> Report:
-    """The figures of the client's own model; recalls of pairs for a retrieval client. `by_class`: see `classified`."""
+    """The figures of the client's own model; recalls of pairs for a retrieval client, mIoU in segmentation.
+    `by_class`: see `classified`."""
     if client.modality == "pair":
         return evaluate_pairs(client)
+    if client.dense:
+        return evaluate_masks(client)
     return classified(client, lambda rows: scores(client, rows), by_class)
 
 

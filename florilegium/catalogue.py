@@ -51,7 +51,7 @@ class Entry:
 
     `modalities` are those of the clients it serves. `one_architecture`: all of them must have the same, since their
     weights are averaged. `modalities_in_groups` are those it serves where `groups: architecture` lets the clients of
-    one architecture average among themselves. `uploads` are all payloads that clients may answer with, under any
+    one architecture average among themselves. `segments`: it serves clients whose task is segmentation. `uploads` are all payloads that clients may answer with, under any
     settings, beside their profile and figures. `counts_votes`: labels come from a count of the clients' votes, which
     `privacy.votes` can release. `dpsgd`: clients read private rows only in the training that `privacy.training` covers.
     `variants` are the titles of the values of its setting `variant`. `conf` is the package, as a dotted name, whose
@@ -67,6 +67,7 @@ class Entry:
     uploads: tuple[Upload, ...] = ()
     one_architecture: bool = False
     modalities_in_groups: tuple[str, ...] = ()
+    segments: bool = False
     counts_votes: bool = False
     dpsgd: bool = False
     role: Role = Role.METHOD
@@ -97,14 +98,14 @@ def _averaging(server: str, client: str, title: str, paper: str, exchanges: str 
 # fmt: off
 # ruff: noqa: E501  (one method, one line)
 CATALOGUE: dict[str, Entry] = {
-    "fedmmkt":     Entry("strategies.fedmmkt:FedMMKT", "client_app.methods.fedmmkt:FedMMKTClient", "FedMMKT", "arXiv 2510.12254", "answers on synthetic samples", CLASSIFIERS, (Upload.ANSWERS, Upload.LOGITS), counts_votes=True, dpsgd=True, variants={"logit": "l-FedMMKT", "unimodal": "u-FedMMKT"}),
-    "fedavg":      _averaging("strategies.fedavg:FedAvg", "client_app.methods.fedavg:FedAvgClient", "FedAvg", "arXiv 1602.05629", modalities_in_groups=ALL, dpsgd=True),
-    "fedprox":     _averaging("strategies.fedavg:FedAvg", "client_app.methods.fedprox:FedProxClient", "FedProx", "arXiv 1812.06127"),
+    "fedmmkt":     Entry("strategies.fedmmkt:FedMMKT", "client_app.methods.fedmmkt:FedMMKTClient", "FedMMKT", "arXiv 2510.12254", "answers on synthetic samples", ALL, (Upload.ANSWERS, Upload.LOGITS), counts_votes=True, dpsgd=True, variants={"logit": "l-FedMMKT", "unimodal": "u-FedMMKT"}),
+    "fedavg":      _averaging("strategies.fedavg:FedAvg", "client_app.methods.fedavg:FedAvgClient", "FedAvg", "arXiv 1602.05629", modalities_in_groups=ALL, dpsgd=True, segments=True),
+    "fedprox":     _averaging("strategies.fedavg:FedAvg", "client_app.methods.fedprox:FedProxClient", "FedProx", "arXiv 1812.06127", segments=True),
     "scaffold":    _averaging("strategies.scaffold:Scaffold", "client_app.methods.scaffold:ScaffoldClient", "SCAFFOLD", "arXiv 1910.06378", "weights, control variates"),
     "fednova":     _averaging("strategies.fednova:FedNova", "client_app.methods.fednova:FedNovaClient", "FedNova", "arXiv 2007.07481", "weights, numbers of steps", dpsgd=True),
     "moon":        _averaging("strategies.fedavg:FedAvg", "client_app.methods.moon:MoonClient", "MOON", "arXiv 2103.16257"),
     "fednh":       _averaging("strategies.fednh:FedNH", "client_app.methods.fednh:FedNHClient", "FedNH", "arXiv 2212.02758", "encoders, class means"),
-    "feddifrc":    _averaging("strategies.fedavg:FedAvg", "client_app.methods.feddifrc:FedDifRCClient", "FedDifRC", "arXiv 2507.06482", "weights, one guide"),
+    "feddifrc":    _averaging("strategies.fedavg:FedAvg", "client_app.methods.feddifrc:FedDifRCClient", "FedDifRC", "arXiv 2507.06482", "weights, one guide", segments=True),
     "semanticfl":  _averaging("strategies.fedavg:FedAvg", "client_app.methods.semanticfl:SemanticFLClient", "SemanticFL", "arXiv 2603.19337", "weights, one guide"),
     "flower":      _averaging("strategies.flower:Flower", "client_app.methods.flower:FlowerClient", "Flower", "Flower's built-in strategies", dpsgd=True),
     "fedbn":       _averaging(f"{PERSONAL}:SharedPart", "client_app.methods.averaging.fedbn:FedBNClient", "FedBN", "arXiv 2102.07623", "weights without normalisation layers"),
@@ -131,7 +132,7 @@ CATALOGUE: dict[str, Entry] = {
     "fedmekt":     Entry("strategies.representations.fedmekt:FedMEKT", "client_app.methods.representations.fedmekt:FedMEKTClient", "FedMEKT", "arXiv 2307.13214", "embeddings of public samples", ALL, (Upload.FEATURES, Upload.ANSWERS), counts_votes=True, dpsgd=True),
     "fedmkd":      Entry("strategies.representations.fedmkd:FedMKD", "client_app.methods.representations.fedmkd:FedMKDClient", "FedMKD", "NeurIPS 2024, Li et al.", "features of public pairs", ALL, (Upload.FEATURES, Upload.ANSWERS), counts_votes=True, dpsgd=True),
     "fedafd":      Entry("strategies.fedafd:FedAFD", "client_app.methods.fedafd.client:FedAFDClient", "FedAFD", "arXiv 2603.04890", "features of public pairs, encoders", ALL, (Upload.FEATURES,)),
-    "standalone":  Entry("strategies.standalone:Standalone", "client_app.methods.standalone:StandaloneClient", "Standalone", "arXiv 2510.12254, Table I", "nothing (reference)", ALL, dpsgd=True, role=Role.ALONE),
+    "standalone":  Entry("strategies.standalone:Standalone", "client_app.methods.standalone:StandaloneClient", "Standalone", "arXiv 2510.12254, Table I", "nothing (reference)", ALL, dpsgd=True, role=Role.ALONE, segments=True),
     "selftuned":   Entry("strategies.selftuned:SelfTuned", None, "Self-tuned T2I", "arXiv 2510.12254, Table II", "nothing (reference)", role=Role.SELF_TUNED),
     "centralised": Entry("strategies.centralised:Centralised", None, "Centralised T2I", "arXiv 2510.12254, Table II", "private data (upper bound)", role=Role.BOUND),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from florilegium import assets, catalogue
+from florilegium.config.clients import SEGMENTATION
 from florilegium.config.composition import Arm, Settings, SettingsError, arms, first_line
 from florilegium.config.data import MODALITIES
 from florilegium.config.instances import to_plain
@@ -78,6 +79,8 @@ def check_guidance(conf: Any, s: GuidanceSettings, where: str) -> None:
         return
     if other := [m.modality for m in conf.clients.mix if m.modality != "image"]:
         raise ValueError(f"{where}.name: {s.name} guides image clients, clients.mix has {other[0]} clients")
+    if conf.clients.task == SEGMENTATION and (wrong := s.without_maps):
+        raise ValueError(f"{where}.{wrong} has no form for clients.task=segmentation")
     models = sorted({m.model for m in conf.clients.mix})
     if s.one_architecture and len(models) > 1:
         raise ValueError(f"{where}.{s.one_architecture} serves one architecture, clients.mix has {', '.join(models)}")
@@ -128,6 +131,7 @@ def _validate_clients(conf: Settings) -> None:
     if conf.timeouts.quorum > len(mix):
         raise SettingsError(f"timeouts.quorum is {conf.timeouts.quorum}, but there are {len(mix)} clients")
     _validate_pairs(conf)
+    _validate_segmentation(conf)
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})
     for arm, node in arms(conf).items():
         entry = catalogue.entry(node.name)
@@ -151,6 +155,23 @@ def _validate_pairs(conf: Settings) -> None:
             raise SettingsError(
                 f"{arm}: {node.name} has nothing for pair clients (clients.mix[{those[0]}]); these have: {ways}"
             )
+
+
+def _validate_segmentation(conf: Settings) -> None:
+    """Where the task is segmentation: image clients whose body has maps, and methods that serve them. SettingsError."""
+    if conf.clients.task != SEGMENTATION:
+        return
+    for k, member in enumerate(conf.clients.mix):
+        if member.modality != "image" or member.model not in build.ARCHITECTURES["image"]:
+            there = ", ".join(build.ARCHITECTURES["image"])
+            raise SettingsError(f"clients.mix[{k}]: clients.task=segmentation takes image clients of {there}")
+    if conf.privacy.training:
+        raise SettingsError("privacy.training: DP-SGD has no form for clients.task=segmentation")
+    for arm, node in arms(conf).items():
+        entry = catalogue.entry(node.name)
+        if entry.client and not entry.segments:
+            ways = ", ".join(name for name, e in catalogue.entries().items() if e.segments)
+            raise SettingsError(f"{arm}: {node.name} has nothing for clients.task=segmentation; these have: {ways}")
 
 
 def _validate_data(conf: Settings) -> None:

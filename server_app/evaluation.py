@@ -37,6 +37,8 @@ TASKS = {
     "validation": "validation",
     "accuracy_own": "accuracy_own",
     "validation_own": "validation_own",
+    "miou": "miou",
+    "pixel_accuracy": "pixel_accuracy",
     "rsum": retrieval.HEADLINE,
     "rsum_6": "rsum_6",
     **{f"retrieval/{way}/r{k}": f"retrieval/{way}/r{k}" for way in ("i2t", "t2i") for k in retrieval.KS},

@@ -14,7 +14,7 @@ from torch import Tensor
 from florilegium import seeds
 from florilegium.config.diffusion import TuneSettings
 from florilegium.config.fields import section, setting
-from florilegium.federation.federation import Federation, Reply, means_of
+from florilegium.federation.federation import Federation, FederationError, Reply, means_of
 from florilegium.federation.guard import Guard
 from florilegium.federation.joining import EXCHANGES
 from florilegium.learning.metrics import confusion
@@ -152,6 +152,8 @@ class FedMMKT(Rounds):
         return frozenset() if fused else frozenset({"Targets.representations"})
 
     def begin(self, federation: Federation) -> dict[str, float]:
+        if self.settings.variant == "unimodal" and any(client.modality == "pair" for client in federation.clients):
+            raise FederationError("method.variant=unimodal serves clients of one modality, not clients of pairs")
         training = federation.send("train", Nothing(), Nothing, Report)  # eq 1: every client's Standalone start
         self.ahead.fill(1, self.num_rounds, training, "distill", "train")
         federation.collect(training)
@@ -166,6 +168,7 @@ class FedMMKT(Rounds):
             "image": Samples(ids_N, images=Form.of(self.resources.conf).images(images)),
             "text": Samples(ids_N, texts=tuple(captions)),
         }
+        sent["pair"] = Samples(ids_N, sent["image"].images, sent["text"].texts)  # both towers see a sample
 
         training = federation.send("train", Nothing(), Nothing, Report)  # eq 1
         self.ahead.fill(r + 1, self.num_rounds, training, "train")  # eq 2 of the next round, with overlap=train
@@ -318,6 +321,7 @@ class FedMMKT(Rounds):
             self.resources.width,
             mean_bytes(sent["image"]),
             mean_bytes(sent["text"]),
+            pair_clients=modalities.count("pair"),
             variant=s.variant,
             form=Form.of(self.resources.conf),
         )
@@ -335,6 +339,7 @@ class FedMMKT(Rounds):
             conf.clients.width,
             image_bytes,
             text_bytes=100,
+            pair_clients=kinds.count("pair"),
             variant=settings.variant,
             form=Form.of(conf),
         )

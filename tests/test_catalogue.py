@@ -45,7 +45,7 @@ def test_facts_in_words() -> None:
     )
     assert catalogue.title("of a package that is gone") == "of a package that is gone"
     assert [name for name in CATALOGUE if catalogue.role(name) is Role.ALONE] == ["standalone"]
-    assert "fedafd" in catalogue.with_modality("pair") and "fedmmkt" not in catalogue.with_modality("pair")
+    assert "fedafd" in catalogue.with_modality("pair") and "fedproto" not in catalogue.with_modality("pair")
     with pytest.raises(CatalogueError, match="no method 'fedx'; there are biasfl, centralised, creamfl"):
         catalogue.entry("fedx")
 

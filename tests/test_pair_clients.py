@@ -182,10 +182,10 @@ def test_bad_settings_of_the_loss_are_one_line(override, said, paired):
 def test_a_method_without_retrieval_refuses_pair_clients(toy_conf):
     with pytest.raises(
         SettingsError,
-        match=r"method: fedmmkt has nothing for pair clients \(clients.mix\[2\]\); "
+        match=r"method: fedproto has nothing for pair clients \(clients.mix\[2\]\); "
         "these have: .*standalone",
     ):
-        preflight.validate(toy_conf("method=fedmmkt", MIX))
+        preflight.validate(toy_conf("method=fedproto", MIX))
 
 
 def test_samples_of_one_side_are_refused(client):

@@ -121,7 +121,7 @@ def objective_of(
         z_BD, score = client.classifier.encode(batch.inputs), head or client.classifier.head
         seen = z_BD if guide.supervised else z_BD.detach()
         if draws is None:
-            task = cross_entropy(score(seen), batch.labels)
+            task = cross_entropy(score(seen), batch.targets)
         else:
             seen_SBD = draws(seen)
             task = cross_entropy(score(seen_SBD.flatten(0, 1)), batch.labels.repeat(len(seen_SBD)))

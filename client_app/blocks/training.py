@@ -39,12 +39,13 @@ def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str,
 
 
 def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
-    """The client's own task on a private batch: cross-entropy of classes, or the retrieval loss of pairs."""
+    """The client's own task on a private batch: cross-entropy of classes (in segmentation of each pixel's), or the
+    retrieval loss of pairs."""
     if client.modality == "pair":
         model = client.model
         seen = model.encode_image(batch.images), model.encode_text(batch.texts)
         return {"task": model.loss(*seen, batch.groups)}
-    return {"task": cross_entropy(client.model(batch.inputs), batch.labels)}
+    return {"task": cross_entropy(client.model(batch.inputs), batch.targets)}
 
 
 def private_without_end(client: Any, size: int, epoch: int, mixed: bool = True) -> Iterator[Any]:

@@ -35,20 +35,28 @@ class FedDifRCGuide:
 
     def terms(self, z_BD: Tensor, batch: Batch, head: Head) -> dict[str, Tensor]:
         s = self.settings
-        seen_BQD = self.frozen.standard(self.features_NQD[self.frozen.at(batch.ids)]).to(z_BD.device)
-        h_BD, plus_BD, minus_BKD = seen_BQD[:, 0], seen_BQD[:, 1], seen_BQD[:, 2:]
+        seen_BQD = self.seen(z_BD, batch)
         terms = {}
         if s.tdcl:
-            if s.negatives_from == "images":
-                minus_BKD = self.of_other_images(batch.labels).to(z_BD.device)
-            terms["tdcl"] = s.tdcl * tdcl(z_BD, plus_BD, minus_BKD, s.temperature, s.tdcl_form, s.u_norm)  # (d)
+            terms["tdcl"] = self.contrast(z_BD, seen_BQD, batch)
         if s.ndcr:
-            terms["ndcr"] = s.ndcr * ndcr(z_BD, h_BD, s.ndcr_form, s.ndcr_temperature)  # (e)
+            terms["ndcr"] = s.ndcr * ndcr(z_BD, seen_BQD[:, 0], s.ndcr_form, s.ndcr_temperature)  # (e)
         if not s.supervised:  # the linear probe: labels train the head, never the encoder
             terms["probe"] = cross_entropy(self.client.classifier.head(z_BD.detach()), batch.labels)  # (g)
         if s.replay:
             terms["replay"] = self.replay.term(head, len(z_BD))
         return terms
+
+    def seen(self, z: Tensor, batch: Batch) -> Tensor:
+        """H, F+ and F- of a batch [B, Q, D], where z lies."""
+        return self.frozen.standard(self.features_NQD[self.frozen.at(batch.ids)]).to(z.device)
+
+    def contrast(self, z_BD: Tensor, seen_BQD: Tensor, batch: Batch) -> Tensor:
+        """The weighted TDCL of z with F+ and F-, or with features of the server's images."""
+        s, minus_BKD = self.settings, seen_BQD[:, 2:]
+        if s.negatives_from == "images":
+            minus_BKD = self.of_other_images(batch.labels).to(z_BD.device)
+        return s.tdcl * tdcl(z_BD, seen_BQD[:, 1], minus_BKD, s.temperature, s.tdcl_form, s.u_norm)  # (d)
 
     def of_other_images(self, labels_B: Tensor) -> Tensor:
         """F-: [B, K, D], for each sample K of the server's images of other classes, each under its own prompt."""

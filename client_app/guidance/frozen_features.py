@@ -94,6 +94,18 @@ class FrozenFeatures:
             return self.extractor.conditional(*given, condition=condition).half()
         return self.cache.features(self.extractor, *given)
 
+    @cached_property
+    def dense_extractor(self) -> FeatureExtractor:
+        """The frozen model, whose features are maps of `feddifrc.grid` places."""
+        return self.extractor.on_grid(self.settings.feddifrc.grid)
+
+    def maps(self) -> Tensor:
+        """float16 [N, D, G, G]: H of each row at every place, under the prompt of H, through the cache."""
+        s, images = self.settings.feddifrc, picked(self.client.data.train.images, self.order)
+        prompt_N1 = torch.zeros(len(self.rows), 1, dtype=torch.int64)
+        given = (images, self.rows, [s.noise_prompt], prompt_N1, self.projection, self.settings.noise_seed)
+        return self.cache.features(self.dense_extractor, *given)[:, 0].unflatten(-1, (-1, s.grid, s.grid))
+
     def standard(self, features: Tensor) -> Tensor:
         """Features as float32, less the calibration images' mean (and by their deviation) where the guide has them."""
         features = features.float()
@@ -120,12 +132,17 @@ class FrozenFeatures:
         self.client.memory.keep("levels", {"ids": self.rows, "levels": found}, {"version": self.version})
         return found
 
+    @property
+    def _dense_passes(self) -> int:
+        """Rows of the U-Net for `maps`; without making its extractor."""
+        return self.dense_extractor.passes if "dense_extractor" in self.__dict__ else 0
+
     def counted(self) -> dict[str, float]:
         """Rows found and computed, and rows of the U-Net, since this object was opened."""
         return {
             "cache/hits": float(self.cache.hits),
             "cache/misses": float(self.cache.misses),
-            "cache/passes": float(self.extractor.passes - self.before),
+            "cache/passes": float(self.extractor.passes - self.before + self._dense_passes),
         }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from client_app.batches import Batch, ClientError
 from client_app.client import Client
 from client_app.guidance.feddifrc import FedDifRCGuide
+from client_app.guidance.feddifrc_dense import DenseFedDifRCGuide
 from client_app.guidance.frozen_features import GUIDE, FrozenFeatures
 from client_app.guidance.replay import Head
 from client_app.guidance.semanticfl import SemanticFLGuide
@@ -60,7 +61,8 @@ def of(client: Client, s: GuidanceSettings) -> Guides:
     frozen = FrozenFeatures(client, s, kept[0], str(kept[1]["version"]))
     each: list[Any] = []
     if s.feddifrc_on:
-        each.append(FedDifRCGuide(s.feddifrc, client, frozen))
+        guide = DenseFedDifRCGuide if client.classifier.dense else FedDifRCGuide
+        each.append(guide(s.feddifrc, client, frozen))
     if s.semanticfl_on:
         each.append(SemanticFLGuide(s.semanticfl, client, frozen))
     return Guides(each, frozen)

@@ -51,6 +51,8 @@ def represent(side: Any, client: Client, down: Guide | Nothing) -> Report | Exam
     frozen = FrozenFeatures(client, s, tensors, down.version)
     if s.feddifrc_on and s.feddifrc.condition == "none":
         frozen.features()
+        if client.classifier.dense:
+            frozen.maps()
     if s.semanticfl_on and s.semanticfl.source == "private_local":
         frozen.levels()
     return Report(frozen.counted(), client.examples)

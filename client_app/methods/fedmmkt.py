@@ -1,6 +1,7 @@
 """FedMMKT, client side (arXiv 2510.12254, Algorithm 1). Server side: strategies/fedmmkt.py.
 
-Down: synthetic samples of the client's modality, then targets. Up: answers (or logits). Private data and weights stay.
+Down: synthetic samples of the client's modality (both for a client of pairs), then targets. Up: answers (or logits).
+Private data and weights stay.
 Axes: N samples, B batch, C classes, D width. Equation numbers and every free choice: docs/methods/fedmmkt.md.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from client_app.batches import Batch
+from client_app.blocks import zero_shot
 from client_app.blocks.training import fit_private, private_without_end
 from client_app.client import Client
 from client_app.distillation_set import joined
@@ -87,8 +89,11 @@ class FedMMKTClient:
     def represent(self, client: Client, samples: Samples) -> Answers | Logits:
         s = self.settings
         client.keep(samples)  # the targets come later and are joined by id
-        z_ND = client.encoded(client.inputs(samples))
-        logits_NC = client.logits(z_ND)
+        if client.modality == "pair":
+            logits_NC, z_ND = zero_shot.seen(client, client.open_samples(samples))
+        else:
+            z_ND = client.encoded(client.inputs(samples))
+            logits_NC = client.logits(z_ND)
         if s.variant == "logit":
             return Logits(samples.ids, logits_NC)  # eq 28
         p_NC = logits_NC.softmax(-1)
@@ -97,12 +102,22 @@ class FedMMKTClient:
             augmented = client.encoded(client.inputs(samples, augment_seed=client.seed("view")))  # eq 33
         return Answers(samples.ids, p_NC.argmax(-1), confidence(p_NC, s.confidence), z_ND, augmented)  # eq 3
 
+    def aligned(self, fused_BD: Tensor, z_BD: Tensor) -> Tensor:
+        """The weighted alignment of z with fused representations (eq 13)."""
+        s = self.settings
+        teacher = normalised(fused_BD) if s.renorm_target else fused_BD
+        return s.alignment * feature_kl(teacher, z_BD, s.feature_temperature)
+
     def distill(self, client: Client, targets: Targets) -> Report:
-        s, model = self.settings, client.classifier
+        s = self.settings
         distillation = joined(client.recall(targets), client.replayed())
         client.store(distillation, s.replay)
         if not len(distillation):
             return Report({}, 0)
+        if client.modality == "pair":
+            means = zero_shot.learn(client, s, distillation, self.aligned if s.alignment else None)
+            return Report(means, len(distillation))
+        model = client.classifier
         inputs = client.inputs(distillation.samples)
 
         def objective(pair: tuple[Batch, Batch | None]) -> dict[str, Tensor]:  # eq 13
@@ -110,8 +125,7 @@ class FedMMKTClient:
             z_BD = model.encode(batch.inputs)
             terms = {"label": cross_entropy(model.head(z_BD), batch.labels)}
             if s.alignment and batch.fused.shape[-1]:
-                teacher = normalised(batch.fused) if s.renorm_target else batch.fused
-                terms["align"] = s.alignment * feature_kl(teacher, z_BD, s.feature_temperature)
+                terms["align"] = self.aligned(batch.fused, z_BD)
             if private is not None:
                 terms["private"] = cross_entropy(model(private.inputs), private.labels)
             return terms

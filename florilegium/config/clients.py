@@ -8,6 +8,7 @@ from florilegium.config.data import PartitionSettings
 from florilegium.config.fields import section, setting
 
 PAIR_LOSSES = ("info_nce", "soft_contrastive")
+CLASSIFICATION, SEGMENTATION = TASKS = ("classification", "segmentation")
 
 
 @section
@@ -45,6 +46,12 @@ class ClientsSettings:
     """The clients and their models."""
 
     mix: list[Member] = setting(factory=list, help="the clients, in the order of their ids: {modality, model}")
+    task: str = setting(
+        CLASSIFICATION,
+        "what image and text clients learn: classification | segmentation (a class for each pixel of an image; the "
+        "object is what differs from a plain ground)",
+        choices=TASKS,
+    )
     architectures: dict[str, Any] = setting(
         factory=dict,
         help="sizes of each model by its name: keywords of its transformers configuration class, and input_size, "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +46,7 @@ class FeatureExtractor:
     def __init__(self, place: str, settings: DiffusionSettings) -> None:
         self.folder, self.settings, self.features = directory(str(place)), settings, settings.features
         self.device, self.name, self.passes = device_of(settings.device), self.folder.name, 0
+        self.grid: int | None = None  # side of the maps that features are (`on_grid`); None: they are pooled
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.view = backend(
             str(self.folder), settings.backend
@@ -73,6 +75,7 @@ class FeatureExtractor:
             f.ensemble,
             f.pca,
             f.batch if f.pca == "per_batch" else None,
+            *([] if self.grid is None else [self.grid]),
         ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
@@ -99,8 +102,17 @@ class FeatureExtractor:
         return self.features.size or (size if isinstance(size, int) else size[0]) * scale
 
     def width(self, projection: Projection) -> int:
-        """D of the features under this projection."""
-        return sum(self.features.dims) if self.features.pca == "per_batch" else projection.width
+        """D of the features under this projection; D * G * G of those on a grid."""
+        width = sum(self.features.dims) if self.features.pca == "per_batch" else projection.width
+        return width * (self.grid or 1) ** 2
+
+    def on_grid(self, side: int) -> FeatureExtractor:
+        """The same frozen model, whose features are not pooled: maps [D, G, G] as one row, G = `side` places."""
+        _ = self.pipe  # read once for both
+        other = copy(self)
+        other.__dict__.pop("version", None)
+        other.grid, other.passes = side, 0
+        return other
 
     # -- features under prompts (arXiv 2507.06482) ---------------------------------------------------------------------
 
@@ -282,6 +294,8 @@ class FeatureExtractor:
         if self.features.pca == "per_batch":
             tokens = {name: map_BPC.flatten(0, 1).cpu() for name, map_BPC in maps.items()}
             projection = Projection.fitted(tokens, self.features.dims, seed).to(self.device)
+        if self.grid is not None:
+            return projection.on_grid(maps, self.grid).flatten(1)
         return projection(maps, self.features.pool)
 
     @staticmethod

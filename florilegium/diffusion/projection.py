@@ -14,6 +14,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
 
@@ -92,10 +93,28 @@ class Projection:
 
     def __call__(self, maps: Mapping[str, Tensor], pool: str) -> Tensor:
         """Maps [B, P, C] of the fitted layers -> [B, D]. ValueError where layers or channels are others."""
+        return torch.cat([pooled(map_BPQ, pool) for map_BPQ in self._onto_axes(maps)], -1)
+
+    def on_grid(self, maps: Mapping[str, Tensor], side: int) -> Tensor:
+        """Maps [B, P, C] of the fitted layers -> [B, D, G, G], each layer brought to G = `side` places. ValueError
+        where layers or channels are others."""
+        return torch.cat([gridded(map_BPQ, side) for map_BPQ in self._onto_axes(maps)], 1)
+
+    def _onto_axes(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """Each layer's map in its own components, [B, P, Q]."""
         found, fitted = ({k: v.shape[-1] for k, v in maps.items()}, {k: len(a.mean) for k, a in self.axes.items()})
         if found != fitted:
             raise ValueError(f"the projection was fitted on {fitted} (layer: channels), these maps are {found}")
-        return torch.cat([pooled((maps[name] - a.mean) @ a.components.T, pool) for name, a in self.axes.items()], -1)
+        return [(maps[name] - a.mean) @ a.components.T for name, a in self.axes.items()]
+
+
+def gridded(map_BPQ: Tensor, side: int) -> Tensor:
+    """A square map [B, P, Q] -> [B, Q, G, G]: means of finer places, or values between coarser ones."""
+    wide = round(map_BPQ.shape[1] ** 0.5)
+    map_BQhw = map_BPQ.transpose(1, 2).unflatten(-1, (wide, wide))
+    if wide >= side:
+        return adaptive_avg_pool2d(map_BQhw, side)
+    return interpolate(map_BQhw, size=(side, side), mode="bilinear", align_corners=False)
 
 
 def pooled(map_BPQ: Tensor, pool: str) -> Tensor:

@@ -26,6 +26,8 @@ class Classifier(nn.Module):
     Inputs: image float [B, 3, S, S] in [-1, 1], or text int64 token ids [B, T]. `finish` names one of FINISHES.
     """
 
+    dense = False  # whether representations are maps, with a class for each pixel (dense.py)
+
     def __init__(  # noqa: PLR0913  (the parts of a model)
         self,
         body: nn.Module,
@@ -37,7 +39,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.finish = body, finish
-        self.project = nn.Linear(hidden, width) if project or hidden != width else nn.Identity()
+        self.project: nn.Module = nn.Linear(hidden, width) if project or hidden != width else nn.Identity()
         self.classifier = nn.Linear(width, classes)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from florilegium.assets import located
-from florilegium.config.clients import ClientsSettings
+from florilegium.config.clients import SEGMENTATION, ClientsSettings
 from florilegium.models.bodies import Classifier, ModelError
 from florilegium.models.clip import ClipImage, ClipText
+from florilegium.models.dense import Segmenter
 from florilegium.models.image import ImageBody
 from florilegium.models.pair import DualEncoder, Encoder
 from florilegium.models.pretrained import AutoImage, AutoText
@@ -100,15 +101,19 @@ def body(
         raise ModelError(f"clients.architectures.{architecture}: {text}") from error
 
 
-def build(clients: ClientsSettings, modality: str, architecture: str, classes: int, vocabulary: Any = None) -> Any:
-    """A fresh model for a client of `conf.clients`: a Classifier, or for pairs a DualEncoder. `vocabulary` is that of
-    a model that reads texts.
+def build(  # noqa: PLR0913  (what decides a model)
+    clients: ClientsSettings, modality: str, architecture: str, classes: int, vocabulary: Any = None, side: int = 0
+) -> Any:
+    """A fresh model for a client of `conf.clients`: a Classifier, for pairs a DualEncoder, or a Segmenter where the
+    task is segmentation. `vocabulary` is that of a model that reads texts, `side` the side of images.
 
     Weights are drawn from torch's global generator: call it inside `seeds.scoped`. Raises ModelError.
     """
     if modality == "pair":
         return build_pair(clients, architecture, vocabulary)
     made = body(clients, modality, architecture, vocabulary)
+    if clients.task == SEGMENTATION:
+        return Segmenter(made, clients.width, classes, side, clients.representation)
     resnet, finish = architecture == "resnet", clients.representation
     return Classifier(made, made.hidden, clients.width, classes, project=resnet, finish=finish)
 

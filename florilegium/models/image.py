@@ -53,11 +53,29 @@ class ImageBody(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, x_B3SS: Tensor) -> Tensor:
+    def given(self, x_B3SS: Tensor) -> Tensor:
+        """Images as the net wants them: normalised, at its own size."""
         x = ((x_B3SS + 1) / 2 - self.mean) / self.std
         if x.shape[-1] != self.size:
             x = interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        out = self.net(x)
+        return x
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of each of `maps`."""
+        return list(self.net.config.hidden_sizes) if self.architecture == "resnet" else [self.hidden]
+
+    def maps(self, x_B3SS: Tensor) -> list[Tensor]:
+        """Maps [B, H, h, h], the finest first: of each stage of a ResNet, or the last patch tokens of a transformer."""
+        x = self.given(x_B3SS)
+        if self.architecture == "resnet":
+            return list(self.net(x, output_hidden_states=True).hidden_states[1:])
+        tokens_BPH = self.net(x).last_hidden_state[:, 1:]
+        side = round(tokens_BPH.shape[1] ** 0.5)
+        return [tokens_BPH.transpose(1, 2).unflatten(-1, (side, side))]
+
+    def forward(self, x_B3SS: Tensor) -> Tensor:
+        out = self.net(self.given(x_B3SS))
         return out.last_hidden_state[:, 0] if self.architecture == "vit" else out.pooler_output.flatten(1)
 
 

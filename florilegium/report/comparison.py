@@ -36,6 +36,7 @@ COLUMNS = (
     Column("Text acc. %", "client/accuracy/text", 100, 1),
     Column("Image own %", "client/accuracy_own/image", 100, 1),
     Column("Text own %", "client/accuracy_own/text", 100, 1),
+    Column("mIoU %", "client/miou/image", 100, 1),
     Column("Retrieval rsum %", "client/rsum/pair", 100, 1),
     Column("Server rsum %", "server/rsum", 100, 1),
     Column("T2I acc. %", "t2i/accuracy", 100, 1),
@@ -49,6 +50,7 @@ COLUMNS = (
 SOMETIMES = (
     "client/accuracy_own/image",
     "client/accuracy_own/text",
+    "client/miou/image",
     "client/rsum/pair",
     "server/rsum",
     "budget/private_rows",

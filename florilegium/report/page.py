@@ -206,6 +206,7 @@ FIGURES = (
     ("Text accuracy", "client/accuracy/text", percent),
     ("Image accuracy, own classes", "client/accuracy_own/image", percent),
     ("Text accuracy, own classes", "client/accuracy_own/text", percent),
+    ("Segmentation, mIoU", "client/miou/image", percent),
     ("Retrieval, R@1 both ways summed", "client/rsum/pair", percent),
     ("Server’s", "server/rsum", percent),
     ("T2I accuracy", "t2i/accuracy", percent),
@@ -266,12 +267,12 @@ def traffic(run: Recorded) -> str:
 
 
 def clients(run: Recorded) -> str:
-    """One line per client: what it is, what it holds, its accuracy (or sum of R@1) in every arm that has one."""
+    """One line per client: what it is, what it holds, its accuracy (or mIoU, or sum of R@1) in every arm."""
     told = {
         arm: {
             k.rsplit("/", 1)[1]: v
             for k, v in run.metrics(arm).items()
-            if k.startswith(("client/accuracy/", "client/rsum/"))
+            if k.startswith(("client/accuracy/", "client/miou/", "client/rsum/"))
         }
         for arm in run.arms
     }

@@ -22,6 +22,7 @@ TILES, PLATES = 4, 48  # images a strip, classes a page
 CURVES = (
     ("Image clients, test accuracy", "client/accuracy/image", True),
     ("Text clients, test accuracy", "client/accuracy/text", True),
+    ("Image clients, mIoU of segmentation", "client/miou/image", True),
     ("Retrieval clients, R@1 both ways summed", "client/rsum/pair", True),
     ("Server’s retrieval, R@1 both ways summed", "server/rsum", True),
     ("T2I accuracy, clients’ domain", "t2i/accuracy", True),

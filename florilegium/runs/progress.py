@@ -16,6 +16,7 @@ LOOK_SECONDS = 0.5
 SHOWN = (
     "client/accuracy/image",
     "client/accuracy/text",
+    "client/miou/image",
     "client/rsum/pair",
     "server/rsum",
     "t2i/accuracy",

@@ -16,19 +16,22 @@ def modelled(
     image_bytes: float,
     text_bytes: float,
     *,
+    pair_clients: int = 0,
     variant: str = "representation",
     label_bytes: int = 4,
     form: Form = EXACT,
 ) -> dict[str, float]:
     """Upload and download of one client in one round, the mean over all clients.
 
-    Down: each client's samples in its own modality and a label a sample, plus (FedMMKT) the fused representation.
+    Down: each client's samples in its own modality (both for a client of pairs) and a label a sample, plus (FedMMKT)
+    the fused representation.
     Up: a representation and a label a sample (twice the representation for u-FedMMKT), or logits (l-FedMMKT).
     `form` says how many bytes a row of numbers has; the paper's is the exact one, 4 bytes a value.
     """
     row_bytes = form.row_bytes(width)
-    clients = image_clients + text_clients
-    sent = samples * (image_clients * image_bytes + text_clients * text_bytes) / clients + samples * label_bytes
+    clients = image_clients + text_clients + pair_clients
+    read = (image_clients + pair_clients) * image_bytes + (text_clients + pair_clients) * text_bytes
+    sent = samples * read / clients + samples * label_bytes
     if variant == "logit":
         return {"up": samples * form.row_bytes(classes, scores=True), "down": sent}
     views = 2 if variant == "unimodal" else 1

@@ -128,6 +128,9 @@ class FedDifRCSettings:
         choices=NDCR_FORMS,
     )
     ndcr_temperature: float = setting(0.05, "temperature of ndcr_form=kl_t", low=1e-4, high=100)
+    grid: int = setting(
+        8, "G, in segmentation: places on a side at which NDCR compares z with H (our choice)", low=1, high=128
+    )
     noise_prompt: str = setting("", "prompt under which H, the feature of the consistency, is taken")
     condition: str = setting(
         "none",
@@ -304,6 +307,19 @@ class GuidanceSettings:
     def one_architecture(self) -> str:
         """The setting that makes a guide fit clients of one architecture alone, or nothing."""
         return "semanticfl.form=student" if self.semanticfl_on and self.semanticfl.form == "student" else ""
+
+    @property
+    def without_maps(self) -> str:
+        """The setting that has no form for representations that are maps, or nothing."""
+        f = self.feddifrc
+        wrong = {
+            f"name={self.name}": self.semanticfl_on,
+            f"feddifrc.condition={f.condition}": f.condition != "none",
+            f"feddifrc.location={f.location}": f.location != "client",
+            f"feddifrc.replay={f.replay}": bool(f.replay),
+            f"feddifrc.supervised={f.supervised}": not f.supervised,
+        }
+        return next((setting for setting, there in wrong.items() if there), "")
 
     @property
     def uploads(self) -> str:
