@@ -84,6 +84,7 @@ BUSY = Script("busy.py", ("method=fedavg", "data=fashion", "clients=ten", "refer
 FEATURES = Script("features.py")
 AVERAGING = Script("averaging.py")
 PEER = Script("peers/whole.py", asked=True)
+HTFL = Script("peers/htfl.py", asked=True)  # a clone of it is named by the variable HTFLLIB
 
 BARS = (
     Bar("FedMMKT at the paper's N, d and C, `wire=small`: up (paper 2.35)", BYTES, "up", 0.60, unit="MB"),
@@ -120,6 +121,7 @@ BARS = (
     ),
     Bar("a client step of FedAvg / bare loop", AVERAGING, ("client step / bare loop", "fedavg"), 1.1),
     Bar("whole process, FedAvg, 10 clients, 16 rounds: ours / fluke 0.8.1", PEER, ("fedavg", "ratio"), 0.12),
+    Bar("whole process, FedProto, 10 clients, 16 rounds: ours / HtFLlib", HTFL, ("fedproto", "ratio"), 0.5),
 )
 
 

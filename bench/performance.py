@@ -19,7 +19,7 @@ all of them are ratios of two measurements in one run, so that another machine s
 **bar**, the number that it should reach.
 
 The peer is the package `fluke-fl` 0.8.1, in an environment of its own (`bench/peers/README.md`).
-HtFLlib, another peer, was not installed, so the page has no figure of it.
+HtFLlib is no package: its figure is measured where you have a clone of it (the same page).
 """
 WIDE, LINE, LEFT, MOST = 760, 30, 430, 1.6  # of the picture; shares above MOST are cut
 
