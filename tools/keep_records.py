@@ -2,8 +2,8 @@
 
     python tools/keep_records.py docs/records/lexicon runs/lexicon/*
 
-Of each run two files stay: the settings, without paths of this machine, and the figures of each round.
-`florilegium compare docs/records/lexicon` reads them like any runs.
+Of each run two files stay: the settings, without paths of this machine, and the figures of the evaluated rounds without
+those of single clients. `florilegium compare docs/records/lexicon` reads them like any runs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,14 @@ def without_paths(value):
 
 
 def rounded(metrics: dict) -> dict:
-    """The metrics with six digits, which is more than any table shows."""
-    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in metrics.items()}
+    """The metrics but those of single clients, with six digits, which is more than any table shows."""
+    kept = {key: value for key, value in metrics.items() if not key.rpartition("/")[2].isdigit()}
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in kept.items()}
+
+
+def evaluated(metrics: dict) -> bool:
+    """Whether the round was evaluated."""
+    return any(key.startswith(("client/", "t2i/", "server/")) for key in metrics)
 
 
 def keep(run: Recorded, folder: Path) -> None:
@@ -47,7 +53,11 @@ def keep(run: Recorded, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(kept_settings(run.settings), sort_keys=False, allow_unicode=True)
     (folder / "settings.yaml").write_text(text, encoding="utf-8")
-    lines = [json.dumps(plain(record | {"metrics": rounded(record["metrics"])})) for record in run.rounds]
+    lines = [
+        json.dumps(plain(record | {"metrics": rounded(record["metrics"])}))
+        for record in run.rounds
+        if evaluated(record["metrics"])
+    ]
     (folder / "rounds.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
