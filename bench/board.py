@@ -107,9 +107,9 @@ BARS = (
         FIRST,
         "ratio",
         1.3,
-        why="the launcher, the server and each worker deal the rows to clients: each may be on a machine of its own. "
-        "For that they load flwr-datasets, whose drawing module loads seaborn, matplotlib and scipy: two seconds of a "
-        "core in each process, of about six. The quickstart deals nothing, and its images are drawn.",
+        why="the launcher checks the settings and deals the rows to clients before it starts Flower. For that it loads "
+        "torch, and flwr-datasets, whose drawing module loads seaborn, matplotlib and scipy: four seconds of a core. "
+        "The quickstart checks and deals nothing, and its images are drawn.",
     ),
     Bar("a run beside two busy processes / alone", BUSY, "ratio", 2.5),
     Bar(

@@ -14,7 +14,7 @@ from florilegium.config import composition
 from florilegium.config.data import PartitionSettings
 from florilegium.data import shift, skew
 from florilegium.data.datasets import DataError, open_dataset
-from florilegium.data.partition import deal, dealt, partition
+from florilegium.data.partition import KEPT, deal, dealt, keep, partition
 from florilegium.data.private import open_private
 from florilegium.protocol.codec import Header
 from tests.test_every_method import toy
@@ -164,6 +164,21 @@ def test_a_client_gets_its_own_part_and_its_rows_in_that_order(toy_conf):
         assert mine == whole["clients"][k] and settings == whole["settings"]
         assert open_private(conf, k, member.modality, {}).train.ids.tolist() == mine["rows"]
         mine["rows"].clear()  # a copy: the next who asks has them
+    assert partition(conf) == whole
+
+
+def test_processes_of_a_launch_read_what_its_launcher_has_dealt(toy_conf, tmp_path, monkeypatch):
+    conf, other = toy_conf("method=standalone"), toy_conf("method=standalone", "out=elsewhere")
+    whole = partition(conf)
+    keep(conf, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    marked = {**whole, "hash": "it was read"}
+    kept.write_text(json.dumps(marked))
+    assert partition(conf) == whole  # the launcher's environment names no folder
+    monkeypatch.setenv(KEPT, str(tmp_path))
+    assert partition(conf) == marked and dealt(conf, 0)[0] == whole["clients"][0]
+    assert partition(other) == whole  # of another run: it is dealt
+    monkeypatch.setenv(KEPT, str(tmp_path / "gone"))
     assert partition(conf) == whole
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +28,14 @@ from florilegium.config.instances import from_text, to_text
 from florilegium.config.settings import Settings
 from florilegium.data import shift, skew
 from florilegium.data.datasets import Classes, DataError, modality_rows, open_dataset, texts_alone
+from florilegium.runs import files
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 EVENLY = " (clients.partition.name=iid deals them evenly)"
+KEPT = "FLORILEGIUM_PARTITIONS"  # a folder of one launch: what its launcher has dealt, for the processes it starts
 LEAST, LEAST_OWN = 10, 2  # rows of a client, where clients.partition.min_samples is null; people may bring few rows
 
 
@@ -53,10 +57,36 @@ def dealt(conf: Settings, client: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return deepcopy(whole["clients"][client]), dict(whole["settings"])
 
 
+def keep(conf: Settings, folder: Path) -> None:
+    """Write the partition into `folder`, for processes that have it as KEPT in their environment. WriteError.
+
+    Dealing takes a second or two in each process, almost all of it for importing flwr-datasets and what that imports.
+    """
+    files.write_json(folder / _name(conf), _whole(conf))
+
+
+def _name(conf: Settings) -> str:
+    """The file of a run's partition. The run directory is part of it: another run may have other rows by then."""
+    return f"{hashlib.sha256(json.dumps([*_given(conf), str(conf.out)]).encode()).hexdigest()}.json"
+
+
+def _given(conf: Settings) -> tuple[str, str, int]:
+    """All that a partition depends on."""
+    clients = ClientsSettings(mix=conf.clients.mix, partition=conf.clients.partition)
+    return to_text(conf.data), to_text(clients), conf.seed
+
+
 def _whole(conf: Settings) -> dict[str, Any]:
     """The partition as the cache has it: not to be changed."""
-    clients = ClientsSettings(mix=conf.clients.mix, partition=conf.clients.partition)
-    return _partition(to_text(conf.data), to_text(clients), conf.seed)
+    if (folder := os.environ.get(KEPT)) and (kept := Path(folder, _name(conf))).is_file():
+        return _read(str(kept))
+    return _partition(*_given(conf))
+
+
+@lru_cache(maxsize=8)
+def _read(kept: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(kept).read_bytes())
+    return found
 
 
 @lru_cache(maxsize=8)

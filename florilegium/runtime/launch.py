@@ -28,6 +28,7 @@ from rich.table import Table
 from florilegium import assets, preflight
 from florilegium.config import composition, overrides
 from florilegium.config.composition import Settings, SettingsError
+from florilegium.data import partition
 from florilegium.data.datasets import DataError
 from florilegium.data.own import preparation
 from florilegium.federation.federation import FederationError
@@ -244,7 +245,9 @@ def run_here(conf: Settings, out: Path, arms: list[str]) -> None:
 
 def run_flower(conf: Settings, out: Path, arms: list[str]) -> None:
     """The run in Flower's own processes."""
-    with connection(conf) as flower, tempfile.TemporaryDirectory(prefix="florilegium-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="florilegium-") as scratch, connection(conf, scratch) as flower:
+        if flower.owned:  # its processes are on this machine
+            partition.keep(conf, Path(scratch))
         run_config = Path(scratch, "run.toml")
         run_config.write_text(f"settings = {json.dumps(json.dumps(composition.plain(conf)))}\n")
         with Screen(out, arms, conf.rounds):
@@ -263,13 +266,17 @@ def remarks(out: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def connection(conf: Settings) -> Iterator[Flower]:
-    """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named."""
+def connection(conf: Settings, scratch: str) -> Iterator[Flower]:
+    """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named.
+
+    The processes that we start find the partition in the folder `scratch`.
+    """
+    extra = {partition.KEPT: scratch, **({assets.VARIABLE: conf.assets} if conf.assets else {})}
     if conf.runtime.name == "simulation":
-        with OwnSuperLink({assets.VARIABLE: conf.assets} if conf.assets else {}) as flower:
+        with OwnSuperLink(extra) as flower:
             yield flower
     elif conf.runtime.name == "local":
-        with local.of_run(conf) as flower:
+        with local.of_run(conf, extra) as flower:
             yield flower
             if conf.runtime.keep:
                 local.linger(flower)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,18 @@ class LocalFederation:
     """`with LocalFederation(sites, state, assets) as flower:` a SuperLink and a SuperNode for each of `sites` clients.
 
     `home` holds keys, logs and databases and is removed at the end; `state` holds what clients remember and is kept.
-    `libraries` of a client stay imported between messages, once for all sites (warm.py); None: nowhere.
+    `libraries` of a client stay imported between messages, once for all sites (warm.py); None: nowhere. `extra` is
+    added to the environment of all processes.
     """
 
-    def __init__(self, sites: int, state: Path, assets: str, libraries: Sequence[str] | None = LIBRARIES) -> None:
+    def __init__(
+        self,
+        sites: int,
+        state: Path,
+        assets: str,
+        libraries: Sequence[str] | None = LIBRARIES,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
         self.sites = [f"site-{k}" for k in range(sites)]
         self.state, self.mark = state, uuid.uuid4().hex
         self.home = superlink.short_directory()
@@ -49,6 +57,7 @@ class LocalFederation:
                 VARIABLE: assets,
                 "PYTHONPATH": _with_this_package(),
                 POLL: f"{max(0.1, POLL_SECONDS_EACH * sites):.2f}",  # many that ask often leave no time to work
+                **(extra or {}),
             }
         )
         self.processes: dict[str, subprocess.Popen] = {}
@@ -196,8 +205,7 @@ def linger(flower: Flower) -> None:
         time.sleep(3600)
 
 
-def of_run(conf: Any) -> LocalFederation:
-    """The federation of a run's settings."""
-    return LocalFederation(
-        len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets), LIBRARIES if conf.runtime.warm else None
-    )
+def of_run(conf: Any, extra: Mapping[str, str]) -> LocalFederation:
+    """The federation of a run's settings; `extra` is added to the environment of its processes."""
+    libraries = LIBRARIES if conf.runtime.warm else None
+    return LocalFederation(len(conf.clients.mix), Path(conf.out, "state"), str(conf.assets), libraries, extra)
