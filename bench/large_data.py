@@ -2,6 +2,7 @@
 
     python bench/large_data.py                         25,000 JPEG files of 224 pixels (minutes, 4 GB of disk)
     python bench/large_data.py --images 2000 --side 96
+    python bench/large_data.py --workers 4             with as many processes too, and how much faster
 
 The peak is of everything but the model's own needs: the model is a ResNet of a few thousand weights. Also printed:
 bytes that the pixels of training rows would be as uint8 and as float32.
@@ -35,7 +36,7 @@ def write_folder(place: Path, count: int, side: int) -> None:
         Image.fromarray(small).resize((side, side)).save(place / CLASSES[n % 2] / f"{n}.jpg", quality=85)
 
 
-def settings(folder: Path, out: Path, side: int):
+def settings(folder: Path, out: Path, side: int, workers: int = 0):
     from florilegium.config import composition
 
     return composition.compose(
@@ -44,6 +45,7 @@ def settings(folder: Path, out: Path, side: int):
             "data=folder",
             f"data.path={folder}",
             f"data.image_size={side}",
+            f"data.workers={workers}",
             f"out={out}",
             f"data.prepared={out / 'own-data'}",
             "architectures@clients.architectures=toy",
@@ -52,10 +54,10 @@ def settings(folder: Path, out: Path, side: int):
     )
 
 
-def prepare(folder: Path, out: Path, side: int) -> None:
+def prepare(folder: Path, out: Path, side: int, workers: int = 0) -> None:
     from florilegium.data.own.preparation import prepare
 
-    prepare(settings(folder, out, side))
+    prepare(settings(folder, out, side, workers))
 
 
 def one_client(folder: Path, out: Path, side: int) -> None:
@@ -93,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=25_000)
     parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="florilegium-large-"))
     try:
@@ -106,6 +109,10 @@ def main() -> None:
             "prepare": measured(prepare, folder, out, given.side),
             "client": measured(one_client, folder, out, given.side),
         }
+        if given.workers:
+            shared = measured(prepare, folder, place / "shared", given.side, given.workers)
+            shared["times_as_fast"] = round(found["prepare"]["seconds"] / shared["seconds"], 2)
+            found[f"prepare, {given.workers} processes"] = shared
         print(json.dumps(found, indent=1))
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -75,7 +75,8 @@ class Resources:
     @cached_property
     def _pooled(self) -> tuple[Tensor, Tensor, list[str]]:
         private = modality_rows(self.splits.private("train"), "image")
-        rows = read_rows(private, "image", self.conf.data.image_size, f"{self.splits.place}/train")
+        place = f"{self.splits.place}/train"
+        rows = read_rows(private, "image", self.conf.data.image_size, place, workers=self.conf.data.workers)
         return rows.images, rows.labels, list(private["text"][:])
 
     # -- models ------------------------------------------------------------------------------------------------------

@@ -125,7 +125,8 @@ def test_data_without_public_rows_say_so(tmp_path, toy_conf):
         toy.dataset(split, 16).remove_columns(["part"]).to_parquet(str(tmp_path / f"{split}.parquet"))
     (tmp_path / "classes.json").write_text(json.dumps([{"name": name} for name in toy.CLASSES]))
     with pytest.raises(DataError, match="has no public rows"):
-        open_public(toy_conf(f"data.public.path={tmp_path}"))
+        open_public(toy_conf("data.name=mine", f"data.path={tmp_path}"))
+    assert len(open_public(toy_conf(f"data.public.path={tmp_path}"))) == 64  # apart: all are public
 
 
 def test_emoji_s_public_pairs_share_no_concept_with_those_that_judge():

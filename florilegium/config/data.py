@@ -25,7 +25,7 @@ class PublicSettings:
         low=0,
         high=2**31 - 1,
     )
-    path: str | None = setting(None, "a directory of its own; null: the public rows of the data set")
+    path: str | None = setting(None, "a directory of its own, e.g. of COCO; null: the public rows of the data set")
     share: float = setting(0.0, "own data: the share of the rows that everybody may have", low=0, high=0.9)
 
 
@@ -66,6 +66,12 @@ class DataSettings:
     )
     domain_column: str | None = setting(None, "hub: the column that names a row's domain; partition.by=style uses it")
     image_size: int = setting(32, "pixels on a side of every image", low=1, high=4096)
+    workers: int = setting(
+        0,
+        "processes that decode images while data are opened; 0: none; rows stay the same",
+        low=0,
+        high=64,
+    )
     prompt: str | None = setting(
         "A picture of {article} {name}.", "text from which the T2I model draws a class; null: the standard text"
     )

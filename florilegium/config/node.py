@@ -32,6 +32,7 @@ class NodeSettings:
     label_column: str = setting("label", "the column of the class")
     image_column: str = setting("image", "the column of the image, or of its path")
     max_pixels: int = setting(1 << 26, "a larger image is refused before it is decoded", low=1, high=1 << 30)
+    workers: int = setting(0, "processes that decode images while data are opened; 0: none", low=0, high=64)
     public_path: str | None = setting(None, "where this machine keeps the public set")
     state_dir: str | None = setting(None, "where the client keeps its model between rounds")
 

@@ -8,7 +8,6 @@ the clients', `public` ones pre-trained the models) and `modality` (`text` rows 
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from florilegium import assets
 from florilegium.config.data import DataSettings
 from florilegium.config.instances import from_text, to_text
 from florilegium.data import captions_on_disk, hub, stored_images, toy
+from florilegium.data.decoding import decoded_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-DECODED_AT_ONCE = 64
 STORED = re.compile(r"([a-z]+\.pixels):(\d+)")  # a file of decoded images beside the table, and a row of it
 COLUMNS = ("id", "image", "text", "label")
 NO_ARTICLE = frozenset({"clothing", "weather", "trousers"})  # nouns that stand without "a"; classes.json may say more
@@ -266,8 +264,13 @@ def texts_alone(dataset: Dataset) -> np.ndarray:
     return np.array(dataset["modality"][:]) == "text"
 
 
-def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Sequence[int] | None = None) -> Rows:
-    """Decode the rows with these ids (None: all), images resized to side x side. DataError names place and row."""
+def read_rows(
+    dataset: Dataset, modality: str, side: int, place: str, ids: Sequence[int] | None = None, workers: int = 0
+) -> Rows:
+    """Decode the rows with these ids (None: all), images resized to side x side. DataError names place and row.
+
+    `workers` processes decode; 0: this one. The rows are the same.
+    """
     if ids is not None:
         where = {int(i): n for n, i in enumerate(dataset["id"][:])}
         if unknown := [i for i in ids if int(i) not in where]:
@@ -282,7 +285,7 @@ def read_rows(dataset: Dataset, modality: str, side: int, place: str, ids: Seque
         tags = dataset["tags"][:] if "tags" in dataset.column_names else [()] * len(dataset)
         found |= {"texts": tuple(dataset["text"][:]), "tags": tuple(tuple(t or ()) for t in tags)}
     if modality in ("image", "pair"):
-        found["images"] = _images(dataset, numbers["ids"].tolist(), side, place)
+        found["images"] = _images(dataset, numbers["ids"].tolist(), side, place, workers)
     if modality == "pair":
         concepts = dataset["concept"][:] if "concept" in dataset.column_names else numbers["ids"].tolist()
         found["groups"] = grouped(
@@ -308,30 +311,25 @@ def grouped(concepts: Sequence[Any], texts: Sequence[str]) -> Tensor:
     return torch.tensor([root(n) for n in range(len(above))], dtype=torch.int64)
 
 
-def _images(dataset: Dataset, ids: list[int], side: int, place: str) -> Any:
-    """uint8 [N, 3, side, side]; decoded one by one."""
-    from datasets import Image as ImageColumn
-
-    encoded = dataset.select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
+def _images(dataset: Dataset, ids: list[int], side: int, place: str, workers: int) -> Any:
+    """uint8 [N, 3, side, side]."""
+    encoded = undecoded(dataset)
     if ids and (stored := STORED.fullmatch(str(encoded[0]["image"]["path"] or ""))):
         numbers = [int(STORED.fullmatch(row["path"])[2]) for row in encoded["image"][:]]  # type: ignore[index]
         return stored_images.opened(Path(place).parent / stored[1], side, numbers)
     pictures = stored_images.Pictures(side)
-    for first in range(0, len(ids), DECODED_AT_ONCE):
-        for n, cell in enumerate(encoded[first : first + DECODED_AT_ONCE]["image"], first):
-            pictures.append(_decoded(cell, side, f"{place}, id {ids[n]}"))
+    for n, image in enumerate(decoded_rows(encoded, len(ids), side, workers)):
+        if isinstance(image, str):
+            raise DataError(f"{place}, id {ids[n]}: {image}")
+        pictures.append(image)
     return pictures.images()
 
 
-def _decoded(cell: Mapping[str, Any], side: int, where: str) -> np.ndarray:
-    """uint8 [side, side, 3]."""
-    try:
-        image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]).convert("RGB")
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: the image cannot be read ({str(error).splitlines()[0]})") from error
-    if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.LANCZOS)
-    return np.array(image)
+def undecoded(dataset: Dataset) -> Dataset:
+    """The column `image` alone, its cells {"bytes": ..., "path": ...}."""
+    from datasets import Image as ImageColumn
+
+    return dataset.select_columns(["image"]).cast_column("image", ImageColumn(decode=False))
 
 
 @lru_cache(maxsize=16)
@@ -339,7 +337,7 @@ def _held_out(data: str, split: str, modality: str, part: str) -> Rows:
     conf = from_text(DataSettings, data)
     splits = open_dataset(conf)
     rows = modality_rows(getattr(splits, part)(split), modality)
-    return read_rows(rows, modality, int(conf.image_size), f"{splits.place}/{split}")
+    return read_rows(rows, modality, int(conf.image_size), f"{splits.place}/{split}", workers=conf.workers)
 
 
 def held_out(data: DataSettings, split: str, modality: str, part: str = "private") -> Rows:

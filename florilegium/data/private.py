@@ -137,24 +137,26 @@ def _own_split(own: OwnSettings, classes: tuple[str, ...], modality: str, side: 
 
 @lru_cache(maxsize=32)
 def _part(data: str, modality: str, ids: tuple[int, ...], domain: Domain) -> Rows:
-    private, where, side, place = _dealt_from(data)
+    private, where, side, place, workers = _dealt_from(data)
     if unknown := [i for i in ids if i not in where]:
         raise DataError(f"{place} has no row with id {unknown[0]}")
     # without a fingerprint of its own, the library hashes each selection, which takes longer than the rows
     mine = private.select([where[i] for i in ids], new_fingerprint=hashlib.sha256(str(ids).encode()).hexdigest()[:16])
-    return domain.shifted(read_rows(mine, modality, side, place))
+    return domain.shifted(read_rows(mine, modality, side, place, workers=workers))
 
 
 @lru_cache(maxsize=4)
-def _dealt_from(data: str) -> tuple[Any, dict[int, int], int, str]:
-    """The training rows that are dealt to clients, where each id is, the side of images, and what the rows are called.
+def _dealt_from(data: str) -> tuple[Any, dict[int, int], int, str, int]:
+    """The training rows that are dealt to clients, where each id is, the side of images, what the rows are called, and
+    how many processes decode.
 
     Every client of a process takes its part of these.
     """
     conf = from_text(DataSettings, data)
     splits = open_dataset(conf)
     private = splits.private("train")
-    return private, {int(i): n for n, i in enumerate(private["id"][:])}, int(conf.image_size), f"{splits.place}/train"
+    where = {int(i): n for n, i in enumerate(private["id"][:])}
+    return private, where, int(conf.image_size), f"{splits.place}/train", conf.workers
 
 
 @lru_cache(maxsize=8)

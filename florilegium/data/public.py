@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +20,12 @@ from florilegium import seeds
 from florilegium.config.data import DataSettings, PublicSettings
 from florilegium.config.instances import from_text, to_text
 from florilegium.config.settings import Settings
-from florilegium.data.datasets import DataError, Rows, held_out, open_dataset, read_rows
+from florilegium.data.datasets import DataError, Rows, Splits, held_out, modality_rows, open_dataset, read_rows
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Samples
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SHOWN = 16  # digits of a hash in a message
 
@@ -68,34 +73,59 @@ def open_public(conf: Settings, path: str | None = None) -> PublicPairs:
 
     Raises DataError when the data have no public rows, or fewer pairs than asked.
     """
-    given = conf.data.public
-    data = replace(conf.data, public=PublicSettings(share=given.share))
-    if place := path or given.path:
-        data = DataSettings(name="own", path=place, image_size=conf.data.image_size, prompt=None)
-    return _open(to_text(data), given.pairs, conf.seed if given.seed is None else given.seed)
+    given, place = conf.data.public, path or conf.data.public.path
+    return _open(_source(conf, place), bool(place), given.pairs, conf.seed if given.seed is None else given.seed)
+
+
+def _source(conf: Settings, place: str | None) -> str:
+    """The settings, as a text, of the data set whose public rows are meant: the run's own, or the one in `place`."""
+    if not place:
+        return to_text(replace(conf.data, public=PublicSettings(share=conf.data.public.share)))
+    saved = any(Path(place, name).is_file() for name in ("dataset_dict.json", "state.json"))
+    size, workers = conf.data.image_size, conf.data.workers
+    if saved:
+        return to_text(DataSettings(name="own", hub=place, image_size=size, workers=workers))
+    return to_text(DataSettings(name="own", path=place, image_size=size, workers=workers))
+
+
+def _everybodys(splits: Splits, split: str, apart: bool) -> Dataset:
+    """The public rows of a split: of a set that lies apart and marks none, all of them. DataError."""
+    rows = getattr(splits, split)
+    return rows if apart and "part" not in rows.column_names else splits.public(split)
 
 
 @lru_cache(maxsize=4)
-def _open(data: str, pairs: int | None, seed: int) -> PublicPairs:
+def _open(data: str, apart: bool, pairs: int | None, seed: int) -> PublicPairs:
     conf = from_text(DataSettings, data)
     splits = open_dataset(conf)
-    public = splits.public("train")
+    public = _everybodys(splits, "train", apart)
     if pairs is not None and pairs > len(public):
         raise DataError(f"data.public.pairs is {pairs}, but {splits.place}/train has {len(public)} public rows")
     chosen = torch.randperm(len(public), generator=seeds.generator(seed, "public pairs"))[:pairs].sort().values
-    rows = read_rows(public.select(chosen.tolist()), "pair", int(conf.image_size), f"{splits.place}/train")
+    place = f"{splits.place}/train"
+    rows = read_rows(public.select(chosen.tolist()), "pair", int(conf.image_size), place, workers=conf.workers)
     return as_pairs(rows)
 
 
 def held_out_pairs(conf: Settings, split: str, part: str = "public") -> PublicPairs:
     """The pairs retrieval is judged on: of the `validation` or `test` split in the server's domain (`public`) or in the
-    clients' (`private`)."""
+    clients' (`private`). Those of the server are of the public set's own splits where it lies apart."""
+    if part == "public" and (place := conf.data.public.path):
+        return _held_out_apart(_source(conf, place), split)
     return _held_out(to_text(conf.data), split, part)
 
 
 @lru_cache(maxsize=8)
 def _held_out(data: str, split: str, part: str) -> PublicPairs:
     return as_pairs(held_out(from_text(DataSettings, data), split, "pair", part))
+
+
+@lru_cache(maxsize=4)
+def _held_out_apart(data: str, split: str) -> PublicPairs:
+    conf = from_text(DataSettings, data)
+    splits = open_dataset(conf)
+    rows, place = modality_rows(_everybodys(splits, split, True), "pair"), f"{splits.place}/{split}"
+    return as_pairs(read_rows(rows, "pair", int(conf.image_size), place, workers=conf.workers))
 
 
 def as_pairs(rows: Rows) -> PublicPairs:

@@ -61,7 +61,7 @@ CHOSEN = {
     "best_on_validation": "round chosen on validation",
     "second_half": "mean of the second half's evaluated rounds",
 }
-MACHINE = ("device", "threads", "state_dir")  # where clients run says nothing about what they are
+MACHINE = ("device", "threads", "state_dir", "workers", "path")  # where clients run says nothing about what they are
 HEAD = ("Metric", "Arm", "Seeds", "Mean", "Std. error", "Difference", "Interval", "Result")  # of the second table
 
 
@@ -432,7 +432,7 @@ def line(reference: bool, name: str, by_seed: dict, columns: Sequence[Column], w
 def terms(run: Recorded) -> dict:
     """What two runs must share for their figures to stand in one table."""
     clients = {k: v for k, v in (run.get("clients") or {}).items() if k not in MACHINE}
-    data = {k: v for k, v in (run.get("data") or {}).items() if k != "path"}
+    data = {k: v for k, v in (run.get("data") or {}).items() if k not in MACHINE}
     return {"data": data, "clients": clients, "evaluation": run.get("evaluation")}
 
 

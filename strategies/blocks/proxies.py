@@ -62,7 +62,8 @@ def proxies(source: str, per_class: int, resources: Any, seed: int, drawer: Draw
     order = torch.randperm(len(labels_R), generator=seeds.generator(seed, "proxies"))
     chosen = torch.cat([order[labels_R[order] == c][:per_class] for c in range(count)]).sort().values
     table = resources.splits.train.select(where[chosen.numpy()])
-    rows = read_rows(table, "image", int(resources.conf.data.image_size), f"{resources.splits.place}/train")
+    data, place = resources.conf.data, f"{resources.splits.place}/train"
+    rows = read_rows(table, "image", int(data.image_size), place, workers=data.workers)
     return Proxies(rows.images, rows.labels, source)
 
 

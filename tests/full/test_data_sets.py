@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import datasets as hf
@@ -15,9 +16,15 @@ from florilegium.config import composition
 from florilegium.config.data import DataSettings, PublicSettings
 from florilegium.data import stored_images
 from florilegium.data.datasets import DataError, open_dataset, read_rows
+from florilegium.data.decoding import in_order
 from florilegium.data.hub import spoken
+from florilegium.data.own.examination import batched
 from florilegium.data.own.preparation import prepare
+from florilegium.data.public import held_out_pairs, open_public
 from florilegium.data.stored_images import Pictures, StoredImages, opened, picked
+from tests.field.inputs import CLASSES, look, put
+from tests.field.inputs import picture as picture_of
+from tests.full.tiny_inputs import write_flowers, write_food
 
 NAMES = ["apple_pie", "soup"]
 
@@ -248,6 +255,34 @@ def test_the_authors_layouts_are_pairs(write, rows, tmp_path) -> None:
     assert list(splits.classes) == ["picture"]
 
 
+def write_saved(place: Path) -> None:
+    hub(place, caption=(lambda count: [[f"a {n}", f"b {n}"] for n in range(count)], hf.List(hf.Value("string"))))
+
+
+@pytest.mark.parametrize(
+    "write, counts",
+    [
+        (write_karpathy, (6, 4)),
+        (write_coco, (18, 4)),
+        (write_flickr, (20, 2)),
+        (lambda place: write_flowers(place, 20), (32, 4)),
+        (lambda place: write_food(place, 20), (18, 4)),
+        (write_saved, (36, 12)),
+    ],
+)
+def test_each_layout_can_be_the_public_set_of_other_data(write, counts, tmp_path) -> None:
+    """Its training rows are public, and the server is judged on its own test rows: the run's data have no such rows."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set")
+    given = [f"data.hub={hub(tmp_path / 'run')}", f"data.public.path={tmp_path / 'set'}", "++data.public.pairs=null"]
+    conf = composition.compose(["data=cifar10", "data.image_size=8", *given])
+    pairs, judged = open_public(conf), held_out_pairs(conf, "test")
+    assert (len(pairs), len(judged)) == counts and pairs.images.shape[1:] == (3, 8, 8)
+    conf.data.public.path = None
+    with pytest.raises(DataError, match="has no public rows"):
+        open_public(conf)
+
+
 def test_a_missing_picture_is_named(tmp_path) -> None:
     (tmp_path / "set").mkdir()
     write_flickr(tmp_path / "set")
@@ -315,3 +350,66 @@ def test_a_folder_too_large_for_memory_gives_the_same_rows(tmp_path, monkeypatch
     assert facts == again and isinstance(stored.images, StoredImages) and torch.equal(stored.ids, kept.ids)
     assert torch.equal(stored.images[:], kept.images) and torch.equal(stored.labels, kept.labels)
     assert {cell["bytes"] for cell in table.cast_column("image", hf.Image(decode=False))["image"]} == {None}
+
+
+# -- worker processes --------------------------------------------------------------------------------------------------
+
+
+def noisy(n: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(n).integers(0, 256, (9, 7, 3), dtype=np.uint8))
+
+
+def test_worker_processes_give_the_same_rows_in_the_same_order(tmp_path) -> None:
+    """40 rows are three pieces of work for two processes; nothing is drawn from the global generator."""
+    kinds = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=NAMES)})
+    cells = {"image": [noisy(n) for n in range(40)], "label": [n % 2 for n in range(40)]}
+    hf.DatasetDict({"train": hf.Dataset.from_dict(cells, features=kinds)}).save_to_disk(tmp_path / "a")
+    splits = open_dataset(DataSettings(name="x", hub=str(tmp_path / "a")))
+    alone = read_rows(splits.train, "image", 8, splits.place)
+    before = torch.random.get_rng_state()
+    shared = read_rows(splits.train, "image", 8, splits.place, workers=2)
+    assert torch.equal(torch.random.get_rng_state(), before) and len(alone) == 33
+    assert torch.equal(alone.images, shared.images) and torch.equal(alone.ids, shared.ids)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_row_gives_the_same_line_with_workers(workers, tmp_path) -> None:
+    (tmp_path / "set").mkdir()
+    write_flickr(tmp_path / "set")
+    (tmp_path / "set/flickr30k-images/3.jpg").write_bytes(b"\xff\xd8 torn")
+    splits = open_dataset(DataSettings(name="flickr30k", path=str(tmp_path / "set")))
+    with pytest.raises(DataError) as told:
+        read_rows(splits.train, "pair", 8, splits.place, workers=workers)
+    assert str(told.value).startswith(f"{splits.place}, id 6: the image cannot be read (cannot identify image file")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_ends_the_rows_comes_after_the_rows_before_it(workers) -> None:
+    """The rows stop in the second piece of two; its one row still arrives."""
+
+    def rows():
+        yield from (("row", {"n": n}) for n in range(3))
+        raise ValueError("torn")
+
+    found = []
+    with pytest.raises(ValueError, match="torn"):
+        for part in in_order(lambda rows: [cells["n"] + 10 for _, cells in rows], batched(rows(), 2), workers):
+            found += part
+    assert found == [10, 11, 12]
+
+
+def test_a_process_that_is_ended_is_one_line() -> None:
+    with pytest.raises(BrokenPipeError, match="a process of data.workers was ended from outside; lower data.workers"):
+        list(in_order(lambda n: os._exit(9), range(3), 1))
+
+
+def test_own_data_are_the_same_with_workers(tmp_path) -> None:
+    """Twenty pictures of two classes, one torn, one a duplicate: the same rows and the same findings."""
+    for n in range(20):
+        put(tmp_path / "photos" / CLASSES[n % 2] / f"{n}.png", n)
+    put(tmp_path / "photos" / CLASSES[0] / "8.png", picture_of(8)[:60])
+    put(tmp_path / "photos" / CLASSES[1] / "11.png", 9)
+    alone, shared = (look(tmp_path / "photos", workers=workers) for workers in (0, 2))
+    assert alone.findings == shared.findings and len(alone.refused) == 1 and alone.places == shared.places
+    assert torch.equal(alone.rows.images, shared.rows.images) and alone.sizes == shared.sizes

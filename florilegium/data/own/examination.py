@@ -7,7 +7,7 @@ Axes: N rows, S image side.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from florilegium.data.datasets import DataError, Rows, grouped
+from florilegium.data.decoding import AT_ONCE, in_order
 from florilegium.data.own.cells import id_of, label_of, texts_of
 from florilegium.data.own.findings import BadCell, Finding, Unread, cut, listed, quoted, reading
 from florilegium.data.own.names import folded
-from florilegium.data.own.photos import Deep, decoded, encoded, scaled
+from florilegium.data.own.photos import Deep, Photo, decoded, encoded, scaled
 from florilegium.data.own.sources import Opened, OwnSettings, open_table
+from florilegium.data.own.tables import Row
 from florilegium.data.stored_images import Pictures
 
 LOST = "\ufffd"  # what a decoder puts in the place of a character it could not read
@@ -74,13 +76,13 @@ def examine(
         opened = open_table(own, modality, () if derived else classes, split)
     except Unread as error:
         return Examined("nothing", 0, _nothing(side), list(error.findings))
-    look = _Look(opened, tuple(classes), modality, side, own.max_pixels)
+    look = _Look(opened, tuple(classes), modality, side)
     torn: tuple[Finding, ...] = ()
     count = 0
     try:
         with reading(place):
-            for where, cells in opened.rows():
-                look.row(where, cells)
+            for where, cells, seen in _seen(opened, side, own):
+                look.row(where, cells, seen)
                 count += 1
     except Unread as error:
         torn = error.findings
@@ -91,15 +93,64 @@ def examine(
     return found
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What became of a row's image: the image and a hash of its file, or (kind, what) of why there is none."""
+
+    photo: Photo | None = None
+    content: bytes = b""
+    refused: tuple[str, str] | None = None
+
+
+def _seen(opened: Opened, side: int, own: OwnSettings) -> Iterator[tuple[str, Mapping[str, Any], Seen | None]]:
+    """Each row with its image, decoded by `own.workers` processes."""
+    folder = opened.table.folder
+
+    def look(rows: list[Row]) -> list[tuple[str, Mapping[str, Any], Seen | None]]:
+        return [(where, *_without_image(cells, folder, side, own.max_pixels)) for where, cells in rows]
+
+    for part in in_order(look, batched(opened.rows(), AT_ONCE), own.workers):
+        yield from part
+
+
+def _without_image(
+    cells: Mapping[str, Any], folder: Path, side: int, most: int
+) -> tuple[Mapping[str, Any], Seen | None]:
+    """The cells but the image's, which is large, and what became of the image; None for a row without such a cell."""
+    if "image" not in cells:
+        return cells, None
+    rest = {name: cell for name, cell in cells.items() if name != "image"}
+    try:
+        data = encoded(cells["image"], folder)
+        return rest, Seen(decoded(data, side, most), hashlib.sha256(data).digest())
+    except BadCell as error:
+        return rest, Seen(refused=(error.kind, str(error)))
+
+
+def batched(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of at most `size` rows; what `rows` raises is raised after the rows before it."""
+    part: list[Row] = []
+    try:
+        for row in rows:
+            part.append(row)
+            if len(part) == size:
+                yield part
+                part = []
+    except Exception:
+        yield part
+        raise
+    yield part
+
+
 # -- one row -----------------------------------------------------------------------------------------------------------
 
 
 class _Look:
     """Goes through the rows and keeps what can be used of them."""
 
-    def __init__(self, opened: Opened, classes: tuple[str, ...], modality: str, side: int, most: int) -> None:
+    def __init__(self, opened: Opened, classes: tuple[str, ...], modality: str, side: int) -> None:
         self.folder, self.names, self.embedded = opened.table.folder, opened.names, opened.table.embedded
-        self.classes, self.modality, self.side, self.most = classes, modality, side, most
+        self.classes, self.modality, self.side = classes, modality, side
         self.match = Matching(classes)
         self.findings: list[Finding] = []
         self.bad = 0  # findings that refuse
@@ -111,17 +162,17 @@ class _Look:
         self.unknown: dict[str, list[str]] = {}
         self.spelled: dict[str, str] = {}
 
-    def row(self, where: str, cells: Mapping[str, Any]) -> None:
+    def row(self, where: str, cells: Mapping[str, Any], seen: Seen | None) -> None:
         """Keep a row, once for each of its texts, or say why not."""
         before = self._refused()
         id_ = self._id(where, cells.get("id"))
         label, picture = self._label(where, cells["label"]), b""
         texts = self._texts(where, cells["text"]) if "text" in cells else [""]
         image = None
-        if "image" in cells:
-            image, picture = self._image(where, cells["image"])
+        if seen is not None:
+            image, picture = self._image(where, seen)
         tags = tuple(str(tag) for tag in cells["tags"]) if isinstance(cells.get("tags"), list) else ()
-        if texts and ("image" not in cells or image is not None):
+        if texts and (seen is None or image is not None):
             self._compare(where, picture, texts, tags, label)
         if self._refused() > before:
             return
@@ -171,21 +222,21 @@ class _Look:
             self._say("wrong encoding", where, f"the text has {LOST!r}, left by an earlier conversion", False)
         return texts
 
-    def _image(self, where: str, cell: Any) -> tuple[np.ndarray | Deep | None, bytes]:
+    def _image(self, where: str, seen: Seen) -> tuple[np.ndarray | Deep | None, bytes]:
         """The image, and a hash of its file."""
-        try:
-            data = encoded(cell, self.folder)
-            photo = decoded(data, self.side, self.most)
-        except BadCell as error:
-            self._say(error.kind, where, str(error))
+        if seen.refused is not None:
+            kind, what = seen.refused
+            self._say(kind, where, what)
             return None, b""
+        photo = seen.photo
+        assert photo is not None
         self.sizes.append(photo.size)
         for kind, what in photo.warnings:
             self._say(kind, where, what, False)
         if min(photo.size) < self.side:
             what = f"is {photo.size[0]}x{photo.size[1]} pixels and enlarged to {self.side}x{self.side}"
             self._say("small image", where, what, False)
-        return photo.pixels, hashlib.sha256(data).digest()
+        return photo.pixels, seen.content
 
     def _id(self, where: str, cell: Any) -> int | str | None:
         try:

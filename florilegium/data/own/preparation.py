@@ -31,7 +31,7 @@ from florilegium.data.stored_images import write as write_images
 from florilegium.protocol import pixels
 from florilegium.runs import files
 
-COLUMNS = ("text_column", "label_column", "image_column", "max_pixels")
+TAKEN = ("text_column", "label_column", "image_column", "max_pixels", "workers")
 Splits = dict[str, list[tuple[int, int]]]  # (number of the piece, row) of each row of a split
 EVERYBODY = -1  # owner of the rows that are dealt to the clients without data of their own
 
@@ -55,7 +55,7 @@ def sources_of(conf: Settings) -> dict[int, OwnSettings]:
     """Where own data lie: {client or EVERYBODY: settings}. {} for a run on other data. DataError."""
     if not conf.data.own:
         return {}
-    given = {name: getattr(conf.data, name) for name in COLUMNS}
+    given = {name: getattr(conf.data, name) for name in TAKEN}
     paths = {k: member.data for k, member in enumerate(conf.clients.mix)}
     paths[EVERYBODY] = conf.data.path
     try:

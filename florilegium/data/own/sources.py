@@ -39,6 +39,7 @@ class OwnSettings:
     label_column: str = NodeSettings.label_column
     image_column: str = NodeSettings.image_column  # `file_name` does as well
     max_pixels: int = NodeSettings.max_pixels
+    workers: int = NodeSettings.workers
 
     def __post_init__(self) -> None:
         between("max-pixels", self.max_pixels, 1, 1 << 30)
@@ -53,7 +54,7 @@ class OwnSettings:
         except SettingsError as error:
             raise DataError(str(error)) from error
         path = Path(getattr(node, key.replace("-", "_"))).expanduser()
-        return cls(str(path), node.text_column, node.label_column, node.image_column, node.max_pixels)
+        return cls(str(path), node.text_column, node.label_column, node.image_column, node.max_pixels, node.workers)
 
     def column(self, name: str) -> str:
         """What the data call `image`, `text` or `label`."""
