@@ -41,7 +41,7 @@ AIMS = (
     "other, mean",
     "difference",
     "95 % interval",
-    "asked",
+    "aim",
     "seeds",
     "result",
 )  # its columns
