@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from florilegium.config.fields import section, setting
-from florilegium.federation.federation import Client, Federation, Reply
+from florilegium.federation.federation import Federation, Reply
 from florilegium.learning.averaging import named, part
 from florilegium.protocol.payloads import Adapters
 from strategies.blocks.rounds import Rounds
@@ -27,10 +27,10 @@ class FedColaSettings:
     """How the models are averaged."""
 
     compensation: bool = setting(
-        False,
-        "true, as in the released code: what only some clients of a modality share moves by their part of the "
-        "modality's rows, so that it keeps step with the attention. There they are clients of other data sets; here, "
-        "of another architecture",
+        True,
+        "as in the released code: what only some of the clients that share an attention have in common moves by their "
+        "part of the rows, so that it keeps step with the attention. There they are clients of other data sets; here, "
+        "retrieval clients beside classifiers",
     )
 
 
@@ -73,11 +73,16 @@ class FedCola(Rounds):
         mine = [x for x in replies if name in x.body.tensors and (is_attention(name) or group_of(x.client) == group)]
         if not mine:
             return before
-        alike = [x for x in replies if related(x.client, group)] if self.settings.compensation else mine
+        alike = self.sharing(group, replies) or mine if self.settings.compensation else mine
         total = sum(x.body.examples for x in (mine if is_attention(name) else alike))
         move = torch.stack([x.body.examples / total * (x.body.tensors[name].double() - before) for x in mine]).sum(0)
         after = before + move
         return (after if before.is_floating_point() else after.round()).to(before.dtype)
+
+    def sharing(self, group: str, replies: Sequence[Reply]) -> list[Reply]:
+        """The replies of all clients that have an attention of this group's models: the same body."""
+        names = {name for name in part(self.weights, group) if is_attention(name)}
+        return [x for x in replies if not names.isdisjoint(x.body.tensors)]
 
     @staticmethod
     def auxiliary(group: str, models: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -103,9 +108,3 @@ class FedCola(Rounds):
 def is_attention(name: str) -> bool:
     """Whether a tensor belongs to the attention that encoders of a modality share."""
     return name.startswith(f"{ATTENTION}.")
-
-
-def related(client: Client, group: str) -> bool:
-    """Whether a client has a modality of the group; retrieval clients have both."""
-    modality = group.split(" ")[0]
-    return "pair" in (client.modality, modality) or client.modality == modality

@@ -38,6 +38,13 @@ class FedMBridgeSettings:
     )
     rate: float = setting(1e-3, "learning rate of the hypernetwork", low=0, high=10)
     client_rate: float = setting(5e-3, "learning rate of the clients' vectors", low=0, high=10)
+    weight_decay: float = setting(
+        0.0,
+        "decay of the decoders' weights, not of their biases, in the steps: what is left of a client alone fades, and "
+        "what all clients have in common stays (our choice)",
+        low=0,
+        high=1e4,
+    )
     weighting: str = setting(
         "examples", "p_k, the weight of a client: examples (n_k / n) | uniform (all equal)", choices=WEIGHTINGS
     )
@@ -94,11 +101,14 @@ class FedMBridge(Rounds):
     def learn(self, replies: Sequence[Reply], p_K: Sequence[float]) -> dict[str, float]:
         """Steps down sum_k p_k |made - trained|^2 / 2; that distance before and after them."""
         s = self.settings
+        own = [decoder.weight for decoder in self.hyper.decoders.values()]
+        rest = [p for p in self.hyper.parameters() if not any(p is weight for weight in own)]
         groups = [
-            {"params": list(self.hyper.parameters()), "lr": s.rate},
+            {"params": own, "lr": s.rate, "weight_decay": s.weight_decay},
+            {"params": rest, "lr": s.rate},
             {"params": [self.vector(x.client.id) for x in replies], "lr": s.client_rate},
         ]
-        stepper = torch.optim.Adam(groups) if s.optimizer == "adam" else torch.optim.SGD(groups)
+        stepper = torch.optim.AdamW(groups, weight_decay=0.0) if s.optimizer == "adam" else torch.optim.SGD(groups)
         far = self.distance(replies, p_K)
         found = {"bridge/distance": far.item()}
         for _ in range(s.steps):

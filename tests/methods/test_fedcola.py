@@ -75,18 +75,23 @@ def reply(k, modality, architecture, rows, **values):
 
 def test_who_averages_what():
     """Rows 10 and 30. Attention of one body: an image client's 0 and a retrieval client's 4 give 3. What is own stays
-    with the architecture; with compensation it moves by 10 of the 40 rows that have images."""
+    with the architecture; with compensation it moves by 10 of the 40 rows that share the attention. What shares no
+    attention moves as a whole."""
     replies = [
         reply(0, "image", "vit", 10, attention_image_vit=0.0, own_head=8.0),
         reply(1, "pair", "vit+bert", 30, attention_image_vit=4.0, own_head=100.0),
         reply(2, "text", "bert", 50, own_head=50.0),
+        reply(3, "image", "resnet", 20, own_head=6.0),
     ]
     zero = torch.zeros(1)
     for compensation, own in ((False, 8.0), (True, 2.0)):
         server = FedCola(FedColaSettings(compensation=compensation))
+        server.weights = {f"image {body}.attention.image.{body}": zero for body in ("vit", "beit")}
+        server.weights |= {f"image {body}.own.head": zero for body in ("vit", "beit", "resnet")}
         assert server.averaged("image vit", "attention.image.vit", zero, replies).item() == 3.0
         assert server.averaged("image vit", "own.head", zero, replies).item() == own
-        assert server.averaged("image resnet", "own.head", zero, replies).item() == 0.0  # nobody of it came
+        assert server.averaged("image resnet", "own.head", zero, replies).item() == 6.0
+        assert server.averaged("image beit", "own.head", zero, replies).item() == 0.0  # nobody of it came
 
 
 def test_the_auxiliary_weights_are_those_that_fit():

@@ -112,3 +112,18 @@ def test_a_client_starts_from_what_was_made(tmp_path):
     assert same(up.tensors, came, atol=0) and up.metrics["task"] > 0
     assert torch.equal(client.model.classifier.weight, came["head.weight"])
     assert client.model.state_dict().keys() == ToyClient(1, tmp_path).model.state_dict().keys()
+
+
+def test_decay_takes_from_what_differs_and_not_from_what_is_common():
+    """SGD with rate 1 on a distance of zero moves by decay alone: decoders' weights halve, biases and the rest stay."""
+    server, client = (
+        strategy(optimizer="sgd", rate=1.0, client_rate=0.0, steps=1, weight_decay=0.5),
+        known(0, "image", "vit"),
+    )
+    before = {name: value.clone() for name, value in server.hyper.state_dict().items()}
+    with torch.no_grad():
+        made = {name: value.clone() for name, value in server.made(client).items()}
+    server.learn([Reply(client, Adapters(made, 8))], [1.0])
+    for name, value in server.hyper.state_dict().items():
+        halved = name.startswith("decoders.") and name.endswith("weight")
+        assert torch.allclose(value, before[name] * (0.5 if halved else 1.0), atol=1e-6), name
