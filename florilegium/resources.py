@@ -20,6 +20,7 @@ from florilegium.data.datasets import Classes, Splits, held_out, modality_rows, 
 from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.generator import Generator, Progress, device_of
 from florilegium.diffusion.load import load
+from florilegium.diffusion.spread import Spread
 from florilegium.learning.metrics import ClipScore, Judge
 
 
@@ -85,7 +86,10 @@ class Resources:
         """The un-tuned generator. Every arm tunes a copy of its own, so each call reads it again."""
         place = located(self.diffusion.model)
         with loading("the generator", place):
-            return Narrated(load(self.diffusion, place), self.progress)
+            generator = load(self.diffusion, place)
+        if self.conf.runtime.workers.count:
+            generator = Spread(generator, self.diffusion, place, self.conf.runtime.workers)
+        return Narrated(generator, self.progress)
 
     def captioner(self) -> Callable[[Tensor], list[str]]:
         """uint8 [N, 3, H, W] -> captions."""

@@ -67,6 +67,23 @@ class EvaluationSettings:
 
 
 @section
+class WorkerSettings:
+    """Ray tasks that draw the server's images, each a batch, on several GPUs or machines (docs/running.md)."""
+
+    count: int = setting(0, "batches that are drawn at once; 0: the server draws them itself", low=0, high=MANY)
+    cpus: float = setting(
+        0.0, "cores that Ray reserves for a batch; clients of a simulation hold them all", low=0, high=MANY
+    )
+    gpus: float = setting(0.0, "GPUs that Ray reserves for a batch; it sees no other", low=0, high=MANY)
+    resource: str | None = setting(None, "a Ray resource of the machines that draw; null: any machine")
+    strategy: str = setting(
+        "SPREAD", "where Ray starts a batch: on machines in turn, or where it fits", choices=("SPREAD", "DEFAULT")
+    )
+    address: str | None = setting(None, "Ray cluster, such as auto; null: the simulation's own, or this machine")
+    retries: int = setting(3, "how often a batch whose worker was lost is drawn again", low=0, high=MANY)
+
+
+@section
 class Runtime:
     """Where the clients run."""
 
@@ -85,6 +102,7 @@ class Runtime:
     superlink: str | None = setting(
         None, "with name=deployment: the connection's name in the config.toml of your Flower home"
     )
+    workers: WorkerSettings = setting(factory=WorkerSettings, help="Ray tasks that draw the server's images")
     keep: bool = setting(False, "with name=local: the federation stays up after the run until Ctrl-C")
     warm: bool = setting(
         True, "with name=local: a client's libraries stay imported between messages, which takes 600 MB of memory"
