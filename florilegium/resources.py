@@ -21,6 +21,7 @@ from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.generator import Generator, Progress, device_of
 from florilegium.diffusion.load import load
 from florilegium.diffusion.spread import Spread
+from florilegium.learning.frechet import Quality, of_classifier, of_clip, of_inception
 from florilegium.learning.metrics import ClipScore, Judge
 
 
@@ -143,6 +144,17 @@ class Resources:
                 self._clip = ClipScore(place, device_of(self.diffusion.device))
         return self._clip
 
+    def quality(self) -> Quality:
+        """What compares drawn images with real ones, by `evaluation.generic.extractor`. AssetError, ValueError."""
+        name, device = self.conf.evaluation.generic.extractor, device_of(self.diffusion.device)
+        if name == "inception":
+            return of_inception(device)
+        if name == "clip":
+            return of_clip(self.clip_score())
+        place = located(name)
+        with loading("the extractor", place):
+            return of_classifier(Judge(place, device))
+
     def _hear(self, phase: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(phase=phase, done=done, total=total)
 
@@ -163,6 +175,7 @@ class Narrated:
         guidance: float | None = None,
         progress: Progress | None = None,
         latents: Tensor | None = None,
+        size: int | None = None,
     ) -> Tensor:
         """As the generator's; without `progress` the run's hears of it."""
         return self._generator.synthesize(
@@ -171,6 +184,7 @@ class Narrated:
             guidance,
             progress=progress or (lambda done, total: self._progress(phase="synthesize", done=done, total=total)),
             latents=latents,
+            size=size,
         )
 
     def finetune(self, *parts: Any, **how: Any) -> dict[str, float]:

@@ -68,6 +68,8 @@ class ArmJournal(Journal):
         if strategy.generator is not None:
             judged = self.evaluation.generator(strategy.generator)
             figures |= judged.metrics
+            if last or (main and r == 0):  # drawing thousands of images takes long
+                figures |= self.evaluation.generic(strategy.generator)
             self.run.grid(self.arm, r, judged.images.numpy(), judged.captions)
         return figures
 

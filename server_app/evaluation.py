@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from florilegium import seeds
+from florilegium.config.instances import to_plain
 from florilegium.config.settings import Settings
 from florilegium.data.datasets import at_sites
+from florilegium.data.generic import Captioned, open_captioned
 from florilegium.data.partition import partition
 from florilegium.data.public import held_out_pairs
 from florilegium.federation.exchange import Client
@@ -69,6 +71,8 @@ class Evaluation:
         ]
         self._judge_accuracy: float | None = None
         self.not_measured: dict[str, str] = {}  # figure -> why, and how to get it
+        self.quality = resources.quality() if self.settings.generic.data else None  # early: it may be missing
+        self.captioned: Captioned | None = None
 
     def clients(self, federation: Federation, model: Any = None) -> dict[str, float]:
         """Every client's figures, and their mean over the clients of each modality there is.
@@ -133,6 +137,24 @@ class Evaluation:
         shown = [m for m in range(len(images)) if m % self.settings.images_per_class < IN_GRID]
         return Judged(metrics, images[shown], [self.class_names[self.labels_M[m]] for m in shown])
 
+    def generic(self, generator: Any) -> dict[str, float]:
+        """The generator on captions of other things, at the size it draws: distance to the real pictures, score of the
+        classes where the extractor has such, CLIP score. {} where none are asked for."""
+        given, seed = self.settings.generic, self.resources.seed
+        if self.quality is None:
+            return {}
+        if self.captioned is None:
+            workers = self.resources.conf.data.workers
+            place, side = str(given.data), int(generator.side)
+            self.captioned = open_captioned(place, given.split, given.images, side, seed, workers)
+        texts, real = self.captioned.texts, self.captioned.images
+        noise = [seeds.seed_of(seed, "generic", n) for n in range(len(texts))]
+        drawn = generator.synthesize(texts, noise, size=int(generator.side))
+        clip = self.resources.clip_score()
+        found = self.quality(real, drawn, seed)
+        found["clip_score"] = mean_cosine(clip.encode_images(drawn), clip.encode_texts(texts))
+        return {f"t2i/generic/{name}": value for name, value in found.items()}
+
     def server(self, strategy: Any) -> dict[str, float]:
         """server/rsum, server/retrieval/... and server/validation of a strategy's `server_model`, a DualEncoder."""
         model = getattr(strategy, "server_model", None)
@@ -158,6 +180,8 @@ class Evaluation:
             "images_per_class": self.settings.images_per_class,
             "judge_accuracy": self._judge_accuracy,
         }
+        if self.captioned is not None:
+            facts["generic"] = {**to_plain(self.settings.generic), "images": len(self.captioned.texts)}
         if self.not_measured:
             facts["not_measured"] = self.not_measured
         conf = self.resources.conf

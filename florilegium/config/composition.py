@@ -141,6 +141,7 @@ def _place(conf: Settings) -> None:
     sections = (
         (conf.data, ("judge",) if conf.data.own else ("path", "judge")),
         (conf.data.public, ("path",)),
+        (conf.evaluation.generic, ("data", "extractor")),
         (conf.diffusion, ("model", "captioner", "clip")),
         (conf.clients, ("tokenizer", "state_dir")),
         (conf.sinks.tensorboard, ("directory",)),

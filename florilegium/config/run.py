@@ -47,6 +47,26 @@ class Timeouts:
 
 
 @section
+class GenericSettings:
+    """The T2I model on captions of other things than the clients' (arXiv 2510.12254, Table VIII).
+
+    It is measured un-tuned and after the last round.
+    """
+
+    data: str | None = setting(
+        None,
+        "captions beside images: a directory (COCO and others), an embedded data set or a hub's id; null: not measured",
+    )
+    split: str = setting("test", "whose pictures are taken", choices=("train", "validation", "test", "all"))
+    images: int = setting(5000, "captions at most, each of another picture", low=2, high=10_000_000)
+    extractor: str = setting(
+        "inception",
+        "inception (the standard FID and IS), clip, or a classifier: asset, directory or hub id; others than inception "
+        "give `frechet` and `class_score`, which no paper has",
+    )
+
+
+@section
 class EvaluationSettings:
     """How often all methods are evaluated, and on how many generated images."""
 
@@ -64,6 +84,7 @@ class EvaluationSettings:
         "who evaluates a global model: once (one client of each data domain) or everywhere (all clients)",
         choices=("once", "everywhere"),
     )
+    generic: GenericSettings = setting(factory=GenericSettings, help="the T2I model on captions of other things")
 
 
 @section

@@ -32,11 +32,17 @@ class Generator(Protocol):
         guidance: float | None = None,
         progress: Progress | None = None,
         latents: Tensor | None = None,
+        size: int | None = None,
     ) -> Tensor:
         """uint8 [N, 3, H, W]; image n depends on prompt n, seed n and the weights alone, not on its batch.
 
         `guidance` None is the settings'. `latents` [N, ...] of `noise_shape` are taken in the place of the first noise.
+        `size` are pixels on a side; None: the settings'.
         """
+
+    @property
+    def side(self) -> int:
+        """Pixels on a side of what is drawn, before the settings' size."""
 
     def finetune(
         self,

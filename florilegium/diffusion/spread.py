@@ -47,11 +47,16 @@ class Spread:
         guidance: float | None = None,
         progress: Progress | None = None,
         latents: Tensor | None = None,
+        size: int | None = None,
     ) -> Tensor:
-        """As the generator's, bit for bit. RuntimeError where a share is lost again and again."""
+        """As the generator's, bit for bit; images of another `size` are drawn here.
+
+        RuntimeError where a share is lost again and again.
+        """
         shares = shares_of(prompts, seeds, latents, self._batch)
-        if len(shares) < 2 or len(prompts) != len(seeds):  # nothing to share, or nothing that can be drawn
-            return self._generator.synthesize(prompts, seeds, guidance, progress, latents)
+        # nothing to share, nothing that can be drawn, or a size that workers do not know
+        if len(shares) < 2 or len(prompts) != len(seeds) or size is not None:
+            return self._generator.synthesize(prompts, seeds, guidance, progress, latents, size)
         images: list[Tensor] = [torch.empty(0)] * len(shares)
         done = 0
         draw = opened(self._workers)

@@ -113,26 +113,31 @@ class TunedGenerator:
         guidance: float | None = None,
         progress: Callable[[int, int], None] | None = None,
         latents: Tensor | None = None,
+        size: int | None = None,
     ) -> Tensor:
-        """uint8 [N, 3, H, W], on the CPU. Image n's noise is that of `torch.Generator().manual_seed(seeds[n])`;
-        `latents` [N, ...] of `noise_shape` are taken in the place of the first noise. ValueError where lengths differ.
+        """uint8 [N, 3, H, W], on the CPU, of `size` pixels on a side (None: the settings').
+
+        Image n's noise is that of `torch.Generator().manual_seed(seeds[n])`; `latents` [N, ...] of `noise_shape` are
+        taken in the place of the first noise. ValueError where lengths differ.
         """
         if len(prompts) != len(seeds) or (latents is not None and len(latents) != len(prompts)):
             beside = "" if latents is None else f" and {len(latents)} latents"
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds{beside}")
         s, images = self.settings, []
+        size = size or s.size
         guidance = s.guidance if guidance is None else guidance
         with self.tuner.averaged(), enough_memory(f"diffusion.batch ({s.batch})"):
             for start in range(0, len(prompts), s.batch):
                 part = slice(start, start + s.batch)
                 given = None if latents is None else latents[part].to(self.device)
-                images.append(self._batch(list(prompts[part]), list(seeds[part]), guidance, given))
+                images.append(self._batch(list(prompts[part]), list(seeds[part]), guidance, given, size))
                 if progress:
                     progress(min(start + s.batch, len(prompts)), len(prompts))
-        return torch.cat(images) if images else torch.zeros(0, 3, *2 * [s.size or self.side], dtype=torch.uint8)
+        return torch.cat(images) if images else torch.zeros(0, 3, *2 * [size or self.side], dtype=torch.uint8)
 
-    def _batch(self, prompts: list[str], seeds: list[int], guidance: float, latents: Tensor | None) -> Tensor:
-        size = self.settings.size
+    def _batch(
+        self, prompts: list[str], seeds: list[int], guidance: float, latents: Tensor | None, size: int | None
+    ) -> Tensor:
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same for every device
         images = self.drawn(prompts, noise, guidance, latents).float()
         if size and size != images.shape[-1]:
