@@ -6,6 +6,7 @@ of p; only the decoder and the projection change.
 
 import copy
 import math
+import re
 from functools import partial
 
 import pytest
@@ -125,6 +126,37 @@ def test_fresh_moments_are_no_part_of_a_checkpoint_and_resume_exactly():
     tune(made, settings, rounds=(2, 2), seed=2)
     tune(again, settings, rounds=(2, 2), seed=2)
     assert not changed(made.state()[0], again.state()[0])
+
+
+def test_moments_of_8_bits_take_a_quarter_and_resume_exactly():
+    made, again, whole = generator(), generator(), generator()
+    settings = TuneSettings(moments="int8", batch=3)
+    tune(made, settings, rounds=(1, 2), seed=1)
+    tune(whole, TuneSettings(batch=3), rounds=(1, 2), seed=1)
+    tensors, meta = made.state()
+    state = made.tuner.optimizer.state
+    large = [p for p in made.tuner.trained.values() if p.numel() >= 4096]  # smaller tensors stay in float32
+    assert large and all(state[p][part].dtype == torch.uint8 for p in large for part in ("state1", "state2"))
+    start = generator().decoder.state_dict()
+    moved = sum((whole.decoder.state_dict()[n] - x).square().sum() for n, x in start.items()).sqrt()
+    apart = sum((whole.decoder.state_dict()[n] - x).square().sum() for n, x in made.decoder.state_dict().items()).sqrt()
+    assert 0 < apart < 0.2 * moved
+    again.restore(tensors, meta)
+    tune(made, settings, rounds=(2, 2), seed=2)
+    tune(again, settings, rounds=(2, 2), seed=2)
+    assert not changed(made.state()[0], again.state()[0])
+    with pytest.raises(ValueError, match="tuned with moments=int8; float32 cannot go on"):
+        tune(made, TuneSettings(batch=3), rounds=(2, 2), seed=2)
+    name = next(k for k, p in made.tuner.trained.items() if p.numel() >= 4096)
+    broken = tensors | {f"{name}/state1": torch.zeros(3, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=rf"does not fit this model: {re.escape(name)}/state1"):
+        generator().restore(broken, meta)
+
+
+def test_moments_of_8_bits_name_what_to_install(monkeypatch):
+    monkeypatch.setattr("florilegium.config.diffusion.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"moments=int8 needs bitsandbytes: pip install 'florilegium\[tuning\]'"):
+        TuneSettings(moments="int8")
 
 
 def test_progress_counts_images():

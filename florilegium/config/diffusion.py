@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from florilegium.config.bounds import between, one_of
 from florilegium.config.fields import section, setting
 
@@ -163,6 +165,11 @@ class TuneSettings:
         False,
         "Adam starts anew in each round; its moments are then no part of a checkpoint, which is half as large",
     )
+    moments: str = setting(
+        "float32",
+        "how Adam's moments are held; int8: 8 bits a value, a scale for each block (arXiv 2110.02861), by bitsandbytes",
+        choices=("float32", "int8"),
+    )
     density: str = setting(
         "logit_normal",
         "flow matching: how the times of training are drawn (arXiv 2403.03206)",
@@ -172,3 +179,7 @@ class TuneSettings:
         "none", "flow matching: what a time's loss weighs", choices=("none", "sigma_sqrt", "cosmap")
     )
     variational: bool = setting(False, "also train the variance channels of a decoder that has them (GLIDE)")
+
+    def __post_init__(self) -> None:
+        if self.moments == "int8" and find_spec("bitsandbytes") is None:
+            raise ValueError("moments=int8 needs bitsandbytes: pip install 'florilegium[tuning]'")

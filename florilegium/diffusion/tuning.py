@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -101,14 +101,17 @@ class Tuner:
         self.step = 0
         self.trained: dict[str, nn.Parameter] = {}
         self.average: dict[str, Tensor] = {}
-        self.optimizer: torch.optim.Adam | None = None
+        self.moments = "float32"
+        self.optimizer: torch.optim.Optimizer | None = None
         self.decoder.requires_grad_(False)
 
-    def prepare(self, rank: int | None, merge: str, width: int | None, seed: int) -> None:
+    def prepare(self, rank: int | None, merge: str, width: int | None, seed: int, moments: str = "float32") -> None:
         """Make decoder, and projection if there are representations of `width`, trainable; once each."""
         if self.optimizer is None:
-            self.rank, self.merge = rank, merge
+            self.rank, self.merge, self.moments = rank, merge, moments
             self._open_decoder(seed)
+        if moments != self.moments:
+            raise ValueError(f"the decoder is tuned with moments={self.moments}; {moments} cannot go on from it")
         if (rank, merge) != (self.rank, self.merge):
             raise ValueError(
                 f"the decoder is tuned with lora={self.rank}, merge={self.merge}; "
@@ -137,7 +140,7 @@ class Tuner:
         else:
             self.decoder.float().requires_grad_(True)
         parameters = {f"decoder.{k}": v for k, v in self.decoder.named_parameters() if v.requires_grad}
-        self.optimizer = torch.optim.Adam(parameters.values(), lr=0.0)
+        self.optimizer = adam(parameters.values(), self.moments)
         self._follow(parameters)
 
     def _open_projection(self, width: int, seed: int) -> None:
@@ -154,7 +157,7 @@ class Tuner:
         self._follow(parameters)
 
     @property
-    def _optimizer(self) -> torch.optim.Adam:
+    def _optimizer(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None
         return self.optimizer
 
@@ -174,7 +177,7 @@ class Tuner:
     ) -> dict[str, float]:
         """Train on the data of round `rounds[0]` of `rounds[1]`. FloatingPointError when the loss is not finite."""
         reps = data.representations_ND
-        self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed)
+        self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed, settings.moments)
         batches = list(drawn_batches(data.label_N, settings, seed))
         losses, omitted, seen = 0.0, 0.0, sum(map(len, batches))
         if settings.checkpointing:
@@ -277,24 +280,46 @@ class Tuner:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
             parts = {"weight": parameter.detach(), "average": self.average[name], **self._optimizer.state[parameter]}
-            tensors |= {f"{name}/{part}": value.cpu().clone() for part, value in parts.items()}
-        return tensors, {"step": self.step, "lora": self.rank, "merge": self.merge}
+            tensors |= {f"{name}/{part}": torch.as_tensor(value).cpu().clone() for part, value in parts.items()}
+        return tensors, {"step": self.step, "lora": self.rank, "merge": self.merge, "moments": self.moments}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Continue from `state`, on a tuner that has not trained. ValueError names a tensor that does not fit."""
         if not tensors:
             return
         width = tensors["projection.weight/weight"].shape[1] if "projection.weight/weight" in tensors else None
-        self.prepare(meta["lora"], meta["merge"], width, seed=0)
+        self.prepare(meta["lora"], meta["merge"], width, seed=0, moments=meta.get("moments", "float32"))
         self.step = int(meta["step"])
         for name, parameter in self.trained.items():
             fitting(tensors, f"{name}/weight", parameter.data)
             fitting(tensors, f"{name}/average", self.average[name])
             if f"{name}/step" in tensors:
-                moments = {part: torch.zeros_like(parameter.data) for part in ("exp_avg", "exp_avg_sq")}
-                for part, value in moments.items():
-                    fitting(tensors, f"{name}/{part}", value)
-                self._optimizer.state[parameter] = {"step": tensors[f"{name}/step"].clone(), **moments}
+                self._optimizer.state[parameter] = self._moments(tensors, name, parameter)
+
+    def _moments(self, tensors: dict[str, Tensor], name: str, parameter: nn.Parameter) -> dict[str, Any]:
+        """What Adam held of a parameter. ValueError names a tensor that does not fit."""
+        step = tensors[f"{name}/step"].clone()
+        if self.moments == "float32":
+            moments = {part: torch.zeros_like(parameter.data) for part in ("exp_avg", "exp_avg_sq")}
+            for part, value in moments.items():
+                fitting(tensors, f"{name}/{part}", value)
+            return {"step": step, **moments}
+        held = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        for part in ("state1", "state2"):  # the others, maps and scales of blocks, follow from these
+            found = held.get(part)
+            if found is None or found.shape != parameter.shape or found.dtype not in (torch.uint8, torch.float32):
+                raise ValueError(f"the checkpoint does not fit this model: {name}/{part}")
+        kept = {part: held[part].to(parameter.device) for part in held if part not in ("weight", "average", "step")}
+        return {"step": int(step), **kept}
+
+
+def adam(parameters: Iterable[nn.Parameter], moments: str) -> torch.optim.Optimizer:
+    """Adam with its moments in float32, or in 8 bits with a scale for each block (arXiv 2110.02861)."""
+    if moments == "float32":
+        return torch.optim.Adam(parameters, lr=0.0)
+    from bitsandbytes.optim import Adam8bit  # an extra: TuneSettings says where it is missing
+
+    return Adam8bit(parameters, lr=0.0)
 
 
 def fitting(tensors: dict[str, Tensor], name: str, target: Tensor) -> None:

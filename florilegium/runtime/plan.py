@@ -14,6 +14,7 @@ import torch
 
 from florilegium import catalogue
 from florilegium.assets import AssetError, located
+from florilegium.config.diffusion import TuneSettings
 from florilegium.config.settings import Settings
 from florilegium.diffusion.generator import device_of
 from florilegium.diffusion.sizes import DecoderSize, decoder_size
@@ -98,7 +99,9 @@ def _generator(
     weights = (size.weights + size.frozen) * held
     drawn = 3 * s.batch * size.native**2 * 256 * held  # the widest layers of the VAE's decoder, three of them alive
     trained = size.weights if t.lora is None else 4 * t.lora * 1280 * 64
-    own = 4 * trained * 5 + (0 if t.lora is None else size.weights * held)  # weight, average, gradient, two moments
+    own = (12 + moments_bytes(t)) * trained + (
+        0 if t.lora is None else size.weights * held
+    )  # weight, average, gradient, moments
     kept = 0.15 if t.checkpointing else 1.0
     tuned = size.frozen * held + own + kept * t.batch * size.flops / 800 * held / 2
     for what, bytes_ in (("synthesis", weights + drawn), ("tuning", tuned)):
@@ -124,6 +127,8 @@ def lower(what: str, conf: Settings, t: Any) -> str:
         return f"lower diffusion.batch ({conf.diffusion.batch})"
     if not t.checkpointing:
         return "tuning.checkpointing=true"
+    if t.moments != "int8":
+        return "tuning.moments=int8 holds Adam's moments in 8 bits"
     if t.lora is None:
         return "tuning.lora=16 trains adapters alone"
     return f"lower tuning.batch ({t.batch})"
@@ -157,15 +162,20 @@ def _clients(conf: Settings, made: Plan) -> None:
             made.say(f"bytes, {key}", f"{both / MB:.0f} MB", "a client and round, both ways: its weights")
 
 
+def moments_bytes(t: TuneSettings) -> int:
+    """Bytes of Adam's two moments a trained weight."""
+    return 2 if t.moments == "int8" else 8
+
+
 def _disk(conf: Settings, made: Plan, size: DecoderSize | None) -> None:
     """What the run directory and the hub's cache take."""
     if size is None:
         return
     t = conf.tuning
     trained = size.weights if t.lora is None else 4 * t.lora * 1280 * 64
-    copies = 2 if t.fresh_moments else 4
+    each = 8 + (0 if t.fresh_moments else moments_bytes(t))
     made.say(
-        "disk, checkpoints", f"{2 * copies * 4 * trained / GIB:.1f} GiB", f"two kept, {copies} float32 copies each"
+        "disk, checkpoints", f"{2 * each * trained / GIB:.1f} GiB", f"two kept, {each} bytes a trained weight each"
     )
     made.say(
         "disk, the saved model", f"{(size.weights + size.frozen) * 2 / GIB:.1f} GiB", "and as much in the hub's cache"
