@@ -262,7 +262,7 @@ def test_the_methods_table_is_the_catalogue():
     table = catalogue.methods_markdown().splitlines()
     assert len(table) == 2 + len(CATALOGUE) and len({len(line) for line in table}) == 1
     assert all(any(line.startswith(f"| {name} ") for line in table) for name in CATALOGUE)
-    first = ("fedmmkt", "arXiv 2510.12254", "answers on synthetic samples", "image, text")
+    first = ("fedmmkt", "arXiv 2510.12254", "answers on synthetic samples", "image, text, pair")
     assert catalogue.methods_table(CATALOGUE)[0] == first
 
 
