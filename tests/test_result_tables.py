@@ -63,10 +63,10 @@ def test_aims_are_reached_only_where_they_are_decided(tmp_path):
         (tmp_path / "records" / "aims.yaml").write_text(text)
         return [cell.strip() for cell in aims("it", tmp_path).splitlines()[-1].split("|")[1:-1]]
 
-    assert result(20)[5:] == ["+23.0", "[+15.5, +30.5]", "≥ 20", "3", "**reached**"]
+    assert result(20)[3:] == ["+23.0 [+15.5, +30.5]", "≥ 20", "3", "**reached**"]
     assert result(25)[-1] == "**higher**, but less than the aim"
-    assert result(0, "Standalone", "FedMMKT")[5:] == ["-23.0", "[-30.5, -15.5]", "> 0", "3", "**lower**"]
-    assert result(0, runs="one")[6:] == ["–", "> 0", "1", "one seed"]
+    assert result(0, "Standalone", "FedMMKT")[3:] == ["-23.0 [-30.5, -15.5]", "> 0", "3", "**lower**"]
+    assert result(0, runs="one")[4:] == ["> 0", "1", "one seed"]
     with pytest.raises(ValueError, match="no pair of 'FedAvg' and 'Standalone'"):
         result(0, "FedAvg")
 

@@ -33,18 +33,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = (DOCS / "results.md", DOCS.parent / "README.md")
 BLOCK = re.compile(r"(<!-- (?P<kind>compare|aims) (?P<arguments>[^\n]*) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
 PER_CENT = 100  # the scale of a column that is a share
-AIMS = (
-    "figure",
-    "arm",
-    "other arm",
-    "arm, mean",
-    "other, mean",
-    "difference",
-    "95 % interval",
-    "aim",
-    "seeds",
-    "result",
-)  # its columns
+AIMS = ("figure", "arm", "compared with", "difference", "aim", "seeds", "result")  # its columns
 
 
 def table(arguments: str, docs: Path = DOCS) -> str:
@@ -69,7 +58,7 @@ def aims(names: str, docs: Path = DOCS) -> str:
     """One line for each named claim of aims.yaml and each arm that it is compared with. KeyError: no such claim."""
     known = yaml.safe_load((docs / "records" / "aims.yaml").read_text(encoding="utf-8"))
     rows = [row for name in names.split() for row in measured(known[name], docs)]
-    head = f"| {' | '.join(AIMS)} |\n|---|---|---|{'---:|' * 6}---|"
+    head = f"| {' | '.join(AIMS)} |\n|---|---|---|---:|---:|---:|---|"
     return "\n".join([head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
@@ -85,13 +74,12 @@ def measured(aim: dict[str, Any], docs: Path) -> Iterator[list[str]]:
         other = found.against.figures[found.columns.index(row.column)]
         low, high = (f"{unit * end:+.{digits}f}" for end in row.difference.interval or (math.nan, math.nan))
         shown = [f"{unit * mean:.{digits}f}" for mean in (row.figure.mean, other.mean if other else math.nan)]
+        between = f" [{low}, {high}]" if row.difference.interval else ""
         yield [
             f"{aim['claim']}, %" if unit == PER_CENT else aim["claim"],
-            aim["arm"],
-            against,
-            *shown,
-            f"{unit * row.difference.mean:+.{digits}f}",
-            f"[{low}, {high}]" if row.difference.interval else "–",
+            f"{aim['arm']} {shown[0]}",
+            f"{against} {shown[1]}",
+            f"{unit * row.difference.mean:+.{digits}f}{between}",
             f"≥ {aim['asked']:g}" if aim["asked"] else "> 0",
             str(len(row.difference.seeds)),
             verdict(row.difference, aim["asked"] / unit),
