@@ -447,12 +447,17 @@ def terms(run: Recorded) -> dict:
 
 
 def difference(one: Recorded, other: Recorded) -> str | None:
-    """The first of data, clients, evaluation in which two runs differ, with both values' difference named."""
+    """The first setting of data, clients or evaluation in which two runs differ.
+
+    A setting that one of them does not have is left out: its version did not know it yet.
+    """
     for key, was in terms(one).items():
         now = terms(other)[key]
-        if was != now:
-            inner = [k for k in {**(was or {}), **(now or {})} if (was or {}).get(k) != (now or {}).get(k)]
-            return f"{key}.{inner[0]}" if inner else key
+        if not (isinstance(was, dict) and isinstance(now, dict)):
+            if was != now:
+                return key
+        elif inner := [k for k in was if k in now and was[k] != now[k]]:
+            return f"{key}.{inner[0]}"
     return None
 
 
