@@ -99,9 +99,8 @@ def _generator(
     weights = (size.weights + size.frozen) * held
     drawn = 3 * s.batch * size.native**2 * 256 * held  # the widest layers of the VAE's decoder, three of them alive
     trained = size.weights if t.lora is None else 4 * t.lora * 1280 * 64
-    own = (12 + moments_bytes(t)) * trained + (
-        0 if t.lora is None else size.weights * held
-    )  # weight, average, gradient, moments
+    own = (12 + moments_bytes(t)) * trained  # weight, average, gradient, moments
+    own += 0 if t.lora is None else size.weights * held
     kept = 0.15 if t.checkpointing else 1.0
     tuned = size.frozen * held + own + kept * t.batch * size.flops / 800 * held / 2
     for what, bytes_ in (("synthesis", weights + drawn), ("tuning", tuned)):
