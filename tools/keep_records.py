@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from florilegium.runs.reader import Recorded, recorded
+from florilegium.runs.reader import Recorded, evaluated, recorded
 from florilegium.runs.writer import plain
 
 PATHS = ("out", "assets")
@@ -41,11 +41,6 @@ def rounded(metrics: dict) -> dict:
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in kept.items()}
 
 
-def evaluated(metrics: dict) -> bool:
-    """Whether the round was evaluated."""
-    return any(key.startswith(("client/", "t2i/", "server/")) for key in metrics)
-
-
 def keep(run: Recorded, folder: Path) -> None:
     """Write the two files of a run to `folder`. ValueError for a run that is not finished."""
     if run.unfinished:
@@ -56,7 +51,7 @@ def keep(run: Recorded, folder: Path) -> None:
     lines = [
         json.dumps(plain(record | {"metrics": rounded(record["metrics"])}))
         for record in run.rounds
-        if evaluated(record["metrics"])
+        if evaluated(record)
     ]
     (folder / "rounds.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
