@@ -53,9 +53,9 @@ class FedMMKTSettings:
         choices=("stratified", "uniform"),
     )
     sample_guidance: float | None = setting(
-        2.0,
-        "classifier-free guidance of the synthetic samples; null takes diffusion.guidance, which the evaluation uses "
-        "(our choice)",
+        None,
+        "classifier-free guidance of the synthetic samples; null takes diffusion.guidance, which the evaluation and "
+        "the other methods use (our choice)",
         low=0,
         high=100,
     )

@@ -36,7 +36,7 @@ class SelfTunedSettings:
         choices=("stratified", "uniform"),
     )
     sample_guidance: float | None = setting(
-        2.0,
+        None,
         "classifier-free guidance of the synthetic samples; null takes diffusion.guidance, which the evaluation uses",
         low=0,
         high=100,
