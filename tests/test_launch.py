@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -104,13 +105,16 @@ def test_ctrl_c_ends_everything(toy: list[str], tmp_path: Path) -> None:
     assert nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("override", ["method.server.vote_treshold=1", "rounds=x", "method=fedmkt"])
-def test_a_bad_setting_ends_the_command_before_flower_starts(override: str, tmp_path: Path) -> None:
+# the last one composes, so Flower's process is already starting when it is refused
+@pytest.mark.parametrize(
+    "override", ["method.server.vote_treshold=1", "rounds=x", "method=fedmkt", "wire.projection=999"]
+)
+def test_a_bad_setting_ends_the_command_with_one_line_and_leaves_nothing(override: str, tmp_path: Path) -> None:
     process = florilegium("run", override, where=tmp_path)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and out == ""
     assert len(err.splitlines()) == 1 and err.startswith("florilegium: "), err
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and nothing_left(tmp_path)
 
 
 def test_an_unwritable_directory_and_one_that_holds_a_run_are_refused(tmp_path: Path) -> None:
@@ -202,7 +206,8 @@ def test_processes_that_detach_are_found_by_their_mark_and_ended() -> None:
 def no_flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command up to the point where Flower would start, from an empty directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "run_job", lambda conf: False)
+    monkeypatch.setattr(launch, "run_job", lambda conf, early: False)
+    monkeypatch.setattr(launch, "started_early", lambda conf: contextlib.nullcontext())
     monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["florilegium"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

@@ -18,6 +18,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from florilegium.runtime.superlink import ANSI, Flower, LaunchError, OwnSuperLin
 INTERRUPTED = 130
 INCOMPLETE = 3  # exit code of a run that ended well without a node that was left out
 LEFT_OUT = "left out: "
+SCRATCH = "florilegium-"  # how the temporary folder of a launch is called
+OWNED = ("simulation", "local")  # runtimes whose processes this launcher starts
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_NAME = 100  # of a job's directory; a longer one is cut and told apart by a hash
 SILENCE_SECONDS = 120.0  # how long a SuperLink may be away (restarted, say) before its run is given up
@@ -99,10 +102,12 @@ class Jobs:
         """
         begun, where, failure = time.monotonic(), "", ""
         try:
-            out, whole = prepare(composition.composed(conf), folder, sys.argv[1:] if given is None else given)
-            where = shown(out)
-            self.directories.append(out)
-            self.incomplete |= run_job(whole)
+            composed = composition.composed(conf)
+            with started_early(composed) as early:
+                out, whole = prepare(composed, folder, sys.argv[1:] if given is None else given)
+                where = shown(out)
+                self.directories.append(out)
+                self.incomplete |= run_job(whole, early)
         except Exception as error:
             failure = say_failure(error)
             self.failures.append(failure)
@@ -214,8 +219,41 @@ def open_directory(conf: Settings) -> Path:
     return out
 
 
-def run_job(conf: Settings) -> bool:
-    """Start one run and see it to its end; whether a node was left out. LaunchError with the reason when it fails."""
+@dataclass(frozen=True)
+class Early:
+    """A SuperLink that starts while settings and data are still checked, and the folder that its processes know."""
+
+    link: OwnSuperLink
+    scratch: Path
+
+
+@contextlib.contextmanager
+def started_early(conf: Settings) -> Iterator[Early | None]:
+    """The SuperLink of a simulation, already starting: its imports take as long as the checks. Afterwards it is gone.
+
+    None where the run needs none, where it goes on with settings that are not read yet, or where Flower is missing,
+    which the run itself will say.
+    """
+    if conf.runtime.name != "simulation" or conf.resume:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
+        link = None
+        with contextlib.suppress(LaunchError, assets.AssetError):
+            link = OwnSuperLink(shared_environment(str(assets.root()), scratch))
+            link.begin()
+        try:
+            yield Early(link, Path(scratch)) if link and link.process else None
+        finally:
+            if link:
+                link.end()
+
+
+def run_job(conf: Settings, early: Early | None = None) -> bool:
+    """Start one run and see it to its end; whether a node was left out. LaunchError with the reason when it fails.
+
+    `early` is the SuperLink that is already starting for it.
+    """
     out, arms = directory_of(conf), list(composition.arms(conf))
     print(
         f"{conf.method.name} on {conf.data.name}: {len(conf.clients.mix)} clients, {conf.rounds} rounds, "
@@ -227,7 +265,7 @@ def run_job(conf: Settings) -> bool:
     if conf.runtime.name == "inprocess":
         run_here(conf, out, arms)
     else:
-        run_flower(conf, out, arms)
+        run_flower(conf, out, arms, early)
     said = remarks(out)
     for line in said:
         print(line, flush=True)
@@ -243,15 +281,21 @@ def run_here(conf: Settings, out: Path, arms: list[str]) -> None:
         raise LaunchError(f"{composition.first_line(error)} (log: {shown(out / 'run.log')})") from error
 
 
-def run_flower(conf: Settings, out: Path, arms: list[str]) -> None:
+def run_flower(conf: Settings, out: Path, arms: list[str], early: Early | None = None) -> None:
     """The run in Flower's own processes."""
-    with tempfile.TemporaryDirectory(prefix="florilegium-") as scratch, connection(conf, scratch) as flower:
-        if flower.owned:  # its processes are on this machine
-            partition.keep(conf, Path(scratch))
-        run_config = Path(scratch, "run.toml")
+    with contextlib.ExitStack() as stack:
+        scratch = early.scratch if early else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH)))
+        if conf.runtime.name in OWNED:  # its processes are on this machine
+            partition.keep(conf, scratch)
+        run_config = scratch / "run.toml"
         run_config.write_text(f"settings = {json.dumps(json.dumps(composition.plain(conf)))}\n")
+        app = bundle(scratch / "florilegium")
+        if early:
+            flower = stack.enter_context(early.link)
+        else:
+            flower = stack.enter_context(connection(conf, str(scratch)))
         with Screen(out, arms, conf.rounds):
-            run_id = flower.submit(bundle(Path(scratch, "florilegium")), run_config, federation(conf))
+            run_id = flower.submit(app, run_config, federation(conf))
             status = follow(flower, run_id, out / "run.log")
     if not status.completed:
         raise LaunchError(f"{reason(status, out / 'run.log')} (log: {shown(out / 'run.log')})")
@@ -265,13 +309,18 @@ def remarks(out: Path) -> list[str]:
     return lines + list(dict.fromkeys(f"{LEFT_OUT}node {entry['node']} {entry['fault']}" for entry in faults))
 
 
+def shared_environment(assets_root: str | None, scratch: str) -> dict[str, str]:
+    """What the processes of a launch find in their environment: where the assets and the partition are."""
+    return {partition.KEPT: scratch, **({assets.VARIABLE: assets_root} if assets_root else {})}
+
+
 @contextlib.contextmanager
 def connection(conf: Settings, scratch: str) -> Iterator[Flower]:
     """Our own SuperLink for a simulation, our own federation over loopback, or the SuperLink the user named.
 
     The processes that we start find the partition in the folder `scratch`.
     """
-    extra = {partition.KEPT: scratch, **({assets.VARIABLE: conf.assets} if conf.assets else {})}
+    extra = shared_environment(conf.assets, scratch)
     if conf.runtime.name == "simulation":
         with OwnSuperLink(extra) as flower:
             yield flower

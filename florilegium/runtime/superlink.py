@@ -140,7 +140,10 @@ def last_words(text: str) -> str:
 
 
 class OwnSuperLink:
-    """`with OwnSuperLink(extra_environment) as flower:` a simulation SuperLink that lives as long as the block."""
+    """`with OwnSuperLink(extra_environment) as flower:` a simulation SuperLink that lives as long as the block.
+
+    `begin()` starts its process and does not wait for it. Entering the block waits, and begins where nobody has.
+    """
 
     def __init__(self, extra: dict[str, str]) -> None:
         self.mark = uuid.uuid4().hex
@@ -148,21 +151,35 @@ class OwnSuperLink:
         self.home: Path | None = None
         self.process: subprocess.Popen | None = None
         self.guard: subprocess.Popen | None = None
+        self.port = 0
+        self.environment: dict[str, str] = {}
 
     def __enter__(self) -> Flower:
-        self.home = home = short_directory()
+        if self.process is None:
+            self.begin()
         try:
-            return self._start(home)
+            assert self.home is not None
+            self._wait_until_healthy(self.port, self.home / "superlink.log")
+            return Flower("own", self.environment, owned=True)
         except BaseException:
-            self.__exit__()
+            self.end()
             raise
 
-    def _start(self, home: Path) -> Flower:
-        port = free_port()
+    def begin(self) -> None:
+        """Start the process; `end` ends it. LaunchError where Flower is not installed."""
+        self.home = short_directory()
+        try:
+            self._start(self.home)
+        except BaseException:
+            self.end()
+            raise
+
+    def _start(self, home: Path) -> None:
+        port = self.port = free_port()
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        environment = quiet_environment(
+        self.environment = quiet_environment(
             {
                 "FLWR_HOME": str(home),
                 "RAY_TMPDIR": str(home),
@@ -186,15 +203,13 @@ class OwnSuperLink:
         with open(home / "superlink.log", "wb") as log:
             self.process = subprocess.Popen(
                 command,
-                env=environment,
+                env=self.environment,
                 cwd=home,  # Ray lets workers import from here: not from the user's folder, whatever lies in it
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._wait_until_healthy(port, home / "superlink.log")
-        return Flower("own", environment, owned=True)
 
     def _wait_until_healthy(self, port: int, log: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -207,8 +222,13 @@ class OwnSuperLink:
         raise LaunchError(f"flower-superlink did not answer within {START_SECONDS:.0f} s")
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
         """End everything this launch started and remove its directory; a second Ctrl-C does not cut that short."""
-        end_all(self.mark, self.home, [self.process, self.guard])
+        if self.home is not None:  # it has begun, and has not ended
+            end_all(self.mark, self.home, [self.process, self.guard])
+        self.home = self.process = self.guard = None
 
 
 @contextlib.contextmanager
