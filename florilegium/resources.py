@@ -21,6 +21,7 @@ from florilegium.diffusion.captions import Captioner
 from florilegium.diffusion.generator import Generator, Progress, device_of
 from florilegium.diffusion.load import load
 from florilegium.diffusion.spread import Spread
+from florilegium.diffusion.tuning_processes import TuningProcesses
 from florilegium.learning.frechet import Quality, of_classifier, of_clip, of_inception
 from florilegium.learning.metrics import ClipScore, Judge
 
@@ -88,8 +89,11 @@ class Resources:
         place = located(self.diffusion.model)
         with loading("the generator", place):
             generator = load(self.diffusion, place)
-        if self.conf.runtime.workers.count:
-            generator = Spread(generator, self.diffusion, place, self.conf.runtime.workers)
+        workers = self.conf.runtime.workers
+        if workers.tuning > 1:
+            generator.steps = TuningProcesses(self.diffusion, place, workers.tuning)
+        if workers.count:
+            generator = Spread(generator, self.diffusion, place, workers)
         return Narrated(generator, self.progress)
 
     def captioner(self) -> Callable[[Tensor], list[str]]:

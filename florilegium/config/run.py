@@ -89,7 +89,8 @@ class EvaluationSettings:
 
 @section
 class WorkerSettings:
-    """Ray tasks that draw the server's images, each a batch, on several GPUs or machines (docs/running.md)."""
+    """Who works for the server's T2I model on several GPUs or machines (docs/running.md): Ray tasks that draw images,
+    each a batch, and processes that tune."""
 
     count: int = setting(0, "batches that are drawn at once; 0: the server draws them itself", low=0, high=MANY)
     cpus: float = setting(
@@ -102,6 +103,12 @@ class WorkerSettings:
     )
     address: str | None = setting(None, "Ray cluster, such as auto; null: the simulation's own, or this machine")
     retries: int = setting(3, "how often a batch whose worker was lost is drawn again", low=0, high=MANY)
+    tuning: int = setting(
+        1,
+        "processes of this machine that share each step of tuning, each on a GPU of its own; 1: the server's own",
+        low=1,
+        high=1024,
+    )
 
 
 @section
@@ -123,7 +130,7 @@ class Runtime:
     superlink: str | None = setting(
         None, "with name=deployment: the connection's name in the config.toml of your Flower home"
     )
-    workers: WorkerSettings = setting(factory=WorkerSettings, help="Ray tasks that draw the server's images")
+    workers: WorkerSettings = setting(factory=WorkerSettings, help="who works for the server's T2I model")
     keep: bool = setting(False, "with name=local: the federation stays up after the run until Ctrl-C")
     warm: bool = setting(
         True, "with name=local: a client's libraries stay imported between messages, which takes 600 MB of memory"

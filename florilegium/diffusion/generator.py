@@ -6,20 +6,25 @@ Axes: N samples, H height, W width, D representation width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from florilegium.config.diffusion import TuneSettings
-from florilegium.diffusion.tuning import TuneTexts
+from florilegium.diffusion.tuning import Tuner, TuneTexts
 
 Progress = Callable[[int, int], None]  # (done, total)
 
 
 class Generator(Protocol):
     """What a method may ask of a text-to-image model; another backend (GLIDE) has these five verbs too."""
+
+    steps: Callable[..., dict[str, float]]  # where the steps of `finetune` run: `Tuner.fit`, or one with its arguments
+    tuner: Tuner
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -71,6 +76,20 @@ def device_of(name: str) -> str:
     """`auto` is a CUDA device where there is one."""
     if name != "auto":
         return name
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def enough_memory(ways: str) -> Iterator[None]:
+    """MemoryError, one line that names what to lower, where the GPU has too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"too little GPU memory: lower {ways}; `florilegium plan` estimates what is needed"
+        ) from error
+
+
+def ways_of(settings: TuneSettings) -> str:
+    """What a user can lower where tuning has too little memory."""
+    return f"tuning.batch ({settings.batch}), or set tuning.checkpointing=true or tuning.lora=16"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.config.diffusion import DiffusionSettings, TuneSettings
-from florilegium.diffusion.generator import device_of
+from florilegium.diffusion.generator import device_of, enough_memory, ways_of
 from florilegium.diffusion.networks import Texts
 from florilegium.diffusion.noising import noising
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts
 from florilegium.protocol.pixels import scaled
 
 TEXTS_AT_ONCE = 256
-
-
-@contextmanager
-def enough_memory(ways: str) -> Iterator[None]:
-    """MemoryError, one line that names what to lower, where the GPU has too little memory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            f"too little GPU memory: lower {ways}; `florilegium plan` estimates what is needed"
-        ) from error
 
 
 class TunedGenerator:
@@ -49,6 +37,7 @@ class TunedGenerator:
         self.view = view
         self.model, self.settings, self.device = str(model), settings, device_of(settings.device)
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.steps: Callable[..., dict[str, float]] = Tuner.fit  # where the steps of `finetune` run
         self._open()
 
     # -- what a backend says -----------------------------------------------------------------------------------------
@@ -169,10 +158,9 @@ class TunedGenerator:
             raise ValueError("finetune got " + ", ".join(f"{len(part)} {name}" for name, part in parts.items()))
         if not len(images):
             return {}
-        ways = f"tuning.batch ({settings.batch}), or set tuning.checkpointing=true or tuning.lora=16"
-        with enough_memory(ways):
+        with enough_memory(ways_of(settings)):
             data = self._encode(images, texts, representations)
-            return self.tuner.fit(data, settings, rounds, seed, progress)
+            return self.steps(self.tuner, data, settings, rounds, seed, progress)
 
     @torch.no_grad()
     def _encode(self, images: Tensor, texts: TuneTexts, representations: Tensor | None) -> TuneData:

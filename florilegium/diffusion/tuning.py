@@ -13,7 +13,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +55,53 @@ class Draws:
     label_B: Tensor  # label only
     time_B: Tensor
     noise_B: Tensor
+
+    def of(self, rows: slice) -> Draws:
+        """Those of some rows of the batch."""
+        return Draws(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+class Share:
+    """What this process does of each step: here all of it. Processes on several GPUs have another one
+    (tuning_processes.py)."""
+
+    rank = 0
+
+    def prepared(self, module: nn.Module) -> nn.Module:
+        """The module that is called once in each step."""
+        return module
+
+    def rows(self, count: int) -> tuple[slice, float]:
+        """The rows of a batch of `count` that this process computes, and the weight of their mean loss."""
+        return slice(None), 1.0
+
+    def backward(self, loss: Tensor) -> None:
+        """Give every trained weight the gradient of the whole batch."""
+        loss.backward()
+
+    def whole(self, loss: Tensor) -> float:
+        """The loss of the whole batch, of this process's weighted one."""
+        return loss.item()
+
+
+class Denoise(nn.Module):
+    """Projection and decoder as one module, so that processes that share a step have one thing to wrap."""
+
+    def __init__(self, network: Network, projection: nn.Linear | None, merge: str, mixed: Callable[[], Any]) -> None:
+        super().__init__()
+        self.network, self.merge, self.mixed = network, merge, mixed
+        self.decoder, self.projection = network.decoder, projection
+
+    def forward(
+        self, noisy_B: Tensor, time_B: Tensor, texts_B: Texts, representations_BD: Tensor | None, omit_B: Tensor
+    ) -> Tensor:
+        """What the decoder says, float32 [B, channels, h, w]."""
+        extra = None
+        if representations_BD is not None:
+            assert self.projection is not None
+            extra = self.projection(representations_BD)
+        with self.mixed():
+            return predict(self.network, noisy_B, time_B, texts_B, extra, omit_B, self.merge).float()
 
 
 def drawn_order(label_N: Tensor, balance: float, random: torch.Generator) -> Tensor:
@@ -103,6 +151,7 @@ class Tuner:
         self.average: dict[str, Tensor] = {}
         self.moments = "float32"
         self.optimizer: torch.optim.Optimizer | None = None
+        self.share = Share()
         self.decoder.requires_grad_(False)
 
     def prepare(self, rank: int | None, merge: str, width: int | None, seed: int, moments: str = "float32") -> None:
@@ -165,6 +214,11 @@ class Tuner:
         self.trained |= parameters
         self.average |= {name: p.detach().clone() for name, p in parameters.items()}
 
+    def prepare_for(self, data: TuneData, settings: TuneSettings, seed: int) -> None:
+        """`prepare` for these samples and settings."""
+        reps = data.representations_ND
+        self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed, settings.moments)
+
     # -- training (eqs 11-12) ----------------------------------------------------------------------------------------
 
     def fit(
@@ -176,17 +230,19 @@ class Tuner:
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
         """Train on the data of round `rounds[0]` of `rounds[1]`. FloatingPointError when the loss is not finite."""
-        reps = data.representations_ND
-        self.prepare(settings.lora, settings.merge, None if reps is None else reps.shape[-1], seed, settings.moments)
+        self.prepare_for(data, settings, seed)
         batches = list(drawn_batches(data.label_N, settings, seed))
         losses, omitted, seen = 0.0, 0.0, sum(map(len, batches))
         if settings.checkpointing:
             self.decoder.enable_gradient_checkpointing()
         self.decoder.train()
+        mixed = partial(self._mixed, data.latents_N.device)
+        denoise = self.share.prepared(Denoise(self.network, self.projection, settings.merge, mixed))
+        apart = (self.share.rank,) if self.share.rank else ()
         for i, rows in enumerate(batches):
             lr = learning_rate(settings, (max(rounds[0] - 1, 0) + i / len(batches)) / max(rounds[1], 1))
-            with seeds.scoped(seed, "dropout", self.step):  # of a decoder that has it: GLIDE's
-                loss, hidden = self._step(data, rows, settings, lr, seed)
+            with seeds.scoped(seed, "dropout", self.step, *apart):  # of a decoder that has it: GLIDE's
+                loss, hidden = self._step(denoise, data, rows, settings, lr, seed)
             losses, omitted = losses + loss * len(rows), omitted + hidden
             if progress:
                 progress(i + 1, len(batches))
@@ -210,26 +266,28 @@ class Tuner:
         omit = omit | ~torch.as_tensor(shown)
         return Draws(omit, drop, label, time, noise)
 
-    def _step(self, data: TuneData, rows: Tensor, settings: TuneSettings, lr: float, seed: int) -> tuple[float, float]:
-        drawn, device = self._draw(data, rows, settings, seed), data.latents_N.device
+    def _step(
+        self, denoise: nn.Module, data: TuneData, rows: Tensor, settings: TuneSettings, lr: float, seed: int
+    ) -> tuple[float, float]:
+        """One step; the loss of the whole batch, and how many of its representations were omitted."""
+        whole, device = self._draw(data, rows, settings, seed), data.latents_N.device
+        mine, weight = self.share.rows(len(rows))
+        drawn, rows = whole.of(mine), rows[mine]
         latents, noise, time = data.latents_N[rows], drawn.noise_B.to(device), drawn.time_B.to(device)
         texts = torch.where(drawn.label_B, data.label_N[rows], data.full_N[rows]).masked_fill(drawn.drop_B, 0)
-        extra = None
-        if data.representations_ND is not None:
-            assert self.projection is not None
-            extra = self.projection(data.representations_ND[rows].to(device))
+        reps = None if data.representations_ND is None else data.representations_ND[rows].to(device)
         noisy = self.noising.noisy(latents, noise, time)
-        omit = (drawn.omit_B | drawn.drop_B).to(device)
-        with self._mixed(device):
-            said = predict(self.network, noisy, time, data.texts_U[texts], extra, omit, settings.merge)
-        said, channels = said.float(), latents.shape[1]
+        said = denoise(noisy, time, data.texts_U[texts], reps, (drawn.omit_B | drawn.drop_B).to(device))
+        channels = latents.shape[1]
         loss = self._loss(said[:, :channels], self.noising.target(latents, noise, time), time, settings)
         if settings.variational and said.shape[1] == 2 * channels:
             loss = loss + variational_term(said, latents, noisy, time, self.noising.config).mean()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the T2I loss is {loss.item()} at step {self.step}; lower the learning rate")
+        loss = weight * loss
+        told = self.share.whole(loss)
+        if not math.isfinite(told):
+            raise FloatingPointError(f"the T2I loss is {told} at step {self.step}; lower the learning rate")
         self._descend(loss, settings, lr)
-        return loss.item(), float(drawn.omit_B.sum())
+        return told, float(whole.omit_B.sum())
 
     def _loss(self, said: Tensor, target: Tensor, time_B: Tensor, settings: TuneSettings) -> Tensor:
         """Eq 12, each sample weighed as its model is trained."""
@@ -248,7 +306,7 @@ class Tuner:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.share.backward(loss)
         nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
         self._optimizer.step()
         # a plain 0.999 would still hold 80 % of the start after 200 steps, so the average begins short and lengthens
@@ -270,6 +328,28 @@ class Tuner:
             for name, parameter in self.trained.items():
                 parameter.data = held[name]
 
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Within, everything lies in main memory, because other processes need the GPU."""
+        device = next(self.decoder.parameters()).device
+        self._move(torch.device("cpu"))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            yield
+        finally:
+            self._move(device)
+
+    def _move(self, device: torch.device) -> None:
+        self.decoder.to(device)
+        if self.projection is not None:
+            self.projection.to(device)
+        self.average = {name: value.to(device) for name, value in self.average.items()}
+        for parts in self._optimizer.state.values():
+            for part, value in parts.items():
+                if isinstance(value, Tensor) and part != "step":  # Adam counts its steps in main memory
+                    parts[part] = value.to(device)
+
     def adapter_layers(self) -> dict[str, Tensor]:
         """The averaged LoRA layers in float32, by diffusers' names. Their scale is 1, so no alpha is needed."""
         names = {name.removeprefix("decoder."): value for name, value in self.average.items() if "lora_" in name}
@@ -284,12 +364,13 @@ class Tuner:
         return tensors, {"step": self.step, "lora": self.rank, "merge": self.merge, "moments": self.moments}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Continue from `state`, on a tuner that has not trained. ValueError names a tensor that does not fit."""
+        """Continue from `state`, on a tuner of an equal model. ValueError names a tensor that does not fit."""
         if not tensors:
             return
         width = tensors["projection.weight/weight"].shape[1] if "projection.weight/weight" in tensors else None
         self.prepare(meta["lora"], meta["merge"], width, seed=0, moments=meta.get("moments", "float32"))
         self.step = int(meta["step"])
+        self._optimizer.state.clear()
         for name, parameter in self.trained.items():
             fitting(tensors, f"{name}/weight", parameter.data)
             fitting(tensors, f"{name}/average", self.average[name])
@@ -319,6 +400,9 @@ def adam(parameters: Iterable[nn.Parameter], moments: str) -> torch.optim.Optimi
         return torch.optim.Adam(parameters, lr=0.0)
     from bitsandbytes.optim import Adam8bit  # an extra: TuneSettings says where it is missing
 
+    parameters = list(parameters)
+    for parameter in parameters:  # as the first step would: its moments go through memory in this order, as files do
+        parameter.data = parameter.data.contiguous()
     return Adam8bit(parameters, lr=0.0)
 
 

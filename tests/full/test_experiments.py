@@ -8,9 +8,9 @@ import pytest
 
 from florilegium.cli import main
 from florilegium.config import composition
+from florilegium.diffusion.generator import enough_memory
 from florilegium.diffusion.load import backend
 from florilegium.diffusion.sizes import decoder_size
-from florilegium.diffusion.tuned import enough_memory
 from florilegium.report import published
 from florilegium.report.comparison import COLUMNS, Comparison, Line
 from florilegium.report.differences import Figure
