@@ -121,7 +121,7 @@ CATALOGUE: dict[str, Entry] = {
     "fedktl":      Entry("strategies.prototypes.fedktl:FedKTL", "client_app.methods.prototypes.fedktl:FedKTLClient", "FedKTL", "arXiv 2403.15760", "class means; an image a class down", CLASSIFIERS, (Upload.PROTOTYPES,)),
     "lorafl":      Entry(MODULES, "client_app.methods.modules.lorafl:LoRAFLClient", "LoRA-FL", "arXiv 2510.12254, Table VII", "low-rank factors", CLASSIFIERS, (Upload.ADAPTERS,)),
     "biasfl":      Entry(MODULES, "client_app.methods.modules.biasfl:BiasFLClient", "Bias-FL", "arXiv 2510.12254, Table VII", "biases", CLASSIFIERS, (Upload.ADAPTERS,)),
-    "feddat":      Entry(MODULES, "client_app.methods.modules.feddat:FedDATClient", "FedDAT", "arXiv 2308.12305", "adapters", CLASSIFIERS, (Upload.ADAPTERS,)),
+    "feddat":      Entry("strategies.modules.feddat:FedDAT", "client_app.methods.modules.feddat:FedDATClient", "FedDAT", "arXiv 2308.12305", "adapters", CLASSIFIERS, (Upload.ADAPTERS,)),
     "disentafl":   Entry(MODULES, "client_app.methods.modules.disentafl:DisentAFLClient", "DisentAFL", "AAAI 2024, Chen and Zhang", "experts of modalities and tasks", ALL, (Upload.ADAPTERS,)),
     "fedmbridge":  Entry("strategies.modules.fedmbridge:FedMBridge", "client_app.methods.modules.fedmbridge:FedMBridgeClient", "FedMBridge", "ICML 2024, Chen and Zhang", "bridges that a hypernetwork makes", ALL, (Upload.ADAPTERS,)),
     "fedcola":     Entry("strategies.modules.fedcola:FedCola", "client_app.methods.modules.fedcola:FedColaClient", "FedCola", "arXiv 2404.12467", "weights; attention of a modality", ALL, (Upload.ADAPTERS,)),

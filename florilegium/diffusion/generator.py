@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from florilegium.config.diffusion import TuneSettings
+from florilegium.diffusion.inserted import Chain
 from florilegium.diffusion.tuning import Tuner, TuneTexts
 
 Progress = Callable[[int, int], None]  # (done, total)
 
 
 class Generator(Protocol):
-    """What a method may ask of a text-to-image model; another backend (GLIDE) has these five verbs too."""
+    """What a method may ask of a text-to-image model; another backend (GLIDE) has these verbs too."""
 
     steps: Callable[..., dict[str, float]]  # where the steps of `finetune` run: `Tuner.fit`, or one with its arguments
     tuner: Tuner
@@ -61,6 +62,9 @@ class Generator(Protocol):
         progress: Progress | None = None,
     ) -> dict[str, float]:
         """Train the decoder on uint8 [N, 3, H, W], texts and representations [N, D]; `rounds` is (this one, all)."""
+
+    def insert(self, chains: Sequence[Chain], seed: int) -> None:
+        """Put adapters of other models into the decoder, which stays frozen around them; again: other values."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able values from which `restore` goes on exactly."""

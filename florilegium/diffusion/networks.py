@@ -97,6 +97,13 @@ class Network:
         """[N, Q, C] of what a layer gave."""
         return output.permute(0, 2, 3, 1).flatten(1, 2)
 
+    def adapter_places(self) -> list[str]:
+        """Names of the maps behind which adapters can stand, the first block's first: the last linear map of each
+        transformer layer of the blocks; where they have attention alone (GLIDE), the last map of that."""
+        inside = {id(module) for block in self.blocks for module in block.modules()}
+        names = [n for n, m in self.decoder.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
+        return [n for n in names if n.endswith("ff.net.2")] or [n for n in names if n.endswith("to_out.0")]
+
     def adapted(self) -> list[str]:
         """Names of the linear layers that LoRA adapts: attention, and where the decoder has them the ways by which a
         text enters (GLIDE's added keys and values, and the pooled state's projection)."""

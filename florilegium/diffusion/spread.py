@@ -23,6 +23,7 @@ from florilegium.config.diffusion import DiffusionSettings
 from florilegium.config.instances import from_text, to_text
 from florilegium.config.run import WorkerSettings
 from florilegium.diffusion.generator import Generator, Progress
+from florilegium.diffusion.inserted import FIXED
 from florilegium.diffusion.load import load
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -75,10 +76,11 @@ def shares_of(prompts: Sequence[str], seeds: Sequence[int], latents: Tensor | No
 
 
 def averaged(state: State) -> State:
-    """A generator's state without what only further training needs: the average alone, which synthesizes."""
+    """A generator's state without what only further training needs: the average, and what is fixed, synthesize."""
     tensors, meta = state
     averages = {name: value for name, value in tensors.items() if name.endswith("/average")}
-    return averages | {f"{name.removesuffix('/average')}/weight": value for name, value in averages.items()}, meta
+    weights = {f"{name.removesuffix('/average')}/weight": value for name, value in averages.items()}
+    return averages | weights | {name: value for name, value in tensors.items() if name.endswith(FIXED)}, meta
 
 
 def opened(settings: WorkerSettings) -> Callable[..., Any]:

@@ -18,10 +18,12 @@ from torch.nn.functional import interpolate
 
 from florilegium.config.diffusion import DiffusionSettings, TuneSettings
 from florilegium.diffusion.generator import device_of, enough_memory, ways_of
+from florilegium.diffusion.inserted import Chain, removed
 from florilegium.diffusion.networks import Texts
 from florilegium.diffusion.noising import noising
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts
 from florilegium.protocol.pixels import scaled
+from florilegium.runs import files
 
 TEXTS_AT_ONCE = 256
 
@@ -185,6 +187,10 @@ class TunedGenerator:
             pixels = interpolate(pixels, (self.native,) * 2, mode="bicubic", antialias=True, align_corners=False)
         return self.latents(pixels.clamp(-1, 1))
 
+    def insert(self, chains: Sequence[Chain], seed: int) -> None:
+        """Put adapters of other models into the decoder (inserted.py); again: other values of the same shapes."""
+        self.tuner.insert(chains, seed)
+
     # -- checkpoint and export ---------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -198,17 +204,22 @@ class TunedGenerator:
         self.tuner.restore(tensors, meta)
 
     def save(self, directory: str | Path) -> None:
-        """A directory for `from_pretrained`: the averaged decoder, adapters merged into it. They also lie in lora/."""
+        """A directory for `from_pretrained`: the averaged decoder, LoRA layers merged into it. They also lie in lora/.
+
+        Adapters of other models cannot be merged. They lie in inserted.safetensors, which diffusers does not read.
+        """
         directory = Path(directory)
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         with self.tuner.averaged():
-            decoder = copy.deepcopy(self.decoder)
+            decoder = removed(copy.deepcopy(self.decoder))
         if self.tuner.rank:
             self.adapters(partial / "lora", decoder, self.tuner.adapter_layers())
             decoder.fuse_lora()
             decoder.unload_lora()
         decoder.to(memory_format=torch.contiguous_format)  # safetensors wants the plain memory order
         self.whole(decoder).save_pretrained(partial)
+        if self.tuner.chains:
+            files.save(partial / "inserted.safetensors", self.tuner.inserted_layers(), {})
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)

@@ -23,6 +23,7 @@ from torch.nn.functional import mse_loss
 
 from florilegium import seeds
 from florilegium.config.diffusion import TuneSettings
+from florilegium.diffusion import inserted
 from florilegium.diffusion.glide.variational import variational_term
 from florilegium.diffusion.networks import Network, Texts
 
@@ -147,12 +148,29 @@ class Tuner:
         self.rank: int | None = None
         self.merge: str | None = None
         self.step = 0
+        self.chains: list[inserted.Chain] = []  # adapters of other models, which stay as they came
+        self.layers: dict[str, inserted.Inserted] = {}
+        self.inserted_by = 0  # the seed of the maps around them
         self.trained: dict[str, nn.Parameter] = {}
         self.average: dict[str, Tensor] = {}
         self.moments = "float32"
         self.optimizer: torch.optim.Optimizer | None = None
         self.share = Share()
         self.decoder.requires_grad_(False)
+
+    def insert(self, chains: Sequence[inserted.Chain], seed: int) -> None:
+        """Put adapters of other models into the decoder, which stays frozen but for the maps around them; again: other
+        values of the same shapes. ValueError where they do not fit, or where the decoder was tuned without them."""
+        if not self.layers:
+            if self.optimizer is not None:
+                raise ValueError("the decoder was tuned already: adapters can only be inserted before that")
+            self.layers, self.inserted_by = (
+                inserted.insert(self.decoder, self.network.adapter_places(), chains, seed),
+                seed,
+            )
+        for m, layer in enumerate(self.layers.values()):
+            layer.load(inserted.at_place(chains, m, len(self.layers)))
+        self.chains = list(chains)
 
     def prepare(self, rank: int | None, merge: str, width: int | None, seed: int, moments: str = "float32") -> None:
         """Make decoder, and projection if there are representations of `width`, trainable; once each."""
@@ -172,7 +190,12 @@ class Tuner:
             raise ValueError(f"representations have width {width}, the projection takes {self.projection.in_features}")
 
     def _open_decoder(self, seed: int) -> None:
-        if self.rank:
+        if self.layers:  # the decoder stays frozen around them
+            if self.rank:
+                raise ValueError(
+                    "lora trains the decoder, which stays frozen around inserted adapters: leave lora null"
+                )
+        elif self.rank:
             from peft import LoraConfig
 
             with seeds.scoped(seed, "lora"):
@@ -355,17 +378,26 @@ class Tuner:
         names = {name.removeprefix("decoder."): value for name, value in self.average.items() if "lora_" in name}
         return {name.replace(".default.weight", ".weight"): value.cpu().contiguous() for name, value in names.items()}
 
+    def inserted_layers(self) -> dict[str, Tensor]:
+        """The adapters of other models as they are, and the averaged maps around them, by their names."""
+        averages = {name: value.cpu().clone().contiguous() for name, value in self.average.items()}
+        return averages | inserted.as_tensors(self.chains)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Copies of everything that a further step depends on."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
             parts = {"weight": parameter.detach(), "average": self.average[name], **self._optimizer.state[parameter]}
             tensors |= {f"{name}/{part}": torch.as_tensor(value).cpu().clone() for part, value in parts.items()}
-        return tensors, {"step": self.step, "lora": self.rank, "merge": self.merge, "moments": self.moments}
+        tensors |= inserted.as_tensors(self.chains)
+        how = {"lora": self.rank, "merge": self.merge, "moments": self.moments, "inserted_by": self.inserted_by}
+        return tensors, {"step": self.step, **how}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Continue from `state`, on a tuner of an equal model. ValueError names a tensor that does not fit."""
-        if not tensors:
+        if chains := inserted.from_tensors(tensors):
+            self.insert(chains, int(meta["inserted_by"]))
+        if not any(name.endswith("/weight") for name in tensors):
             return
         width = tensors["projection.weight/weight"].shape[1] if "projection.weight/weight" in tensors else None
         self.prepare(meta["lora"], meta["merge"], width, seed=0, moments=meta.get("moments", "float32"))

@@ -51,6 +51,7 @@ class AveragedModules(Rounds):
     def begin(self, federation: Federation) -> dict[str, float]:
         starts = group_starts(federation, Adapters)
         self.weights = {name: value for group, start in starts.items() for name, value in named(group, start).items()}
+        self.started()
         return self.round(0, federation)  # the clients' first training
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
@@ -59,7 +60,8 @@ class AveragedModules(Rounds):
         replies = trained(federation, lambda client: down.get(group_of(client), {}), kind=Adapters)
         for group, modules in down.items():  # a module that nobody of the cohort has stays as it is
             self.weights |= named(group, {n: self.mean(group, n, value, replies) for n, value in modules.items()})
-        return figures(replies)
+        size = 4.0 * sum(v.numel() for x in replies for v in x.body.tensors.values()) / len(replies)
+        return figures(replies) | {"bytes/formula_up": size, "bytes/formula_down": size}
 
     def mean(self, group: str, name: str, before: Tensor, replies: list[Reply]) -> Tensor:
         """sum_k p_k of this module over the group's peers that have it; `before` without any."""
@@ -75,6 +77,9 @@ class AveragedModules(Rounds):
             return before
         states = [{name: x.body.tensors[name]} for x in peers]
         return weighted_mean(states, shares(peers, self.settings.weighting))[name]
+
+    def started(self) -> None:
+        """Called once, when `weights` holds the modules of the start, before any training. Default: nothing."""
 
     def judged_model(self) -> None:
         """No global model: each client is judged with its own, modules included."""
