@@ -22,7 +22,7 @@ SMALL = {
     "centralised": ["method.server.samples=8", "tuning.batch=8"],
     **{
         name: ["method.server.public.samples=12", "tuning.batch=8", "method.client.pretrain_epochs=1"]
-        for name in ("fedmd", "fedgems", "fedet")
+        for name in ("fedmd", "fedgems", "fedet", "feddfa")
     },
     "fedafd": ["method.client.pretrain_epochs=1", "method.client.local_epochs=1", "method.server.pretrain_epochs=1"],
     "creamfl": ["method.server.public.samples=12", "method.client.pretrain_epochs=1"],

@@ -54,9 +54,10 @@ class Inserted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.last(x)
         added = torch.zeros_like(h)
-        for adapter, into, out in zip(self.adapters, self.into, self.out, strict=True):
-            inner = into(h.to(into.weight.dtype)).to(adapter["down"].weight.dtype)  # type: ignore[index]
-            seen = adapter["up"](torch.relu(adapter["down"](inner)))  # type: ignore[index]
+        each: Any = zip(self.adapters, self.into, self.out, strict=True)
+        for adapter, into, out in each:
+            inner = into(h.to(into.weight.dtype)).to(adapter["down"].weight.dtype)
+            seen = adapter["up"](torch.relu(adapter["down"](inner)))
             added = added + out(layer_norm(seen, seen.shape[-1:]).to(out.weight.dtype)).to(h.dtype)
         return h + added
 

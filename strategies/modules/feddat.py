@@ -46,11 +46,10 @@ class T2IAdapterSettings:
         low=0,
         high=100,
     )
-    t2i: TuneSettings = setting(help="how the maps around the adapters are tuned, eq. 12", factory=TuneSettings)
-
-    def __post_init__(self) -> None:
-        if self.source != "none" and self.t2i.lora is not None:
-            raise ValueError("t2i.lora must be null: the decoder stays frozen around the clients' adapters")
+    t2i: TuneSettings = setting(
+        help="how the maps around the adapters are tuned, eq. 12; the decoder is frozen, so lora changes nothing",
+        factory=TuneSettings,
+    )
 
 
 @section
@@ -94,7 +93,7 @@ class FedDAT(AveragedModules):
             images,
             TuneTexts(label=prompts, full=prompts),
             None,
-            replace(s.t2i, text="label"),
+            replace(s.t2i, text="label", lora=None),
             rounds=(r, self.num_rounds),
             seed=seeds.seed_of(seed, "t2i", r),
         )

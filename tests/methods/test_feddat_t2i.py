@@ -94,13 +94,11 @@ def test_only_the_maps_around_frozen_adapters_learn_and_a_resume_is_exact(tmp_pa
     assert (tmp_path / "model" / "inserted.safetensors").is_file()
 
 
-def test_a_tuned_decoder_takes_no_adapters_and_an_open_one_no_lora():
+def test_a_tuned_decoder_takes_no_adapters():
     made = generator()
     tune(made)
     with pytest.raises(ValueError, match="tuned already"):
         made.insert([[adapter(4)]], seed=0)
-    with pytest.raises(ValueError, match="lora must be null"):
-        T2IAdapterSettings(source="averaged", t2i=TuneSettings(lora=4))
 
 
 def test_groups_that_average_give_one_chain_and_layers_are_in_order():

@@ -24,9 +24,9 @@ from florilegium.protocol.payloads import Logits, Nothing, Report, Samples, Soft
 from florilegium.protocol.validation import WireError
 from florilegium.runs import files
 from strategies.blocks.public_set import PublicSet, PublicSetSettings
-from strategies.fedet import FedET, FedETSettings, diversity, variance_weights
-from strategies.fedgems import FedGEMS, FedGEMSSettings, selective_weights, sure_weights
-from strategies.fedmd import FedMD, FedMDSettings
+from strategies.logits.fedet import FedET, FedETSettings, diversity, variance_weights
+from strategies.logits.fedgems import FedGEMS, FedGEMSSettings, selective_weights, sure_weights
+from strategies.logits.fedmd import FedMD, FedMDSettings
 from tests.fakes import FakeResources
 
 METHODS = ("fedmd", "fedgems", "fedet")

@@ -1,7 +1,7 @@
 """FedGEMS, client side (arXiv 2110.11027, in the adapted form of docs/methods/logits.md).
 
-Server side: strategies/fedgems.py. Down: public samples, then their labels and the scores of whoever is right. Up:
-class scores.
+Server side: strategies/logits/fedgems.py. Down: public samples, then their labels and the scores of whoever is
+right. Up: class scores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fed-ET, server side (arXiv 2204.12703, in the adapted form of docs/methods/logits.md).
 
-Client side: client_app/methods/fedet.py. Down: public samples, then consensus labels and the scores of those who
+Client side: client_app/methods/logits/fedet.py. Down: public samples, then consensus labels and the scores of those who
 disagree. Up: class scores. Axes: K clients, N samples, C classes.
 """
 

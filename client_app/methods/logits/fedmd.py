@@ -1,6 +1,6 @@
 """FedMD, client side (arXiv 1910.03581, Algorithm 1, in the adapted form of docs/methods/logits.md).
 
-Server side: strategies/fedmd.py. Down: public samples, then the mean class scores. Up: class scores.
+Server side: strategies/logits/fedmd.py. Down: public samples, then the mean class scores. Up: class scores.
 """
 
 from __future__ import annotations

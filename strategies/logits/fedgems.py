@@ -1,7 +1,7 @@
 """FedGEMS, server side (arXiv 2110.11027, in the adapted form of docs/methods/logits.md).
 
-Client side: client_app/methods/fedgems.py. Down: public samples, then their labels and the scores of whoever is right.
-Up: class scores. Axes: K clients, N samples, C classes, M samples in the pool.
+Client side: client_app/methods/logits/fedgems.py. Down: public samples, then their labels and the scores of whoever is
+right. Up: class scores. Axes: K clients, N samples, C classes, M samples in the pool.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """FedMD, server side (arXiv 1910.03581, Algorithm 1, in the adapted form of docs/methods/logits.md).
 
-Client side: client_app/methods/fedmd.py. Down: public samples, then the mean class scores. Up: class scores.
+Client side: client_app/methods/logits/fedmd.py. Down: public samples, then the mean class scores. Up: class scores.
 Axes: K clients, N samples, C classes.
 """
 

@@ -1,7 +1,7 @@
 """Fed-ET, client side (arXiv 2204.12703, in the adapted form of docs/methods/logits.md).
 
-Server side: strategies/fedet.py. Down: public samples, then consensus labels and the scores of those who disagree. Up:
-class scores.
+Server side: strategies/logits/fedet.py. Down: public samples, then consensus labels and the scores of those who
+disagree. Up: class scores.
 """
 
 from __future__ import annotations

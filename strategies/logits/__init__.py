@@ -1,0 +1,4 @@
+"""Server sides of methods that exchange class scores of public samples.
+
+Imported by the catalogue.
+"""
