@@ -41,10 +41,7 @@ class T2IAdapterSettings:
         choices=("stratified", "uniform"),
     )
     sample_guidance: float | None = setting(
-        2.0,
-        "classifier-free guidance of the synthetic samples; null takes diffusion.guidance, which the evaluation uses",
-        low=0,
-        high=100,
+        None, "classifier-free guidance of synthetic samples; null takes diffusion.guidance", low=0, high=100
     )
     t2i: TuneSettings = setting(
         help="how the maps around the adapters are tuned, eq. 12; the decoder is frozen, so lora changes nothing",
