@@ -89,20 +89,21 @@ class EvaluationSettings:
 
 @section
 class WorkerSettings:
-    """Who works for the server's T2I model on several GPUs or machines (docs/running.md): Ray tasks that draw images,
-    each a batch, and processes that tune."""
+    """Who works for the server's T2I model on several GPUs or machines (docs/running.md): Ray tasks that draw images
+    and look at images for frozen features, each a batch, and processes that tune.
+    """
 
-    count: int = setting(0, "batches that are drawn at once; 0: the server draws them itself", low=0, high=MANY)
+    count: int = setting(0, "batches that are done at once; 0: the server does them itself", low=0, high=MANY)
     cpus: float = setting(
         0.0, "cores that Ray reserves for a batch; clients of a simulation hold them all", low=0, high=MANY
     )
     gpus: float = setting(0.0, "GPUs that Ray reserves for a batch; it sees no other", low=0, high=MANY)
-    resource: str | None = setting(None, "a Ray resource of the machines that draw; null: any machine")
+    resource: str | None = setting(None, "a Ray resource of the machines that do them; null: any machine")
     strategy: str = setting(
         "SPREAD", "where Ray starts a batch: on machines in turn, or where it fits", choices=("SPREAD", "DEFAULT")
     )
     address: str | None = setting(None, "Ray cluster, such as auto; null: the simulation's own, or this machine")
-    retries: int = setting(3, "how often a batch whose worker was lost is drawn again", low=0, high=MANY)
+    retries: int = setting(3, "how often a batch whose worker was lost is done again", low=0, high=MANY)
     tuning: int = setting(
         1,
         "processes of this machine that share each step of tuning, each on a GPU of its own; 1: the server's own",

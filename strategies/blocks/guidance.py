@@ -165,7 +165,7 @@ class Guided:
 
     @cached_property
     def extractor(self) -> Any:
-        return opened(self.resources.conf.diffusion)
+        return opened(self.resources.conf.diffusion, self.resources.conf.runtime.workers)
 
     @cached_property
     def prompts(self) -> list[str]:

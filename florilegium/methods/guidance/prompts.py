@@ -14,13 +14,20 @@ from torch import Tensor
 
 from florilegium import seeds
 from florilegium.config.diffusion import DiffusionSettings
+from florilegium.config.run import WorkerSettings
 from florilegium.diffusion.features import FeatureExtractor
+from florilegium.diffusion.spread import SpreadExtractor
 from florilegium.methods.guidance.settings import FedDifRCSettings, GuidanceSettings
 from florilegium.resources import located
 
 
-def opened(given: DiffusionSettings) -> FeatureExtractor:
-    """The frozen model of conf.diffusion, its weights read when first needed. AssetError, SettingsError."""
+def opened(given: DiffusionSettings, workers: WorkerSettings | None = None) -> FeatureExtractor:
+    """The frozen model of conf.diffusion, its weights read when first needed; `workers` of the server's share its work.
+
+    AssetError, SettingsError.
+    """
+    if workers is not None and workers.count:
+        return SpreadExtractor(located(given.model), given, workers)
     return FeatureExtractor(located(given.model), given)
 
 
