@@ -51,7 +51,7 @@ def run(script: Script) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(time.monotonic() - begun, 1),
         "load": round(load, 2),
-        "provisional": load > board.QUIET,
+        "provisional": script.timed and load > board.QUIET,
         "machine": board.machine(),
         "versions": board.versions(),
         "found": found,

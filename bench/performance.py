@@ -54,7 +54,7 @@ def text_table() -> str:
 def markdown() -> str:
     """The page."""
     lines = ["| figure | measured | bar | verdict |", "|---|---:|---:|---|"]
-    notes, provisional = [], False
+    notes, absent, provisional = [], [], False
     for bar, value, result in rows():
         sign = "≥" if bar.higher else "≤"
         measured = "–" if value is None else shown(value, bar.unit)
@@ -64,6 +64,8 @@ def markdown() -> str:
         lines.append(f"| {bar.title} | {measured} | {sign} {shown(bar.bar, bar.unit)} | {said} |")
         if value is not None and not bar.met(value):
             notes.append(f"- **{bar.title}** ({shown(value, bar.unit)}): {bar.why or 'no reason is known yet.'}")
+        if value is None:
+            absent.append(f"- **{bar.title}**: {not_measured(bar)}")
     parts = [INTRODUCTION, "\n".join(lines), ""]
     if provisional:
         parts.append(
@@ -76,8 +78,17 @@ def markdown() -> str:
     )
     if notes:
         parts.append("## What misses its bar, and why\n\n" + "\n".join(notes) + "\n")
+    if absent:
+        parts.append("## What is not measured, and why\n\n" + "\n".join(absent) + "\n")
     parts.append("## How each was measured\n\n" + measured_how())
     return "\n".join(parts)
+
+
+def not_measured(bar: Bar) -> str:
+    """What a figure that is not there needs, and how it is measured."""
+    named = f"`python bench/all.py {bar.script.file}`"
+    how = f"{named} measures it" + ("; `make bench` leaves it out, for it takes long" if bar.script.asked else "")
+    return f"{bar.missing} {how}.".strip()
 
 
 def measured_how() -> str:
@@ -105,7 +116,7 @@ def picture() -> str:
     one = LEFT + scale
     drawn = []
     for n, (bar, share, value) in enumerate(held):
-        y, wide = 10 + LINE * n, scale * min(share, MOST)
+        y, wide = 10 + LINE * n, scale * min(max(share, 0.01), MOST)
         kind = "met" if bar.met(value) else "missed"
         drawn.append(
             f'<text x="{LEFT - 8}" y="{y + 15}" text-anchor="end">{escape(short(bar.title))}</text>'

@@ -63,5 +63,6 @@ def test_what_a_round_waits_for_and_what_samples_made_ahead_save(tmp_path):
     lines = overlap.table([now, ahead]).splitlines()
     assert lines[2] == "| none | 3.0 | 3.0 | 3.0 | 5.0 | 14.0 | 1.00 |"
     assert lines[3] == "| distill | 3.0 | 3.0 | 3.0 | 1.0 | 10.0 | 0.71 |"
+    assert overlap.ratios([now, ahead]) == {"distill": 10 / 14, "ratio": 10 / 14}
     with pytest.raises(SystemExit, match="no round after round 0"):
         overlap.parts(replace(now, rounds=[]))
