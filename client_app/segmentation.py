@@ -18,12 +18,13 @@ def evaluate_masks(client: Client) -> Report:
     model, told = client.classifier.eval(), {}
     for split in ("test", "validation"):
         rows = getattr(client.data, split)
-        predicted, losses = [], []
+        predicted, true, losses = [], [], []
         for chosen in torch.arange(len(rows)).split(EVALUATION_BATCH):
-            logits = model(client.rows_as_inputs(rows, chosen)).cpu()
+            logits, there = model(client.rows_as_inputs(rows, chosen)).cpu(), masks(rows, chosen)
             predicted.append(logits.argmax(1))
-            losses.append(cross_entropy(logits, masks(rows, chosen), reduction="sum") / logits[0, 0].numel())
-        found = figures(torch.cat(predicted), masks(rows), client.classes + 1)
+            true.append(there)
+            losses.append(cross_entropy(logits, there, reduction="sum") / logits[0, 0].numel())
+        found = figures(torch.cat(predicted), torch.cat(true), client.classes + 1)
         if split == "validation":
             told["validation"] = found["miou"]
         else:

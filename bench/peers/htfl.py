@@ -149,7 +149,9 @@ def theirs(clone: Path, shared: Shared, settings: Any, folder: Path) -> tuple[fl
     command, begun = [sys.executable, str(Path(__file__).resolve()), "--child", str(given)], time.monotonic()
     done = subprocess.run(command, cwd=system, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"bench/peers/htfl.py: {done.stderr.strip().splitlines()[-1]}")
+        raise SystemExit(
+            f"bench/peers/htfl.py: {(done.stderr.strip().splitlines() or [f'ended with {done.returncode}'])[-1]}"
+        )
     return time.monotonic() - begun, json.loads(done.stdout.strip().splitlines()[-1])["accuracy"]
 
 

@@ -6,6 +6,7 @@ Axes: N samples, B batch, C classes, D representation width, S image side, T tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,8 +55,9 @@ def seen(client: Client, kept: Kept) -> tuple[Tensor, Tensor]:
         some = kept.select(rows)
         texts = client.vocabulary(some.texts).to(client.device)
         towers_2BD = torch.stack(model(pixels.scaled(some.images).to(client.device), texts))
-        p_BC = class_scores(towers_2BD, prompts_CD, temperature).softmax(-1).mean(0)
-        told.append((p_BC.log().cpu(), together(towers_2BD).cpu()))
+        log_2BC = class_scores(towers_2BD, prompts_CD, temperature).log_softmax(-1)
+        log_p_BC = log_2BC.logsumexp(0) - math.log(2)  # not the logarithm of a mean that may be 0: a cold temperature
+        told.append((log_p_BC.cpu(), together(towers_2BD).cpu()))
     if not told:
         return torch.zeros(0, client.classes), torch.zeros(0, client.width)
     log_p, z = zip(*told, strict=True)
