@@ -47,6 +47,13 @@ def test_the_scores_are_cosines_with_the_prompts():
     assert torch.allclose(z, torch.tensor([[1.0, -1.0]]), atol=1e-4)  # (2, 0) on the common scale
 
 
+def test_a_class_that_both_towers_rule_out_has_a_finite_score(client, monkeypatch):
+    """A cold temperature: exp(-500) is 0 in float32, and the logarithm of a mean of zeros would be refused."""
+    told = torch.tensor([[0.0, -500.0]]).expand(2, 6, 2)
+    monkeypatch.setattr("client_app.blocks.zero_shot.class_scores", lambda *given: told)
+    assert seen(client, client.open_samples(both()))[0].tolist() == [[0.0, -500.0]] * 6
+
+
 def test_what_is_said_is_the_mean_of_both_towers(client):
     kept = client.open_samples(both())
     log_p, z = seen(client, kept)
