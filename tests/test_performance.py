@@ -9,6 +9,7 @@ import pytest
 
 from bench import board, performance, wire_records
 from bench.board import Bar, Script
+from bench.peers import table as peers
 
 
 def test_the_page_and_its_picture_are_made_of_the_kept_figures() -> None:
@@ -81,3 +82,19 @@ def test_the_page_has_verdicts_reasons_and_what_was_not_measured(
     assert "- **a time** (1.50): it polls" in page and "Provisional" in page
     assert "| `python bench/b.py --fast` | 2026-01-02 | 3 | 0.1 |" in page and "P, 2 cores, 8 GiB" in page
     assert performance.picture().count("<rect") == 2 and "1.25 ✗" in performance.picture()
+
+
+def test_the_table_of_peers_is_made_of_its_runs() -> None:
+    """`python bench/peers/table.py` writes it again. 60 and 50 against 40 and 40: +15 with an error of 5, so a star."""
+    page = peers.PAGE.read_text(encoding="utf-8")
+    assert peers.written(page, json.loads(peers.KEPT.read_text(encoding="utf-8"))) == page
+
+    def run(ours: float, peer: float) -> dict:
+        return {
+            "method": "m",
+            "ours": {"accuracy": ours, "seconds": 3.0},
+            "peer": {"accuracy": peer, "seconds": 2.0},
+        }
+
+    assert peers.line([run(0.6, 0.4), run(0.5, 0.4)]) == "| m | 55.0 ± 5.0 | 40.0 ± 0.0 | +15.0 ± 5.0 * | 3 | 2 |"
+    assert peers.line([run(0.6, 0.4)]) == "| m | 60.0 | 40.0 | +20.0 | 3 | 2 |"

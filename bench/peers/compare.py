@@ -3,6 +3,7 @@
     python bench/peers/compare.py [--methods fedavg ...] [--rounds 20] [--seeds 0 1 2] [--out DIR]
 
 Prints a table, and writes every run to DIR/peers.json as it ends. A run that is there already is not made again.
+`python bench/peers/table.py DIR/peers.json` puts the runs into the table of README.md.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import json
-import math
 import shutil
-import statistics
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from methods import PAIRS, Pair, Shared
+from table import HEAD, line
 
 import florilegium
 from florilegium.config import composition
@@ -74,28 +74,9 @@ def peers(pair: Pair, shared: Shared, settings: Any, out: Path, python: Path) ->
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
     )
     if done.returncode:
-        raise SystemExit(f"the peer's {pair.peer} failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode} and said nothing"]
+        raise SystemExit(f"the peer's {pair.peer} failed: {said[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def shown(runs: list[dict[str, Any]]) -> str:
-    """One line: both accuracies in percent with their standard errors, the difference, and the seconds."""
-    pairs = [(100 * r["ours"]["accuracy"], 100 * r["peer"]["accuracy"]) for r in runs]
-
-    def told(values: list[float]) -> tuple[float, float]:
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return statistics.mean(values), error
-
-    (a, a_error), (b, b_error) = (told([p[side] for p in pairs]) for side in (0, 1))
-    apart, error = told([x - y for x, y in pairs])
-    seconds = [statistics.mean(r[side]["seconds"] for r in runs) for side in ("ours", "peer")]
-    mark = " *" if error == error and abs(apart) > 2 * error else ""
-
-    def figure(value: float, error: float, sign: str = "") -> str:
-        return f"{value:{sign}.1f}" + (f" ± {error:.1f}" if error == error else "")
-
-    told_all = [figure(a, a_error), figure(b, b_error), figure(apart, error, "+") + mark]
-    return f"| {runs[0]['method']} | {' | '.join(told_all)} | {seconds[0]:.0f} | {seconds[1]:.0f} |"
 
 
 def main() -> None:
@@ -111,7 +92,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "peers.json"
     known = json.loads(file.read_text()) if file.exists() else []
-    print("| method | ours, % | peer, % | difference | ours, s | peer, s |\n|---|---:|---:|---:|---:|---:|")
+    print(HEAD)
     for method in given.methods:
         runs = []
         for seed in given.seeds:
@@ -123,7 +104,7 @@ def main() -> None:
                 known.append(run)
                 file.write_text(json.dumps(known, indent=1))
             runs.append(run)
-        print(shown(runs), flush=True)
+        print(line(runs), flush=True)
 
 
 if __name__ == "__main__":
