@@ -56,7 +56,11 @@ def figures(image: float, text: float, t2i: float | None = None, **more) -> dict
         "client/validation/text": text,
         **{f"client/accuracy/{k}": image if k < 2 else text for k in range(4)},
     }
-    return told | ({} if t2i is None else {"t2i/accuracy": t2i, "t2i/clip_score": 0.2 + t2i / 10}) | more
+    return told | ({} if t2i is None else generated(t2i)) | more
+
+
+def generated(t2i: float) -> dict[str, float]:
+    return {"t2i/accuracy": t2i, "t2i/clip_score": 0.2 + t2i / 10, "t2i/diversity": 0.4 - t2i / 2}
 
 
 def entry(arm: str, round: int, phase: str, client: int, down: int, up: int, fault: str | None = None) -> dict:

@@ -64,6 +64,8 @@ def test_the_first_screen_says_the_result_in_a_sentence_and_a_picture(whole):
     first = whole[: whole.index("<div class=cards>")]
     assert "recognises <b>40.0&nbsp;%</b> of the generator’s pictures; before, it was 20.0&nbsp;%" in first
     assert "(+20.0 points, less than two standard errors of 18.3)" in first
+    # diversity is 0.4 - accuracy / 2: 0.3 before, 0.2 after
+    assert "have a mean CLIP distance of 0.20 from each other; before, it was 0.30." in first
     assert "Beside clients that learn alone, image clients gain 20.0 points and text clients gain 20.0 points." in first
     assert re.findall(r'alt="(before|round 2): bird, boat, heart"', first) == ["before", "round 2"]
 
@@ -116,12 +118,13 @@ def three_seeds(tmp_path: Path) -> list[Path]:
 def test_mean_and_standard_error_over_seeds(tmp_path):
     lines = {line.name: line for line in report.compare(three_seeds(tmp_path)).lines}
     # last round: .50, .53, .56: mean .53, sample std sqrt((.03^2 + 0 + .03^2) / 2) = .03, / sqrt(3) = .0173;
-    # CLIP .2 + T2I / 10
+    # CLIP .2 + T2I / 10; diversity .4 - T2I / 2: .2, .185, .17, sample std .015, / sqrt(3) = .0087
     assert comparison.texts(lines["FedMMKT"], SHOWN) == [
         "53.0 ± 1.7",
         "73.0 ± 1.7",
         "43.0 ± 1.7",
         "0.243 ± 0.002",
+        "0.185 ± 0.009",
         "1.00 ± 0.00",
         "3.00 ± 0.00",
     ]

@@ -41,6 +41,7 @@ COLUMNS = (
     Column("Server rsum %", "server/rsum", 100, 1),
     Column("T2I acc. %", "t2i/accuracy", 100, 1),
     Column("CLIP score", "t2i/clip_score", 1, 3),
+    Column("Diversity", "t2i/diversity", 1, 3),
     Column("FID", "t2i/generic/fid", 1, 2),
     Column("IS", "t2i/generic/inception_score", 1, 2),
     Column("Fréchet distance", "t2i/generic/frechet", 1, 4),

@@ -15,7 +15,7 @@ MOST = 12  # classes in the picture: one line of tiles that a phone still shows
 
 def lead(run: Recorded, pictures: list[Grid]) -> str:
     """Sentence and picture as HTML; nothing of what the run did not measure."""
-    told = " ".join(text for text in (generator_sentence(run), clients_sentence(run)) if text)
+    told = " ".join(text for text in (generator_sentence(run), diversity_sentence(run), clients_sentence(run)) if text)
     return (f'<p class="lead">{told}</p>' if told else "") + before_and_after(pictures)
 
 
@@ -32,6 +32,16 @@ def generator_sentence(run: Recorded) -> str:
         f"In the clients’ domain the judge recognises <b>{100 * after:.1f}&nbsp;%</b> of the generator’s pictures; "
         f"before, it was {100 * before:.1f}&nbsp;%{verdict}."
     )
+
+
+def diversity_sentence(run: Recorded) -> str:
+    """What a better accuracy may have cost: how unlike each other the pictures of one prompt are, before and after."""
+    key = "t2i/diversity"
+    after, before = run.metrics(MAIN).get(key), run.untuned().get(key)
+    if after is None or before is None:
+        return ""
+    told = f"a mean CLIP distance of {after:.2f} from each other; before, it was {before:.2f}"
+    return f"The pictures of one prompt have {told}."
 
 
 def beyond_error(gain: float, error: float) -> str:

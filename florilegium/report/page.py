@@ -211,6 +211,7 @@ FIGURES = (
     ("Server’s", "server/rsum", percent),
     ("T2I accuracy", "t2i/accuracy", percent),
     ("CLIP score", "t2i/clip_score", plain_number),
+    ("Diversity, pictures of one prompt", "t2i/diversity", plain_number),
     ("Up per client", "bytes/up_per_client", size),
     ("Down per client", "bytes/down_per_client", size),
 )

@@ -27,6 +27,7 @@ CURVES = (
     ("Server’s retrieval, R@1 both ways summed", "server/rsum", True),
     ("T2I accuracy, clients’ domain", "t2i/accuracy", True),
     ("CLIP score", "t2i/clip_score", False),
+    ("Diversity: mean CLIP distance of a prompt’s pictures", "t2i/diversity", False),
 )
 LABELS = (
     ("kept by the vote", "labels/kept", 0),
