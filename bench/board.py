@@ -106,8 +106,8 @@ BARS = (
         "T2I model",
         0.5,
         unit="points",
-        why="the mean over four seeds is not decided: its interval holds zero, and most of it is one seed, whose exact "
-        "run is far above all others (docs/wire.md).",
+        why="lossy images change what image clients answer, and the loss builds up over rounds; int8 vectors change "
+        "nothing (docs/wire.md). It is not decided over four seeds. `wire.images=webp wire.quality=null` is lossless.",
     ),
     Bar(
         "round of FedMMKT, samples made ahead / synchronous",

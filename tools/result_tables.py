@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/results.md again, from the records in docs/records.
+"""Write the tables of README.md, docs/results.md and docs/wire.md again, from the records in docs/records.
 
     python tools/result_tables.py            # write
     python tools/result_tables.py --check    # exit code 1 when a table is not what its records give
@@ -30,7 +30,7 @@ from florilegium.report.comparison import compare
 from florilegium.report.differences import Difference
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = (DOCS / "results.md", DOCS.parent / "README.md")
+PAGES = (DOCS / "results.md", DOCS / "wire.md", DOCS.parent / "README.md")
 BLOCK = re.compile(r"(<!-- (?P<kind>compare|aims) (?P<arguments>[^\n]*) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
 PER_CENT = 100  # the scale of a column that is a share
 AIMS = ("figure", "arm", "compared with", "difference", "aim", "seeds", "result")  # its columns
