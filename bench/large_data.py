@@ -3,6 +3,7 @@
     python bench/large_data.py                         25,000 JPEG files of 224 pixels (minutes, 4 GB of disk)
     python bench/large_data.py --images 2000 --side 96
     python bench/large_data.py --workers 4             with as many processes too, and how much faster
+    python bench/large_data.py --public 5000           also a client that encodes and learns so many public pairs
 
 The peak is of everything but the model's own needs: the model is a ResNet of a few thousand weights. Also printed:
 bytes that the pixels of training rows would be as uint8 and as float32.
@@ -17,6 +18,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 CLASSES = ("disc", "ring")
@@ -36,12 +38,12 @@ def write_folder(place: Path, count: int, side: int) -> None:
         Image.fromarray(small).resize((side, side)).save(place / CLASSES[n % 2] / f"{n}.jpg", quality=85)
 
 
-def settings(folder: Path, out: Path, side: int, workers: int = 0):
+def settings(folder: Path, out: Path, side: int, workers: int = 0, more: Sequence[str] = ("method=fedavg",)):
     from florilegium.config import composition
 
     return composition.compose(
         [
-            "method=fedavg",
+            *more,
             "data=folder",
             f"data.path={folder}",
             f"data.image_size={side}",
@@ -73,6 +75,40 @@ def one_client(folder: Path, out: Path, side: int) -> None:
     evaluate(client)
 
 
+def write_public(place: Path, folder: Path, count: int, side: int) -> None:
+    """So many pairs in the layout of Flickr30k: the folder's kind of pictures, each with a caption."""
+    write_folder(folder, count, side)
+    images = place / "flickr30k-images"
+    images.mkdir(parents=True)
+    lines = []
+    for n in range(count):
+        (folder / CLASSES[n % 2] / f"{n}.jpg").rename(images / f"{n}.jpg")
+        lines.append(f"{n}.jpg#0\ta {CLASSES[n % 2]} number {n}\n")
+    (place / "results_20130124.token").write_text("".join(lines))
+
+
+def public_client(folder: Path, out: Path, side: int, public: Path) -> None:
+    """Open the public pairs, encode all of them, and learn from representations of all of them for one pass."""
+    import torch
+
+    from client_app.blocks.representing import answer, inputs_of, learn
+    from client_app.opening import open_client
+    from florilegium.protocol.codec import Header
+    from florilegium.protocol.payloads import PublicSet
+
+    conf = settings(folder, out, side, more=["method=fedmekt", "references=none", f"data.public.path={public}"])
+    client = open_client(conf, {"partition-id": 0, "num-partitions": 1}, Header(arm="method", round=1, step=0))
+    pairs = client.public_pairs
+    asked = PublicSet(pairs.order, pairs.ids)
+    target_ND = answer(client, asked).image
+
+    def terms(rows, codes):
+        return {"transfer": (codes["image"][0] - target_ND[rows]).square().mean()}
+
+    torch.manual_seed(0)
+    learn(client, conf.method.client, inputs_of(client, asked), terms, 1)
+
+
 def measured(work, *given) -> dict[str, float]:
     """Seconds and peak GiB of a fresh process."""
 
@@ -96,6 +132,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=25_000)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--public", type=int, default=0)
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="florilegium-large-"))
     try:
@@ -113,6 +150,10 @@ def main() -> None:
             shared = measured(prepare, folder, place / "shared", given.side, given.workers)
             shared["times_as_fast"] = round(found["prepare"]["seconds"] / shared["seconds"], 2)
             found[f"prepare, {given.workers} processes"] = shared
+        if given.public:
+            write_public(place / "public", place / "more", given.public, given.side)
+            found["public pairs"] = given.public
+            found["client with public set"] = measured(public_client, folder, out, given.side, place / "public")
         print(json.dumps(found, indent=1))
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -5,14 +5,17 @@ import json
 import pytest
 import torch
 
+from client_app.blocks.representing import read
 from client_app.client import Client
 from client_app.memory import Memory
 from florilegium import seeds
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
+from florilegium.data import public, stored_images
 from florilegium.data.datasets import SPLITS, DataError, open_dataset
 from florilegium.data.private import open_private
 from florilegium.data.public import hashed, held_out_pairs, open_public, same_order
+from florilegium.data.stored_images import StoredImages
 from florilegium.models import embeddings
 from florilegium.models.build import build_pair
 from florilegium.models.embeddings import public_features
@@ -74,6 +77,30 @@ def test_the_order_is_a_hash_of_ids_content_and_order():
         hashed(ids, images, ("a", "bc"), labels.flip(0)),
     ]
     assert len({first, *others}) == 5
+
+
+def test_a_set_too_large_for_memory_is_the_same_set(client, toy_conf, monkeypatch):
+    """Its images lie in a file. Order, chosen pairs, and what a client's model gets of them are equal bit for bit."""
+    some = torch.tensor([5, 2, 60])
+
+    def seen():
+        public._open.cache_clear()
+        us, ours = client(), open_public(toy_conf())
+        given = read(us, ours.images, ours.texts)["image"]
+        return ours, ours.select(some), torch.cat(list(given.split(7))), given[some], len(given)
+
+    kept = seen()
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_images, "LARGEST", 1000)
+        large = seen()
+    public._open.cache_clear()
+    assert isinstance(large[0].images, StoredImages) and isinstance(large[1].images, StoredImages)
+    assert large[0].order == kept[0].order and large[1].order == kept[1].order
+    assert (
+        torch.equal(large[1].images[:], kept[1].images)
+        and large[1].samples("image").images == kept[1].samples("image").images
+    )
+    assert torch.equal(large[2], kept[2]) and torch.equal(large[3], kept[3]) and large[4] == kept[4] == 64
 
 
 def test_a_client_with_another_set_refuses_with_both_hashes(client, toy_conf):

@@ -1,5 +1,7 @@
 """FID, Inception Score and CLIP score on captions of other things, worked by hand."""
 
+import sys
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -64,9 +66,15 @@ def test_missing_inception_weights_are_one_line_that_says_what_to_do(monkeypatch
         raise URLError("no route\nto host")
 
     monkeypatch.setattr(fid, "NoTrainInceptionV3", offline)
-    with pytest.raises(ValueError, match=r"extractor=inception cannot be used \(URLError\).*put its pt_inception") as e:
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)  # not installed
+    with pytest.raises(ValueError, match=r"extractor=inception cannot be used \(URLError\): install torch-fid") as e:
         of_inception("cpu")
     assert "\n" not in str(e.value) and "florilegium[fid]" in str(e.value)
+    package = SimpleNamespace(URL_INCEPTION_V3="https://there/weights.pth")
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.setitem(sys.modules, name, package)
+    with pytest.raises(ValueError, match=r"fetch https://there/weights.pth elsewhere and put it into .*/checkpoints;"):
+        of_inception("cpu")
 
 
 def test_captions_are_one_for_each_picture_of_the_split(tmp_path):

@@ -20,6 +20,7 @@ from client_app.batches import ClientError, shuffled
 from client_app.blocks.training import fit_private, private_without_end, task_terms
 from client_app.client import Client
 from client_app.distillation_set import Kept
+from florilegium.data.stored_images import StoredImages, changed
 from florilegium.learning.fit import fit
 from florilegium.learning.losses import normalised
 from florilegium.models.bodies import Classifier
@@ -128,14 +129,14 @@ def open_images(client: Client, images: Sequence[bytes]) -> Tensor:
     return pixels.resized(pixels.decode(images), client.conf.data.image_size)
 
 
-def read(client: Client, images: Tensor | None, texts: tuple[str, ...]) -> dict[str, Tensor]:
-    """uint8 [N, 3, S, S] and texts as this client's model takes them."""
+def read(client: Client, images: Tensor | StoredImages | None, texts: tuple[str, ...]) -> dict[str, Tensor]:
+    """uint8 [N, 3, S, S] and texts as this client's model takes them; images that lie in a file are read by rows."""
     inputs = {}
     for side in towers(client):
         if side == "text":
             inputs[side] = client.vocabulary(texts).to(client.device)
         elif images is not None:
-            inputs[side] = pixels.scaled(images).to(client.device)
+            inputs[side] = changed(images, lambda some: pixels.scaled(some).to(client.device))
         else:
             raise ClientError("this client reads images; none came")
     return inputs

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from florilegium.config.data import DataSettings, PublicSettings
 from florilegium.config.instances import from_text, to_text
 from florilegium.config.settings import Settings
 from florilegium.data.datasets import DataError, Rows, Splits, held_out, modality_rows, open_dataset, read_rows
+from florilegium.data.stored_images import StoredImages, picked
 from florilegium.protocol import pixels
 from florilegium.protocol.payloads import Samples
 
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SHOWN = 16  # digits of a hash in a message
+HASHED = 256  # images in memory at once
 
 
 @dataclass(frozen=True)
 class PublicPairs:
     """P pairs: ids [P], images uint8 [P, 3, S, S], texts (label and tags), labels [P]; `groups` [P] are equal for pairs
-    that show or say the same, so that one may stand for the other in retrieval."""
+    that show or say the same, so that one may stand for the other in retrieval. Many images lie in a file."""
 
     ids: Tensor
-    images: Tensor
+    images: Any  # a tensor, or StoredImages
     texts: tuple[str, ...]
     labels: Tensor
     groups: Tensor
@@ -49,7 +51,8 @@ class PublicPairs:
         """The pairs of these rows [N], in this order."""
         texts = tuple(self.texts[n] for n in rows.tolist())
         order = hashlib.sha256(f"{self.order} {self.ids[rows].tolist()}".encode()).hexdigest()
-        return PublicPairs(self.ids[rows], self.images[rows], texts, self.labels[rows], self.groups[rows], order)
+        images = picked(self.images, rows)
+        return PublicPairs(self.ids[rows], images, texts, self.labels[rows], self.groups[rows], order)
 
     def named(self, ids: Tensor) -> PublicPairs:
         """The pairs with these ids, in this order; the set itself when they are all of it. DataError names one that it
@@ -131,15 +134,16 @@ def _held_out_apart(data: str, split: str) -> PublicPairs:
 def as_pairs(rows: Rows) -> PublicPairs:
     """Rows of modality `pair`, each text with all its tags."""
     texts = tuple(", ".join([text, *tags]) for text, tags in zip(rows.texts, rows.tags, strict=True))
-    images = rows.images[:]  # all in memory: everybody has them, so they are few
-    return PublicPairs(rows.ids, images, texts, rows.labels, rows.groups, hashed(rows.ids, images, texts, rows.labels))
+    order = hashed(rows.ids, rows.images, texts, rows.labels)
+    return PublicPairs(rows.ids, rows.images, texts, rows.labels, rows.groups, order)
 
 
-def hashed(ids_P: Tensor, images: Tensor, texts: tuple[str, ...], labels_P: Tensor) -> str:
+def hashed(ids_P: Tensor, images: Tensor | StoredImages, texts: tuple[str, ...], labels_P: Tensor) -> str:
     """SHA-256 over ids, images, texts and labels in their order."""
     digest = hashlib.sha256(f"{list(images.shape)}".encode())
-    for tensor in (ids_P, images, labels_P):
-        digest.update(tensor.contiguous().numpy().tobytes())
+    for tensor in ([ids_P], images.split(HASHED), [labels_P]):
+        for part in tensor:
+            digest.update(part.contiguous().numpy().tobytes())
     for text in texts:
         digest.update(f"{len(text)} {text}".encode())
     return digest.hexdigest()

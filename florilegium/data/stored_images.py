@@ -152,3 +152,8 @@ def write(path: str | Path, images: Iterable[Any]) -> None:
 def picked(images: Any, which: Any) -> Any:
     """Some of the images: of a tensor a tensor, of stored ones stored ones."""
     return images.pick(which) if isinstance(images, StoredImages) else images[which]
+
+
+def changed(images: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The images after `change`: a tensor at once, stored ones when their rows are read."""
+    return images.through(change) if isinstance(images, StoredImages) else change(images)

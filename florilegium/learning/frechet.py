@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from florilegium import seeds
 from florilegium.learning.metrics import ClipScore, Judge
 
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 PARTS = 10  # over which the score is averaged, as in the paper
 BATCH = 64
 
@@ -83,9 +82,8 @@ def of_inception(device: str) -> Quality:
         nets = [NoTrainInceptionV3("inception-v3-compat", [name]) for name in ("2048", "logits_unbiased")]
     except Exception as error:  # no package, no network, a torn file: each has its own class
         raise ValueError(
-            f"evaluation.generic.extractor=inception cannot be used ({type(error).__name__}): install torch-fidelity "
-            f"(pip install 'florilegium[fid]'), and without a network put its {WEIGHTS} into {_weights_folder()}; "
-            "extractor=clip needs neither, but gives no standard FID"
+            f"evaluation.generic.extractor=inception cannot be used ({type(error).__name__}): {_way()}; "
+            "extractor=clip needs nothing more, but gives no standard FID"
         ) from error
     features, scores = (partial(_on, net.to(device), device) for net in nets)
     return Quality(Encoded(features, 2048), Encoded(scores), standard=True)
@@ -95,8 +93,14 @@ def _on(net: nn.Module, device: str, images: Tensor) -> Tensor:
     return net(images.to(device))
 
 
-def _weights_folder() -> str:
-    return f"{torch.hub.get_dir()}/checkpoints"
+def _way() -> str:
+    """How to get the Inception net: the package, then its weights, which it fetches itself where there is a network."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        return "install torch-fidelity (pip install 'florilegium[fid]')"
+    place = f"{torch.hub.get_dir()}/checkpoints"
+    return f"where there is no network, fetch {URL_INCEPTION_V3} elsewhere and put it into {place}"
 
 
 def of_clip(clip: ClipScore) -> Quality:

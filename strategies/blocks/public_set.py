@@ -8,6 +8,7 @@ labels they agree on. Axes: N samples, D width, S image side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from logging import getLogger
 from typing import Any
 
@@ -72,19 +73,23 @@ def whole_set() -> PublicSetSettings:
 
 @dataclass(frozen=True)
 class PublicRound:
-    """A round's N samples: ids [N], images uint8 [N, 3, S, S], texts, and the class [N] each was drawn for or has.
-
-    `sent` holds what a client of each modality gets of them: ids and its side of the pairs, never a label.
-    """
+    """A round's N samples: ids [N], images uint8 [N, 3, S, S], texts, and the class [N] each was drawn for or has."""
 
     ids: Tensor
     labels: Tensor
-    images: Tensor
+    images: Any  # a tensor, or StoredImages
     texts: tuple[str, ...]
-    sent: dict[str, Samples]
+    form: Form
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def sent(self) -> dict[str, Samples]:
+        """What a client of each modality gets of them: ids and its side of the pairs, never a label. Encoded when it is
+        first needed: methods whose clients have the set send ids alone."""
+        images = Samples(self.ids, images=self.form.images(self.images))
+        return {"image": images, "text": Samples(self.ids, texts=self.texts)}
 
 
 class PublicSet:
@@ -121,8 +126,7 @@ class PublicSet:
                 [self.classes.prompt(c) for c in labels.tolist()], noise, s.sample_guidance
             )
             texts = tuple(self.caption(images))
-        sent = {"image": Samples(ids, images=self.form.images(images)), "text": Samples(ids, texts=texts)}
-        return PublicRound(ids, labels, images, texts, sent)
+        return PublicRound(ids, labels, images, texts, self.form)
 
     def chosen(self, r: int) -> Tensor:
         """[N] rows of the proxy set for round `r`, in their own order."""

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from florilegium import seeds
 from florilegium.config.fields import section, setting
+from florilegium.data.stored_images import changed
 from florilegium.federation.federation import Client, Federation, means_of
 from florilegium.learning.averaging import part
 from florilegium.learning.losses import feature_kl, normalised, pair_nce
@@ -147,7 +148,7 @@ class FedMEKT(Rounds):
 
     def inputs(self, public: PublicRound) -> dict[str, Tensor]:
         """Both sides as the encoders take them."""
-        return {"image": pixels.scaled(public.images), "text": self.vocabulary(public.texts)}
+        return {"image": changed(public.images, pixels.scaled), "text": self.vocabulary(public.texts)}
 
     def learn(
         self, inputs: dict[str, Tensor], merged: dict[str, Tensor], bodies: dict[str, Tensor], r: int

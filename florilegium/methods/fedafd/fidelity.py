@@ -59,7 +59,7 @@ class Divergences:
 
 def other_view(images_N3SS: Tensor, texts: tuple[str, ...], random: torch.Generator) -> tuple[Tensor, tuple[str, ...]]:
     """D8: a black hole of half the side in some images, some words missing (at least one stays)."""
-    images, side = images_N3SS.clone(), images_N3SS.shape[-1]
+    images, side = images_N3SS[:].clone(), images_N3SS.shape[-1]
     for n in torch.nonzero(torch.rand(len(images), generator=random) < ERASED)[:, 0].tolist():
         y, x = torch.randint(side - side // 2 + 1, (2,), generator=random).tolist()
         images[n, :, y : y + side // 2, x : x + side // 2] = 0
