@@ -291,7 +291,9 @@ def test_ctrl_c_ends_with_one_line(toy: list[str], tmp_path: Path, monkeypatch, 
 def test_a_simulation_writes_the_same_run(run: RunResults, toy: list[str], tmp_path: Path) -> None:
     from tools import traces
 
-    other = florilegium.run("method=fedmmkt", *toy, rounds=2, runtime="simulation", out=tmp_path / "simulation")
+    # Ray's actors may start processes of their own: those that decode
+    given = {"rounds": 2, "runtime": "simulation", "data.workers": 2}
+    other = florilegium.run("method=fedmmkt", *toy, **given, out=tmp_path / "simulation")
     ours, theirs = traces.read(run.directory), traces.read(other.directory)
     for found in (ours, theirs):  # Ray's actors answer in any order
         found["ledger"].sort(
