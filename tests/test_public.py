@@ -116,7 +116,7 @@ def test_a_client_with_another_set_refuses_with_both_hashes(client, toy_conf):
 def test_a_client_that_lacks_the_set_says_so(client, toy_conf):
     alone = client()
     alone.public_path = "nowhere-at-all"
-    with pytest.raises(DataError, match="nowhere-at-all/classes.json cannot be read") as caught:
+    with pytest.raises(DataError, match="nowhere-at-all is not there: it needs one of the layouts") as caught:
         alone.public(PublicSet("a" * 64, torch.arange(3)))
     assert "\n" not in str(caught.value)
 

@@ -119,8 +119,12 @@ def open_dataset(data: DataSettings) -> Splits:
         return _nowhere(class_list(list(data.classes or ()), data.prompt))
     if data.hub or data.hub_domains:
         return _hub(to_text(data))
-    if data.path and not data.own and captions_on_disk.is_one(Path(data.path)):
-        return _captions(to_text(data))
+    if data.path and not data.own:
+        if captions_on_disk.is_one(Path(data.path)):
+            return _captions(to_text(data))
+        if not Path(data.path, "classes.json").is_file():
+            wrong = "has none" if Path(data.path).is_dir() else "is not there: it needs one"
+            raise DataError(f"the data directory {data.path} {wrong} of the layouts that docs/full-size.md lists")
     return _read(str(_place(data)), data.prompt or PROMPT)
 
 

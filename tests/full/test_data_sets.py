@@ -315,6 +315,12 @@ def test_images_move_to_a_file_and_stay_the_same() -> None:
         stored[5]
 
 
+def test_a_directory_that_is_missing_or_of_no_layout_is_one_line(tmp_path) -> None:
+    for place, said in ((tmp_path / "no", "is not there: it needs one"), (tmp_path, "has none")):
+        with pytest.raises(DataError, match=f"directory {place} {said} of the layouts that docs/full-size.md lists$"):
+            open_dataset(DataSettings(name="flowers102", path=str(place)))
+
+
 def test_a_torn_file_is_told(tmp_path) -> None:
     stored_images.write(tmp_path / "x.pixels", [torch.zeros(3, 8, 8, dtype=torch.uint8)])
     assert opened(tmp_path / "x.pixels", 8, [0])[0].sum() == 0
