@@ -96,7 +96,7 @@ HTFL = Script("peers/htfl.py", asked=True)  # a clone of it is named by the vari
 
 BARS = (
     Bar("FedMMKT at the paper's N, d and C, `wire=small`: up (paper 2.35)", BYTES, "up", 0.60, unit="MB"),
-    Bar("the same: down (paper 7.13)", BYTES, "down", 1.8, unit="MB"),
+    Bar("FedMMKT at the paper's N, d and C, `wire=small`: down (paper 7.13)", BYTES, "down", 1.8, unit="MB"),
     Bar("l-FedMMKT, `wire=small`: up (paper 0.31)", BYTES, "logits up", 0.05, unit="MB"),
     Bar("accuracy that `wire=small` loses, image clients", RECORDS, "image clients", 0.5, unit="points"),
     Bar("accuracy that `wire=small` loses, text clients", RECORDS, "text clients", 0.5, unit="points"),
@@ -123,7 +123,7 @@ BARS = (
     Bar("time per participating client, 1,000 / 10 clients", SCALE, "time ratio", 1.2),
     Bar("LabVote and MultiRepFusion, N = 8,000, d = 768, 64 clients / its matrix products", FUSION, "ratio", 2.0),
     Bar(
-        "the same: peak memory",
+        "LabVote and MultiRepFusion at that size: peak memory",
         FUSION,
         "peak_mb",
         2000.0,

@@ -22,6 +22,8 @@ The peer is the package `fluke-fl` 0.8.1, in an environment of its own (`bench/p
 HtFLlib is no package: its figure is measured where you have a clone of it (the same page).
 """
 WIDE, LINE, LEFT, MOST = 760, 30, 430, 1.6  # of the picture; shares above MOST are cut
+NARROW = "\u00a0"  # a space that ends no line: a narrow column would part the sign from its number
+INSIDE = 0.4  # from this share on, the number stands in the bar
 
 
 def rows() -> list[tuple[Bar, float | None, dict[str, Any]]]:
@@ -31,6 +33,8 @@ def rows() -> list[tuple[Bar, float | None, dict[str, Any]]]:
 
 
 def shown(value: float, unit: str) -> str:
+    if value < 0:
+        return "−" + shown(-value, unit)
     digits = 0 if abs(value) >= 100 else 3 if abs(value) < 0.1 else 2
     return f"{value:,.{digits}f}" + (f" {unit}" if unit else "")
 
@@ -61,7 +65,7 @@ def markdown() -> str:
         if result.get("provisional"):
             measured, provisional = f"{measured} *", True
         said = verdict(bar, value).replace("missed", "**missed**")
-        lines.append(f"| {bar.title} | {measured} | {sign} {shown(bar.bar, bar.unit)} | {said} |")
+        lines.append(f"| {bar.title} | {measured} | {sign}{NARROW}{shown(bar.bar, bar.unit)} | {said} |")
         if value is not None and not bar.met(value):
             notes.append(f"- **{bar.title}** ({shown(value, bar.unit)}): {bar.why or 'no reason is known yet.'}")
         if value is None:
@@ -121,12 +125,12 @@ def picture() -> str:
         drawn.append(
             f'<text x="{LEFT - 8}" y="{y + 15}" text-anchor="end">{escape(short(bar.title))}</text>'
             f'<rect class="{kind}" x="{LEFT}" y="{y}" width="{wide:.1f}" height="20" rx="3"/>'
-            f'<text x="{LEFT + wide + 6:.1f}" y="{y + 15}">{share:.2f}{"" if kind == "met" else " ✗"}</text>'
+            f"{number(LEFT + wide, y + 15, share, kind)}"
         )
     style = (
-        "text{font:12px system-ui,sans-serif;fill:#333}.met{fill:#0b7d5c}.missed{fill:#c2500a}"
+        "text{font:12px system-ui,sans-serif;fill:#333}.in{fill:#fff}.met{fill:#0b7d5c}.missed{fill:#c2500a}"
         ".bar{stroke:#333;stroke-width:1.5;stroke-dasharray:4 3}"
-        "@media(prefers-color-scheme:dark){text{fill:#ddd}.met{fill:#3fcf9f}.missed{fill:#f59652}.bar{stroke:#ddd}}"
+        "@media(prefers-color-scheme:dark){text{fill:#ddd}.in{fill:#111}.met{fill:#3fcf9f}.missed{fill:#f59652}.bar{stroke:#ddd}}"
     )
     label = "; ".join(f"{bar.title}: {share:.2f} of its bar" for bar, share, _ in held)
     return (
@@ -137,7 +141,17 @@ def picture() -> str:
     )
 
 
+def number(end: float, y: float, share: float, kind: str) -> str:
+    """The share, inside the bar that ends there, or behind a short one: so the line of 1 never crosses a number."""
+    said = "below 0" if share < 0 else f"{share:.2f}{'' if kind == 'met' else ' ✗'}"
+    if share < INSIDE:
+        return f'<text x="{end + 6:.1f}" y="{y}">{said}</text>'
+    return f'<text class="in" x="{end - 6:.1f}" y="{y}" text-anchor="end">{said}</text>'
+
+
 def short(title: str, most: int = 62) -> str:
+    """A title as plain text of one line."""
+    title = title.replace("`", "")
     return title if len(title) <= most else title[: most - 1].rstrip() + "…"
 
 

@@ -2,6 +2,7 @@
 
     python bench/sampling.py                        # lexicon, 30 images a class: twelve minutes
     python bench/sampling.py --data emoji --each 10 --samplers ddim:12,unipc:8
+    python bench/sampling.py --samplers own:12,own:12+distilled,unipc:6,unipc:6+distilled
 
 Every sampler draws the same prompts from the same noise, at the guidance of the evaluation. The judge, CLIP and the
 diversity are those of a run (server_app/evaluation.py). One thread; CPU seconds, so that another process on the machine
@@ -30,6 +31,7 @@ from server_app.evaluation import Evaluation
 
 DEFAULT = "own:12"  # the pipeline's own scheduler, DDIM, at the steps of conf/diffusion/mini.yaml
 SAMPLERS = [DEFAULT, "own:20", "own:8", "own:6", "dpm:12", "dpm:8", "dpm:7", "dpm:6", "unipc:8", "unipc:7", "unipc:6"]
+DISTILLED = "+distilled"  # behind a sampler: with the adapters of --distilled, one call of the U-Net a step
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,19 @@ class Kept:
         return self.images
 
 
-def measure(data: str, each: int, samplers: list[str]) -> list[Figures]:
-    """The figures of each sampler, `own` or one of `diffusion.scheduler` with its steps, as unipc:8."""
+def measure(data: str, each: int, samplers: list[str], adapters: str) -> list[Figures]:
+    """The figures of each sampler, `own` or one of `diffusion.scheduler` with its steps, as unipc:8; `adapters` are of
+    those that end in +distilled."""
     torch.set_num_threads(1)
     conf = composition.compose([f"data={data}", f"evaluation.images_per_class={each}"])
     resources, found, first = Resources(conf), [], None
     evaluation = Evaluation(conf, resources)
     for sampler in samplers:
-        name, _, steps = sampler.partition(":")
-        resources.diffusion = replace(conf.diffusion, scheduler=None if name == "own" else name, steps=int(steps))
+        name, _, steps = sampler.removesuffix(DISTILLED).partition(":")
+        changed = {"scheduler": None if name == "own" else name, "steps": int(steps)}
+        if sampler.endswith(DISTILLED):
+            changed["distilled"] = adapters
+        resources.diffusion = replace(conf.diffusion, **changed)
         drawing = Kept(resources.generator())
         told = evaluation.generator(drawing).metrics
         first = drawing.images.float() if first is None else first
@@ -97,11 +103,12 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="lexicon")
     parser.add_argument("--each", type=int, default=30, help="images of a class")
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
+    parser.add_argument("--distilled", default="mini-sd-guided", help="adapters of the samplers that say so")
     parser.add_argument("--json", help="a file for the figures")
     given = parser.parse_args()
     print("| sampler:steps | ms an image | / the first | accuracy, % | CLIP score | diversity | like the default |")
     print("|---|---:|---:|---:|---:|---:|---:|")
-    figures = measure(given.data, given.each, given.samplers.split(","))
+    figures = measure(given.data, given.each, given.samplers.split(","), given.distilled)
     if given.json:
         with open(given.json, "w") as file:
             json.dump([asdict(one) for one in figures], file, indent=1)

@@ -199,7 +199,7 @@ def _validate_data(conf: Settings) -> None:
 def _validate_diffusion(conf: Settings) -> None:
     """The settings of the generator, and that each of its embedded models is there. SettingsError, AssetError."""
     given = conf.diffusion
-    for model in (given.model, given.captioner, given.clip):
+    for model in filter(None, (given.model, given.captioner, given.clip, given.distilled)):
         if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
             assets.path("models", model)
 

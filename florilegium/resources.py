@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -86,14 +87,16 @@ class Resources:
 
     def generator(self) -> Generator:
         """The un-tuned generator. Every arm tunes a copy of its own, so each call reads it again."""
-        place = located(self.diffusion.model)
+        place, settings = located(self.diffusion.model), self.diffusion
+        if settings.distilled:
+            settings = replace(settings, distilled=located(settings.distilled))
         with loading("the generator", place):
-            generator = load(self.diffusion, place)
+            generator = load(settings, place)
         workers = self.conf.runtime.workers
         if workers.tuning > 1:
-            generator.steps = TuningProcesses(self.diffusion, place, workers.tuning)
+            generator.steps = TuningProcesses(replace(settings, distilled=None), place, workers.tuning)
         if workers.count:
-            generator = Spread(generator, self.diffusion, place, workers)
+            generator = Spread(generator, settings, place, workers)
         return Narrated(generator, self.progress)
 
     def captioner(self) -> Callable[[Tensor], list[str]]:

@@ -18,6 +18,7 @@ MODELS = (
     "train_image_backbones",
     "train_text_backbones",
     "train_unet",
+    "distill_unet",
     "train_glide",
     "measure_assets",
     "measure_glide",

@@ -65,6 +65,7 @@ Judge emoji-public is not shipped: it serves these figures alone. `backbones/` h
 | folder | class | what |
 | --- | --- | --- |
 | `mini-sd` | diffusers `StableDiffusionPipeline` | f=4 VAE, 4.3 M U-Net, the mini CLIP's text, v-prediction |
+| `mini-sd-guided` | LoRA weights of the U-Net | one call a step in the place of guidance's two; it has its own card |
 | `mini-glide` | `GlidePipeline` of florilegium | pixels of 16x16 and a text encoder of its own; it has its own card |
 | `mini-clip` | open_clip `CLIP` | ResNet on 64x64 and a 3-layer text tower, 128 wide |
 | `mini-captioner` | transformers `BlipForConditionalGeneration` | 4-layer ViT on 8x8 patches, 2-layer decoder |

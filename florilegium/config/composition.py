@@ -142,7 +142,7 @@ def _place(conf: Settings) -> None:
         (conf.data, ("judge",) if conf.data.own else ("path", "judge")),
         (conf.data.public, ("path",)),
         (conf.evaluation.generic, ("data", "extractor")),
-        (conf.diffusion, ("model", "captioner", "clip")),
+        (conf.diffusion, ("model", "captioner", "clip", "distilled")),
         (conf.clients, ("tokenizer", "state_dir")),
         (conf.sinks.tensorboard, ("directory",)),
     )

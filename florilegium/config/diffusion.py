@@ -9,7 +9,7 @@ from florilegium.config.fields import section, setting
 
 BACKENDS = ("auto", "stable", "stable_xl", "stable_flow", "glide")
 COMPILED = ("default", "reduce-overhead", "max-autotune")
-SCHEDULERS = ("ddim", "ddpm", "dpm", "euler", "euler_ancestral", "pndm", "unipc")
+SCHEDULERS = ("ddim", "ddpm", "dpm", "euler", "euler_ancestral", "lcm", "pndm", "unipc")
 MANY = 10_000_000
 
 
@@ -89,6 +89,11 @@ class DiffusionSettings:
     )
     scheduler: str | None = setting(
         None, "sampler of the denoising; null: the pipeline's own", choices=(None, *SCHEDULERS)
+    )
+    distilled: str | None = setting(
+        None,
+        "LoRA weights with which one call of the decoder a step does what guidance needs two for: an asset, a "
+        "directory or a hub id",
     )
     batch: int = setting(
         64, "images that are generated or encoded at once; it does not change them", low=1, high=100_000

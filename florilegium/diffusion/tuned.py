@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.config.diffusion import DiffusionSettings, TuneSettings
+from florilegium.diffusion.distilled import Distilled
 from florilegium.diffusion.generator import device_of, enough_memory, ways_of
 from florilegium.diffusion.inserted import Chain, removed
 from florilegium.diffusion.networks import Texts
@@ -94,6 +96,8 @@ class TunedGenerator:
         self.pipe = self.opened()
         if self.settings.compile:
             self.decoder.compile(mode=self.settings.compile)
+        place = self.settings.distilled
+        self.distilled = Distilled(self.pipe, self.view.network.part, place) if place else None
         self.tuner = Tuner(self.view.network(self.decoder), noising(self.pipe.scheduler.config))
 
     @torch.no_grad()
@@ -116,8 +120,9 @@ class TunedGenerator:
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds{beside}")
         s, images = self.settings, []
         size = size or s.size
-        guidance = s.guidance if guidance is None else guidance
-        with self.tuner.averaged(), enough_memory(f"diffusion.batch ({s.batch})"):
+        wanted = s.guidance if guidance is None else guidance
+        memory = enough_memory(f"diffusion.batch ({s.batch})")
+        with self.tuner.averaged(), self._asked_once(wanted) as guidance, memory:
             for start in range(0, len(prompts), s.batch):
                 part = slice(start, start + s.batch)
                 given = None if latents is None else latents[part].to(self.device)
@@ -125,6 +130,16 @@ class TunedGenerator:
                 if progress:
                     progress(min(start + s.batch, len(prompts)), len(prompts))
         return torch.cat(images) if images else torch.zeros(0, 3, *2 * [size or self.side], dtype=torch.uint8)
+
+    @contextmanager
+    def _asked_once(self, guidance: float) -> Iterator[float]:
+        """Within, the decoder says the guided answer itself, where it is distilled for that; what guidance is left."""
+        scale = self.distilled.scale(guidance) if self.distilled else None
+        if self.distilled is None or scale is None:
+            yield guidance
+            return
+        with self.distilled.applied(self.decoder, scale):
+            yield 1.0
 
     def _batch(
         self, prompts: list[str], seeds: list[int], guidance: float, latents: Tensor | None, size: int | None

@@ -95,7 +95,7 @@ def _generator(
     """Says memory of synthesis and tuning; hours."""
     s, t = conf.diffusion, uses[0].server.t2i
     held = 2 if s.dtype == "bfloat16" else 4
-    passes = 2 if s.guidance > 1 else 1
+    passes = 2 if s.guidance > 1 and s.distilled is None else 1
     weights = (size.weights + size.frozen) * held
     drawn = 3 * s.batch * size.native**2 * 256 * held  # the widest layers of the VAE's decoder, three of them alive
     trained = size.weights if t.lora is None else 4 * t.lora * 1280 * 64
