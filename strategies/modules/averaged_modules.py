@@ -49,10 +49,13 @@ class AveragedModules(Rounds):
     Settings = AveragedModulesSettings
 
     def begin(self, federation: Federation) -> dict[str, float]:
+        self.take(federation)
+        return self.round(0, federation)  # the clients' first training
+
+    def take(self, federation: Federation) -> None:
+        """Take the modules of the start, one set for each group."""
         starts = group_starts(federation, Adapters)
         self.weights = {name: value for group, start in starts.items() for name, value in named(group, start).items()}
-        self.started()
-        return self.round(0, federation)  # the clients' first training
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         groups = dict.fromkeys(name.split(".")[0] for name in self.weights)
@@ -77,9 +80,6 @@ class AveragedModules(Rounds):
             return before
         states = [{name: x.body.tensors[name]} for x in peers]
         return weighted_mean(states, shares(peers, self.settings.weighting))[name]
-
-    def started(self) -> None:
-        """Called once, when `weights` holds the modules of the start, before any training. Default: nothing."""
 
     def judged_model(self) -> None:
         """No global model: each client is judged with its own, modules included."""

@@ -20,6 +20,7 @@ from florilegium.diffusion.inserted import PARTS
 from florilegium.diffusion.tuning import TuneTexts
 from florilegium.federation.federation import Federation
 from florilegium.learning.averaging import named, part
+from strategies.blocks.rounds import Rounds
 from strategies.blocks.synthesis import draw_classes
 from strategies.modules.averaged_modules import SHARING, AveragedModules, AveragedModulesSettings
 
@@ -58,23 +59,31 @@ class FedDATSettings(AveragedModulesSettings):
     )
 
 
-class FedDAT(AveragedModules):
+class FedDAT(Rounds):
     """The mean of the shared adapters; where settings say so, a T2I model learns to use them on its own samples."""
 
     Settings = FedDATSettings
 
     def __init__(self, settings: FedDATSettings, resources: Any = None) -> None:
         super().__init__(settings, resources)
+        self.shared = AveragedModules(settings, resources)
         if settings.t2i_adapter.source != "none":
             self.generator = resources.generator()
         self.fresh: dict[str, Tensor] = {}  # the adapters of the start, where these are taken
 
-    def started(self) -> None:
+    def begin(self, federation: Federation) -> dict[str, float]:
+        self.shared.take(federation)
+        self.keep_fresh()
+        return self.round(0, federation)  # the clients' first training
+
+    def keep_fresh(self) -> None:
+        """Remember the adapters of the start, where the T2I model takes these."""
         if self.settings.t2i_adapter.source == "fresh":
-            self.fresh = dict(self.weights)
+            self.fresh = dict(self.shared.weights)
 
     def round(self, r: int, federation: Federation) -> dict[str, float]:
-        told = super().round(r, federation)
+        told = self.shared.round(r, federation)
+        self.weights = self.shared.weights
         return told | self.tune(r) if self.generator is not None and r else told
 
     def tune(self, r: int) -> dict[str, float]:
@@ -85,7 +94,9 @@ class FedDAT(AveragedModules):
         noise = [seeds.seed_of(seed, "synthesis", r, n) for n in range(s.samples)]
         images = self.generator.synthesize(prompts, noise, s.sample_guidance)
         # after the samples: workers know a tuned decoder by its number of steps
-        self.generator.insert(chains(self.fresh or self.weights, self.settings.sharing), seeds.seed_of(seed, "insert"))
+        self.generator.insert(
+            chains(self.fresh or self.shared.weights, self.settings.sharing), seeds.seed_of(seed, "insert")
+        )
         return self.generator.finetune(
             images,
             TuneTexts(label=prompts, full=prompts),
@@ -95,20 +106,26 @@ class FedDAT(AveragedModules):
             seed=seeds.seed_of(seed, "t2i", r),
         )
 
+    def judged_model(self) -> None:
+        """No global model: each client is judged with its own, adapters included."""
+        return None
+
     # -- checkpoint --------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self.generator is None:
-            return super().state()
+            return self.shared.state()
         tensors, meta = self.generator.state()
-        parts = {"modules": self.weights, "fresh": self.fresh, "generator": tensors}
+        parts = {"modules": self.shared.weights, "fresh": self.fresh, "generator": tensors}
         return {n: v for name, values in parts.items() for n, v in named(name, values).items()}, {"generator": meta}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         if self.generator is None:
-            return super().restore(tensors, meta)
-        self.weights, self.fresh = part(tensors, "modules"), part(tensors, "fresh")
-        self.generator.restore(part(tensors, "generator"), meta["generator"])
+            self.shared.restore(tensors, meta)
+        else:
+            self.shared.weights, self.fresh = part(tensors, "modules"), part(tensors, "fresh")
+            self.generator.restore(part(tensors, "generator"), meta["generator"])
+        self.weights = self.shared.weights
 
 
 def chains(weights: Mapping[str, Tensor], sharing: str) -> list[list[dict[str, Tensor]]]:

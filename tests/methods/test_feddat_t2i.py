@@ -126,9 +126,9 @@ def test_a_round_draws_then_inserts_then_tunes(source, expected, monkeypatch):
     resources = Recorder()
     settings = FedDATSettings(sharing="modality", t2i_adapter=T2IAdapterSettings(source=source, samples=4))
     strategy = FedDAT(settings, resources)
-    strategy.weights = {f"text bert.0.output.{n}": v for n, v in adapter(4).items()}
-    strategy.started()
-    strategy.weights = {f"text bert.0.output.{n}": v for n, v in adapter(4, scale=5.0).items()}
+    strategy.shared.weights = {f"text bert.0.output.{n}": v for n, v in adapter(4).items()}
+    strategy.keep_fresh()
+    strategy.shared.weights = {f"text bert.0.output.{n}": v for n, v in adapter(4, scale=5.0).items()}
     strategy.num_rounds = 3
     assert strategy.tune(2) == {"t2i/loss": 1.0}
     inserted_value, (greys, texts, representations, rounds) = resources.tuned
@@ -138,7 +138,7 @@ def test_a_round_draws_then_inserts_then_tunes(source, expected, monkeypatch):
     assert ("fresh.text bert.0.output.up.bias" in tensors) == (source == "fresh")
     again = FedDAT(settings, Recorder())
     again.restore(tensors, meta)
-    assert again.weights.keys() == strategy.weights.keys() and again.fresh.keys() == strategy.fresh.keys()
+    assert again.shared.weights.keys() == strategy.shared.weights.keys() and again.fresh.keys() == strategy.fresh.keys()
     assert again.generator.restored[1] == {"steps": 3}
 
 
