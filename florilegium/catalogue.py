@@ -30,6 +30,7 @@ class Upload(StrEnum):
     MODULES = "Modules"
     ANSWERS = "Answers"
     LOGITS = "Logits"
+    BOUNDARY = "BoundaryLogits"
     FEATURES = "Features"
     EXAMPLES = "Examples"
     PROTOTYPES = "Prototypes"
@@ -128,7 +129,7 @@ CATALOGUE: dict[str, Entry] = {
     "fedmd":       Entry("strategies.logits.fedmd:FedMD", "client_app.methods.logits.fedmd:FedMDClient", "FedMD", "arXiv 1910.03581", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedgems":     Entry("strategies.logits.fedgems:FedGEMS", "client_app.methods.logits.fedgems:FedGEMSClient", "FedGEMS", "arXiv 2110.11027", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
     "fedet":       Entry("strategies.logits.fedet:FedET", "client_app.methods.logits.fedet:FedETClient", "Fed-ET", "arXiv 2204.12703", "class scores of public samples", ALL, (Upload.LOGITS,), dpsgd=True),
-    "feddfa":      Entry("strategies.logits.feddfa:FedDFA", "client_app.methods.logits.feddfa:FedDFAClient", "Fed-DFA", "AAAI 2025, Wang et al.", "class scores, steps to the boundary", ALL, (Upload.LOGITS,), dpsgd=True),
+    "feddfa":      Entry("strategies.logits.feddfa:FedDFA", "client_app.methods.logits.feddfa:FedDFAClient", "Fed-DFA", "AAAI 2025, Wang et al.", "class scores, steps to the boundary", ALL, (Upload.BOUNDARY,), dpsgd=True),
     "creamfl":     Entry("strategies.representations.creamfl:CreamFL", "client_app.methods.representations.creamfl:CreamFLClient", "CreamFL", "arXiv 2302.08888", "features of public pairs", ALL, (Upload.FEATURES, Upload.ANSWERS), counts_votes=True, dpsgd=True),
     "fedmekt":     Entry("strategies.representations.fedmekt:FedMEKT", "client_app.methods.representations.fedmekt:FedMEKTClient", "FedMEKT", "arXiv 2307.13214", "embeddings of public samples", ALL, (Upload.FEATURES, Upload.ANSWERS), counts_votes=True, dpsgd=True),
     "fedmkd":      Entry("strategies.representations.fedmkd:FedMKD", "client_app.methods.representations.fedmkd:FedMKDClient", "FedMKD", "NeurIPS 2024, Li et al.", "features of public pairs", ALL, (Upload.FEATURES, Upload.ANSWERS), counts_votes=True, dpsgd=True),

@@ -160,6 +160,16 @@ class Logits:
 
 
 @payload
+class BoundaryLogits:
+    """Class scores, and after how many steps of an attack the model decides otherwise."""
+
+    carries: ClassVar[str] = "what a model says of public samples, and how near they are to its decision boundary"
+    ids: Tensor = sample_ids()
+    logits: Tensor = vectors("N", "C", low=-1e4, high=1e4)
+    steps: Tensor = array("float32", "N", holds=LABEL, low=0.0, high=1e6)
+
+
+@payload
 class Targets:
     """What a client shall learn on samples it keeps: consensus labels, fused representations (R = 0: labels only)."""
 

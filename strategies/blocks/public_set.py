@@ -223,13 +223,18 @@ def classifiers(federation: Federation, method: str) -> tuple[list[Client], list
 # -- class scores of public samples ------------------------------------------------------------------------------------
 
 
-def ask_scores(federation: Federation, public: PublicRound, classes: int, method: str) -> tuple[list[Reply], Tensor]:
-    """Class scores [K, N, C] of the cohort's classifiers, each for its own modality's side, and who gave them."""
+def ask_scores(
+    federation: Federation, public: PublicRound, classes: int, method: str, payload: type = Logits
+) -> tuple[list[Reply], Tensor]:
+    """Class scores [K, N, C] of the cohort's classifiers, each for its own modality's side, and who gave them.
+
+    `payload` is what they come in: it has the field `logits`.
+    """
     asked, _ = classifiers(federation, method)
     replies = federation.ask(
         "represent",
         lambda client: public.sent[client.modality],
-        Logits,
+        payload,
         clients=asked,
         bounds={"N": len(public), "C": classes},
         ids=public.ids,

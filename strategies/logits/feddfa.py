@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation, means_of
-from florilegium.protocol.payloads import Nothing, Report, SoftTargets
+from florilegium.protocol.payloads import BoundaryLogits, Nothing, Report, SoftTargets
 from strategies.blocks.public_set import PublicSet, PublicSetSettings, ask_scores, recorded
 from strategies.blocks.rounds import Rounds
 
@@ -46,8 +47,8 @@ class FedDFA(Rounds):
     def round(self, r: int, federation: Federation) -> dict[str, float]:
         public, s = self.public.drawn(r), self.settings
         federation.ask("train", Nothing(), Nothing, Report)  # eq. 1
-        replies, told_KNC = ask_scores(federation, public, self.classes + 1, "Fed-DFA")
-        logits_KNC, steps_KN = told_KNC[..., :-1], told_KNC[..., -1].clamp(1, s.steps)
+        replies, logits_KNC = ask_scores(federation, public, self.classes, "Fed-DFA", BoundaryLogits)
+        steps_KN = torch.stack([x.body.steps for x in replies]).clamp(1, s.steps)
         mean_NC, label_N = logits_KNC.mean(0), logits_KNC.mean(0).argmax(-1)
         near_N = near_boundary(steps_KN)
 

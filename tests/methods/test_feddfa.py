@@ -9,7 +9,7 @@ from torch import nn
 from client_app.methods.logits.feddfa import FedDFAClient, FedDFAClientSettings, boundary_steps, moved_embeddings
 from florilegium.data.public import PublicPairs
 from florilegium.federation.federation import Client, Reply
-from florilegium.protocol.payloads import Logits, Report
+from florilegium.protocol.payloads import BoundaryLogits, Report
 from strategies.blocks.public_set import PublicSetSettings
 from strategies.logits.feddfa import FedDFA, FedDFASettings, near_boundary
 from tests.fakes import FakeResources
@@ -80,8 +80,9 @@ class Federation:
     def ask(self, phase, payload, *expect, clients=None, **how):
         if phase == "train":
             return []
-        assert how["bounds"] == {"N": 4, "C": 3}  # two classes, and the steps
-        return [Reply(c, Logits(how["ids"], x)) for c, x in zip(clients, TOLD, strict=True)]
+        assert how["bounds"] == {"N": 4, "C": 2} and expect == (BoundaryLogits,)
+        told = zip(clients, TOLD, strict=True)
+        return [Reply(c, BoundaryLogits(how["ids"], x[:, :2], x[:, 2])) for c, x in told]
 
     def send(self, phase, payload, *expect, clients):
         self.sent.append(payload)

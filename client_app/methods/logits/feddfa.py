@@ -19,7 +19,7 @@ from client_app.blocks.logits import LogitsClient, LogitsClientSettings
 from client_app.client import Client
 from florilegium.config.fields import section, setting
 from florilegium.models.bodies import Classifier
-from florilegium.protocol.payloads import Logits, Samples
+from florilegium.protocol.payloads import BoundaryLogits, Samples
 
 PIXELS = 2.0  # the range of an image's values, in which the paper's sizes are given
 DEVIATIONS = 4.0  # what stands for that range in embeddings of tokens: pixels deviate by about a quarter of theirs
@@ -52,12 +52,12 @@ class FedDFAClient(LogitsClient):
     Settings = FedDFAClientSettings
     settings: FedDFAClientSettings
 
-    def represent(self, client: Client, samples: Samples) -> Logits:
-        """The class scores and, in one more column, the steps of the attack."""
+    def represent(self, client: Client, samples: Samples) -> BoundaryLogits:  # type: ignore[override]
+        """The class scores and the steps of the attack."""  # another payload than the other methods of class scores
         answer, model = super().represent(client, samples), client.classifier.eval()
         parts = [self.steps_of(client, model, x) for x in client.inputs(samples).split(EVALUATION_BATCH)]
         steps_N = torch.cat(parts) if parts else torch.zeros(0)
-        return Logits(answer.ids, torch.cat([answer.logits, steps_N[:, None]], 1))
+        return BoundaryLogits(answer.ids, answer.logits, steps_N)
 
     def steps_of(self, client: Client, model: Classifier, x: Tensor) -> Tensor:
         """[B] for images [B, 3, S, S], or for token ids [B, T]; the embeddings of these are moved."""
