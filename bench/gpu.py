@@ -1,11 +1,13 @@
-"""Speed and memory of a full-size Stable Diffusion on this machine's GPU, with bare diffusers beside ours.
+"""Speed and memory of full-size models on this machine's GPU, with bare diffusers beside ours.
 
-    python bench/gpu.py                      a pipeline of the size of Stable Diffusion 1.5 with random weights
-    python bench/gpu.py --model DIR          a pipeline of your own, e.g. of SDXL
-    python bench/gpu.py --tiny               small models on a CPU: shows that the script works, measures nothing
+    python bench/gpu.py                      every part, with models of published sizes and random weights
+    python bench/gpu.py --parts plain,rounds some of them: plain, compiled, graphs, tuning, clients, rounds, shares
+    python bench/gpu.py --model DIR          a Stable Diffusion of your own in the parts plain to tuning
+    python bench/gpu.py --tiny --device cpu  tiny models: shows that the script works, measures nothing
 
-Each line of the table is measured in this process, one after the other, with the peak of the device's memory reset in
-between. Nothing is fetched. The result is printed and written as JSON (--out).
+Each part is a process of its own with a time limit (--limit, seconds), so a compiler that does not end costs one part.
+Each figure is measured alone, with the peak of the device's memory reset before. Nothing is fetched. What is known so
+far is printed, and written as JSON (--out) after each part.
 """
 
 from __future__ import annotations
@@ -13,64 +15,27 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import gpu_models
 import torch
 
 from florilegium.config.diffusion import DiffusionSettings, FeatureSettings, TuneSettings
-from florilegium.contract.tiny_models import tokenizer, write_diffusion
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.load import load
 from florilegium.diffusion.tuning import TuneTexts
 
-MODES = (None, "default", "reduce-overhead")
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bf16, dense, FLOP/s
-
-
-# -- a pipeline of Stable Diffusion 1.5's size ------------------------------------------------------------------------
-
-
-def write_full(folder: Path) -> Path:
-    """U-Net of 860 M weights, VAE of 84 M, text encoder of 12 layers; random weights in float16."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    spelling = tokenizer()
-    spelling.model_max_length = 77
-    text = CLIPTextConfig(
-        vocab_size=len(spelling),
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=77,
-        bos_token_id=spelling.bos_token_id,
-        eos_token_id=spelling.eos_token_id,
-        pad_token_id=spelling.pad_token_id,
-    )
-    blocks = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
-    pipe = StableDiffusionPipeline(
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            sample_size=512,
-            **blocks,
-        ),
-        CLIPTextModel(text),
-        spelling,
-        UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-        DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False),
-        None,
-        None,
-        requires_safety_checker=False,
-    )
-    pipe.to(dtype=torch.float16)
-    pipe.save_pretrained(folder)
-    return folder
+Figures = dict[str, Any]
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -121,7 +86,10 @@ def prompts(count: int) -> tuple[list[str], list[int]]:
     return [f"a picture of a cat, number {n}." for n in range(count)], list(range(count))
 
 
-def bare_synthesis(given: argparse.Namespace, device: Device, place: str) -> dict[str, Any]:
+# -- a generator of the size of Stable Diffusion 1.5 ------------------------------------------------------------------
+
+
+def bare_synthesis(given: argparse.Namespace, device: Device, place: str) -> Figures:
     """Diffusers as its documentation shows it: weights in the dtype, no more."""
     from diffusers import DiffusionPipeline
 
@@ -133,37 +101,54 @@ def bare_synthesis(given: argparse.Namespace, device: Device, place: str) -> dic
     return {"images_per_s": given.batch / device.seconds(draw), "peak_gib": device.peak}
 
 
-def our_synthesis(given: argparse.Namespace, device: Device, place: str, mode: str | None) -> dict[str, Any]:
+def our_synthesis(given: argparse.Namespace, device: Device, place: str, mode: str | None) -> Figures:
     device.reset()
     made = load(settings(given, compile=mode), place)
     texts, seeds = prompts(given.batch)
-    taken = device.seconds(lambda: made.synthesize(texts, seeds), warm=2 if mode else 1)
-    return {"images_per_s": given.batch / taken, "peak_gib": device.peak}
+    before = time.perf_counter()
+    made.synthesize(texts, seeds)
+    device.wait()
+    first = time.perf_counter() - before
+    taken = device.seconds(lambda: made.synthesize(texts, seeds), warm=1 if mode else 0)
+    return {"images_per_s": given.batch / taken, "peak_gib": device.peak, "first_s": first}
 
 
-def unet_share(given: argparse.Namespace, device: Device, place: str, mode: str | None) -> dict[str, Any]:
-    """FLOP/s of one U-Net call, counted by PyTorch, as a share of the card's rate of dense bf16 products."""
+def product_rate(device: Device) -> float:
+    """FLOP/s of a large dense product in bf16."""
+    side = 8192 if device.cuda else 256
+    a, b = (torch.randn(side, side, device=device.name).bfloat16() for _ in range(2))
+    return 2 * side**3 / device.seconds(lambda: a @ b, warm=3, times=10)
+
+
+def decoder_call(
+    given: argparse.Namespace, device: Device, place: str, mode: str | None, channels_last: bool = False
+) -> Figures:
+    """FLOP/s of one U-Net call, counted by PyTorch, as a share of the card's rate of dense bf16 products: of the data
+    sheet's, and of the rate that a large product reached here."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device.reset()
     made: Any = load(settings(given), place)
     decoder, count = made.decoder, 2 * given.batch
+    if channels_last:
+        decoder.to(memory_format=torch.channels_last)
     noisy = torch.randn(count, *made.noise_shape).to(given.device, made.dtype)
     texts = made.view.texts(made.pipe, ["a"])[[0] * count].to(made.dtype)
+    at = torch.tensor(500, device=given.device)
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
-            made.tuner.network(noisy, torch.tensor(500, device=given.device), texts)
+            made.tuner.network(noisy, at, texts)
         if mode:
             decoder.compile(mode=mode)
-        at = torch.tensor(500, device=given.device)
         taken = device.seconds(lambda: made.tuner.network(noisy, at, texts), warm=3, times=5)
-    rate = counter.get_total_flops() / taken
+    rate, product = counter.get_total_flops() / taken, product_rate(device)
     name = torch.cuda.get_device_name() if device.cuda else "cpu"
-    peak = next((value for card, value in PEAKS.items() if card in name), None)
-    return {"tflops": rate / 1e12, "share": rate / peak if peak else None}
+    sheet = next((value for card, value in PEAKS.items() if card in name), None)
+    shares = {"share_of_sheet": rate / sheet if sheet else None, "share_of_product": rate / product}
+    return {"tflops": rate / 1e12, **shares, "ms": taken * 1e3, "peak_gib": device.peak}
 
 
-def bare_features(given: argparse.Namespace, device: Device, place: str) -> dict[str, Any]:
+def bare_features(given: argparse.Namespace, device: Device, place: str) -> Figures:
     """VAE encoder and the whole U-Net, once an image."""
     from diffusers import DiffusionPipeline
 
@@ -182,7 +167,7 @@ def bare_features(given: argparse.Namespace, device: Device, place: str) -> dict
     return {"images_per_s": count / device.seconds(look, times=4), "peak_gib": device.peak}
 
 
-def our_features(given: argparse.Namespace, device: Device, place: str) -> dict[str, Any]:
+def our_features(given: argparse.Namespace, device: Device, place: str) -> Figures:
     """The last layer, so that the whole U-Net runs too."""
     device.reset()
     told = settings(given)
@@ -196,62 +181,297 @@ def our_features(given: argparse.Namespace, device: Device, place: str) -> dict[
     return {"images_per_s": count / taken, "peak_gib": device.peak}
 
 
-def tuning(given: argparse.Namespace, device: Device, place: str, lora: int | None) -> dict[str, Any]:
-    """Two steps; the peak, and the bytes of a checkpoint beside those of the trained weights."""
+def tuning(given: argparse.Namespace, device: Device, place: str, lora: int | None, moments: str) -> Figures:
+    """Two steps, then two more; the peak, and the bytes of a checkpoint beside those of the trained weights."""
     device.reset()
     made: Any = load(settings(given), place)
     count = 2 * given.tuning_batch
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
     texts, _ = prompts(count)
-    told = TuneSettings(batch=given.tuning_batch, epochs=1, lora=lora, checkpointing=True, fresh_moments=True)
-    before = time.perf_counter()
-    made.finetune(images, TuneTexts(texts, texts), None, told, rounds=(1, 1), seed=0)
+    told = TuneSettings(
+        batch=given.tuning_batch, epochs=1, lora=lora, checkpointing=True, fresh_moments=True, moments=moments
+    )
+    made.finetune(images, TuneTexts(texts, texts), None, told, rounds=(1, 2), seed=0)
     device.wait()
+    before = time.perf_counter()
+    made.finetune(images, TuneTexts(texts, texts), None, told, rounds=(2, 2), seed=0)
+    device.wait()
+    seconds = time.perf_counter() - before
     tensors, _ = made.state()
     size = sum(x.numel() * x.element_size() for x in tensors.values())
     trained = sum(p.numel() * 4 for p in made.tuner.trained.values())
-    seconds = time.perf_counter() - before
-    return {"peak_gib": device.peak, "s": seconds, "checkpoint_gib": size / 2**30, "of_trained": size / trained}
+    rate = count / seconds
+    return {"peak_gib": device.peak, "rows_per_s": rate, "checkpoint_gib": size / 2**30, "of_trained": size / trained}
 
 
-def measure(given: argparse.Namespace, place: str) -> dict[str, Any]:
-    device, found = Device(given.device), {}
-    found["bare synthesis"] = bare_synthesis(given, device, place)
-    modes = MODES if given.compile else MODES[:1]
-    for mode in modes:
-        found[f"our synthesis{f', compile {mode}' if mode else ''}"] = our_synthesis(given, device, place, mode)
-    found["bare features"] = bare_features(given, device, place)
-    found["our features"] = our_features(given, device, place)
-    for mode in modes:
-        found[f"decoder call{f', compile {mode}' if mode else ''}"] = unet_share(given, device, place, mode)
-    found["tuning, LoRA 16"] = tuning(given, device, place, 16)
-    found["tuning, whole decoder"] = tuning(given, device, place, None)
-    return found
+# -- clients of full size ---------------------------------------------------------------------------------------------
+
+
+def client_training(
+    given: argparse.Namespace, device: Device, place: str, kind: str, precision: str, training: str
+) -> Figures:
+    """Private batches of 32 rows of the lexicon, images of 224 pixels, texts of at most 128 tokens, with AdamW."""
+    from client_app.blocks.training import task_terms
+    from client_app.opening import open_client
+    from florilegium.config import composition
+    from florilegium.learning.fit import fit
+    from florilegium.protocol.codec import Header
+
+    device.reset()
+    modality = "image" if kind in ("vit", "beit", "resnet") else "text"
+    conf = composition.compose(
+        [
+            *("method=standalone", "references=none", "data=lexicon", f"out={given.folder}/client"),
+            f"clients.mix=[{{modality: {modality}, model: {kind}}}]",
+            *("architectures@clients.architectures=full", "clients.tokens=128", "clients.width=768"),
+            f"clients.architectures.{kind}.pretrained={place}/{kind}",
+            f"+clients.architectures.{kind}.training={training}",
+            *(f"clients.device={given.device}", f"clients.precision={precision}"),
+        ]
+    )
+    batches = 2 if given.tiny else 20
+    client = open_client(conf, {"partition-id": 0, "num-partitions": 1}, Header(arm="method", round=1, step=0))
+
+    def train() -> None:
+        taken = lambda epoch: islice(client.private_batches(32, epoch, "bench"), batches)  # noqa: E731
+        fit(client.model, taken, lambda batch: task_terms(client, batch), lr=1e-5)
+
+    rate = 32 * batches / device.seconds(train)
+    return {"rows_per_s": rate, "peak_gib": device.peak}
+
+
+# -- whole rounds -----------------------------------------------------------------------------------------------------
+
+ROUND = [
+    *("data=lexicon", "rounds=1", "references=none", "runtime=inprocess", "evaluation.images_per_class=1"),
+    *("method.server.prompt_weight=100", "method.server.vote_threshold=0"),  # random models agree on nothing
+    *("method.client.pretrain_epochs=1", "method.client.local_epochs=1", "method.client.distill_epochs=1"),
+]
+FULL_CLIENTS = [
+    *("clients=fedmmkt_four", "clients.tokens=128", "clients.precision=bfloat16"),
+    *("method.client.learning_rate.image=1e-4", "method.client.learning_rate.text=2e-5"),
+]
+#: model -> (how it is written, its group, further settings); steps and samples are few, and written into the result
+ROUNDS = {
+    "sd15": (gpu_models.write_sd15, ["diffusion=sd15", "diffusion.steps=25", "diffusion.batch=16"], FULL_CLIENTS),
+    "sdxl": (gpu_models.write_sdxl, ["diffusion=sdxl", "diffusion.steps=10", "diffusion.batch=8"], []),
+    "glide": (gpu_models.write_glide, ["diffusion=glide", "diffusion.batch=64", "diffusion.dtype=bfloat16"], []),
+}
+
+
+def one_round(given: argparse.Namespace, name: str) -> Figures:
+    """`florilegium run` in a process of its own: FedMMKT's first round, with its evaluation before and after."""
+    write, generator, clients = ROUNDS[name]
+    out, samples = given.folder / f"round-{name}", 8 if given.tiny else 48 if name != "sdxl" else 16
+    places = {"captioner": kept(given, "blip", gpu_models.write_blip)}
+    places["clip"] = kept(given, "open_clip", gpu_models.write_open_clip)
+    places["model"] = kept(given, name, write)
+    told = [*ROUND, *generator, *clients, "tuning=full", f"tuning.batch={min(16, samples)}", f"out={out}"]
+    told += [f"diffusion.{part}={place}" for part, place in places.items()]
+    told += [f"method.server.samples={samples}", f"diffusion.device={given.device}", f"clients.device={given.device}"]
+    if clients:
+        backbones = kept(given, "backbones", gpu_models.write_backbones)
+        told += [f"clients.architectures.{k}.pretrained={backbones}/{k}" for k in ("vit", "beit", "bert", "distilbert")]
+    if given.tiny:
+        told += ["diffusion.size=16", "diffusion.features.size=16", "diffusion.captions.min_tokens=0"]
+        told += ["diffusion.dtype=float32", "diffusion.steps=2", "diffusion.upsample_steps='2'"]
+    found = child(given, ["--run", *told])
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    faults = sum(bool(json.loads(line).get("fault")) for line in (out / "ledger.jsonl").read_text().splitlines())
+    figures = {f"round_{r['round']}_s": r["seconds"] for r in rounds}
+    kept_rows = rounds[-1]["metrics"].get("t2i/steps")
+    return {"samples": samples, **figures, **found, "faults": faults, "t2i_steps": kept_rows}
+
+
+def run_here(overrides: list[str], report: Path) -> None:
+    """`florilegium run` in this process, then the peak of the device's memory."""
+    from florilegium.cli.main import main as command
+
+    sys.argv = ["florilegium", "run", *overrides]
+    before = time.perf_counter()
+    try:
+        command()
+    except SystemExit as end:
+        if end.code:
+            raise
+    whole = round(time.perf_counter() - before, 1)
+    peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
+    report.write_text(json.dumps({"process_s": whole, "peak_gib": peak}))
+
+
+def child(given: argparse.Namespace, arguments: list[str]) -> Figures:
+    """What a process of this script reports. RuntimeError with the end of what it said where it fails."""
+    report = given.folder / "report.json"
+    report.unlink(missing_ok=True)
+    line = [sys.executable, __file__, "--report", str(report), *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=given.limit, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr or done.stdout).strip()[-600:])
+    return json.loads(report.read_text())
+
+
+#: how clients share the device -> settings of two rounds of FedMMKT with four small clients
+SHARES = {
+    "simulation, client_gpus=0.25": ["runtime=simulation", "runtime.client_gpus=0.25", "runtime.gpus=1"],
+    "local, warm process": ["runtime=local", "runtime.warm=true"],
+    "local, cold process": ["runtime=local", "runtime.warm=false"],
+    "inprocess": ["runtime=inprocess"],
+}
+
+
+def shared_round(given: argparse.Namespace, name: str) -> Figures:
+    """Two rounds on the embedded models with all clients on the device: that it works, and its seconds."""
+    out = given.folder / ("shares-" + "".join(c for c in name if c.isalnum()))
+    told = ["data=lexicon", "clients=mixed", "rounds=2", "references=none", "method.server.samples=48", f"out={out}"]
+    told += ["evaluation.images_per_class=1", f"diffusion.device={given.device}", f"clients.device={given.device}"]
+    told += ["method.client.pretrain_epochs=1", "method.client.local_epochs=1", *SHARES[name]]
+    found = child(given, ["--run", *told])
+    entries = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    figures = {f"round_{r['round']}_s": r["seconds"] for r in rounds}
+    return {**figures, "process_s": found["process_s"], "faults": sum(bool(e.get("fault")) for e in entries)}
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def kept(given: argparse.Namespace, name: str, write: Callable[[Path, bool], Any]) -> str:
+    """The directory of a model below the folder, written once, on the device because that is faster."""
+    place = given.folder / name
+    if not place.exists():
+        torch.manual_seed(0)
+        with torch.device(given.device):
+            write(place, given.tiny)
+    return str(place)
+
+
+Measured = Iterator[tuple[str, Callable[[], Figures]]]  # (name, how it is measured) of each figure of a part
+
+
+def stable(given: argparse.Namespace) -> str:
+    """The pipeline of the parts plain to tuning."""
+    return given.model or kept(given, "sd15", gpu_models.write_sd15)
+
+
+def plain(given: argparse.Namespace, device: Device) -> Measured:
+    yield "bare synthesis", lambda: bare_synthesis(given, device, stable(given))
+    yield "our synthesis", lambda: our_synthesis(given, device, stable(given), None)
+    yield "bare features", lambda: bare_features(given, device, stable(given))
+    yield "our features", lambda: our_features(given, device, stable(given))
+    yield "decoder call", lambda: decoder_call(given, device, stable(given), None)
+    yield "decoder call, channels last", lambda: decoder_call(given, device, stable(given), None, True)
+
+
+def with_mode(mode: str) -> Callable[[argparse.Namespace, Device], Measured]:
+    """The part of one way to compile."""
+
+    def part(given: argparse.Namespace, device: Device) -> Measured:
+        yield f"our synthesis, compile {mode}", lambda: our_synthesis(given, device, stable(given), mode)
+        yield f"decoder call, compile {mode}", lambda: decoder_call(given, device, stable(given), mode)
+
+    return part
+
+
+def tunings(given: argparse.Namespace, device: Device) -> Measured:
+    for name, lora, moments in (("LoRA 16", 16, "float32"), ("whole", None, "float32"), ("whole, int8", None, "int8")):
+        yield f"tuning, {name}", partial(tuning, given, device, stable(given), lora, moments)
+
+
+def clients(given: argparse.Namespace, device: Device) -> Measured:
+    place = kept(given, "backbones", gpu_models.write_backbones)
+    for kind in ("vit", "beit", "resnet", "bert", "distilbert", "roberta"):
+        for precision in ("float32", "bfloat16"):
+            yield f"client {kind}, {precision}", partial(client_training, given, device, place, kind, precision, "full")
+    yield "client beit, bfloat16, LoRA 8", partial(client_training, given, device, place, "beit", "bfloat16", "lora")
+
+
+def rounds(given: argparse.Namespace, _: Device) -> Measured:
+    for name in ROUNDS:
+        yield f"FedMMKT, a round, {name}", partial(one_round, given, name)
+
+
+def shares(given: argparse.Namespace, _: Device) -> Measured:
+    for name in SHARES:
+        yield f"FedMMKT, two rounds, {name}", partial(shared_round, given, name)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Device], Measured]] = {
+    "plain": plain,
+    "compiled": with_mode("default"),
+    "graphs": with_mode("reduce-overhead"),
+    "tuning": tunings,
+    "clients": clients,
+    "rounds": rounds,
+    "shares": shares,
+    "autotuned": with_mode("max-autotune"),  # minutes of compilation, so only where it is asked for
+}
+
+
+def measure_part(given: argparse.Namespace, part: str) -> None:
+    """Measures in this process; what is known is written after each figure."""
+    found: dict[str, Figures] = {}
+    for name, work in PARTS[part](given, Device(given.device)):
+        before = time.perf_counter()
+        try:
+            found[name] = work()
+        except Exception as error:  # one figure fails: the others are still worth having
+            found[name] = {"error": f"{type(error).__name__}: {error}"[:800]}
+        found[name]["measured_in_s"] = round(time.perf_counter() - before, 1)
+        print_line(name, found[name])
+        given.report.write_text(json.dumps(found))
+
+
+def print_line(name: str, figures: Figures) -> None:
+    shown = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items() if v is not None]
+    print(f"{name:40} {'  '.join(shown)}", flush=True)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Each part in a process of its own, with a time limit."""
+    card = torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu"
+    result: dict[str, Any] = {"device": card, "torch": torch.__version__, "dtype": given.dtype, "batch": given.batch}
+    result["steps"], found = given.steps, {}
+    for part in given.parts.split(","):
+        report = given.folder / f"{part}.json"
+        line = [sys.executable, __file__, "--part", part, "--report", str(report), "--folder", str(given.folder)]
+        line += ["--device", given.device, "--dtype", given.dtype, *(["--tiny"] if given.tiny else [])]
+        line += ["--model", given.model] if given.model else []
+        try:
+            subprocess.run([*line, "--limit", str(given.limit)], timeout=given.limit, check=False)
+        except subprocess.TimeoutExpired:
+            found[f"{part}, the rest"] = {"error": f"did not end within {given.limit} s"}
+            print_line(f"{part}, the rest", found[f"{part}, the rest"])
+        if report.is_file():
+            found |= json.loads(report.read_text())
+        if given.out:
+            given.out.write_text(json.dumps({**result, "figures": found}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(list(PARTS)[:-1]), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--limit", type=float, default=600, help="seconds that a part may take")
+    parser.add_argument("--folder", type=Path, help="where the models are kept; default: a temporary one")
     parser.add_argument("--model", help="a pipeline directory; default: one of random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # measured in this process
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)  # overrides of a run in this process
     given = parser.parse_args()
+    if given.run:
+        return run_here(given.run, given.report)
     given.batch, given.steps, given.tuning_batch = (2, 2, 2) if given.tiny else (16, 25, 16)
-    given.features_batch, given.features_side = (2, 16) if given.tiny else (32, 224)
+    given.features_batch, given.features_side = (2, 64) if given.tiny else (32, 224)
+    if given.part:
+        return measure_part(given, given.part)
     with tempfile.TemporaryDirectory(prefix="florilegium-gpu-") as folder:
-        torch.manual_seed(0)
-        write = write_diffusion if given.tiny else write_full
-        place = given.model or str(write(Path(folder, "pipeline")))
-        found = measure(given, place)
-    card = torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu"
-    result = {"device": card, "torch": torch.__version__, "dtype": given.dtype, "batch": given.batch, "figures": found}
-    for name, figures in found.items():
-        shown = "  ".join(f"{key} {value:.3g}" for key, value in figures.items() if value is not None)
-        print(f"{name:40} {shown}")
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+        given.folder = (given.folder or Path(folder)).resolve()
+        given.folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(given.folder / "inductor"))
+        measure(given)
 
 
 if __name__ == "__main__":

@@ -148,3 +148,20 @@ def test_an_unknown_model_lists_the_choices():
 def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match="clients.tokenizer: .*nothing.json cannot be read"):
         open_vocabulary(str(tmp_path / "nothing.json"), 8)
+
+
+@pytest.mark.parametrize(("modality", "name"), KINDS)
+def test_bodies_compute_in_bfloat16_where_they_are_told_to(toy_conf, modality, name):
+    """Eight bits of a significand: near the figures of float32, not the same. What leaves the model is float32."""
+    exact, x = built(toy_conf(), modality, name, 1)
+    model, _ = built(toy_conf("clients.precision=bfloat16"), modality, name, 1)
+    seen = []
+    linear = next(m for m in model.body.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)))
+    linear.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    z_BD = model.encode(x)
+    assert seen == [torch.bfloat16] and z_BD.dtype == torch.float32
+    assert not torch.equal(z_BD, exact.encode(x))
+    assert torch.allclose(z_BD, exact.encode(x), atol=0.1)
+    model.head(z_BD).sum().backward()
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters() if p.grad is not None}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -8,6 +8,7 @@ from florilegium.config.data import PartitionSettings
 from florilegium.config.fields import section, setting
 
 PAIR_LOSSES = ("info_nce", "soft_contrastive")
+PRECISIONS = ("float32", "bfloat16")
 CLASSIFICATION, SEGMENTATION = TASKS = ("classification", "segmentation")
 
 
@@ -74,6 +75,12 @@ class ClientsSettings:
     server: str = setting("clip+clip", "image+text models of the server's own dual encoder, e.g. resnet+bert")
     device: str = setting(
         "cpu", "device of the clients' models: cpu, cuda, cuda:1, mps or auto (a GPU where there is one)"
+    )
+    precision: str = setting(
+        "float32",
+        "what the bodies of models compute in; bfloat16: faster on a GPU. Weights, moments and what "
+        "is sent stay float32",
+        choices=PRECISIONS,
     )
     threads: int = setting(1, "CPU threads of one client", low=1, high=100_000)
     state_dir: str | None = setting(

@@ -6,11 +6,15 @@ Axes: B batch, C classes, D representation width (clients.width), H width of a b
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from florilegium.learning.losses import normalised
+from florilegium.models.frozen import stand_still
 
 #: how a classifier finishes its representations (clients.representation)
 FINISHES: dict[str, Callable[[Tensor], Tensor]] = {"layer_norm": normalised, "none": lambda z: z, "relu": relu}
@@ -18,6 +22,27 @@ FINISHES: dict[str, Callable[[Tensor], Tensor]] = {"layer_norm": normalised, "no
 
 class ModelError(ValueError):
     """A model cannot be built; the one-line message names the setting."""
+
+
+class Body(nn.Module):
+    """[B, ...] -> float32 [B, H]. With `mixed_precision` it computes in bfloat16, by autocast, on float32 weights."""
+
+    mixed_precision = False  # clients.precision
+
+    def train(self, mode: bool = True) -> Body:
+        super().train(mode)
+        for net in self.children():
+            stand_still(net)
+        return self
+
+    def mixed(self, x: Tensor) -> Any:
+        """The context that a forward pass of these inputs runs in."""
+        return torch.autocast(x.device.type, torch.bfloat16) if self.mixed_precision else nullcontext()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with self.mixed(x):
+            seen = super().__call__(x)
+        return seen.float() if self.mixed_precision else seen
 
 
 class Classifier(nn.Module):

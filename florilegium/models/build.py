@@ -87,6 +87,13 @@ def body(
     clients: ClientsSettings, modality: str, architecture: str, reads: Any = None
 ) -> ImageBody | TextBody | ClipImage | ClipText | AutoImage | AutoText:
     """A fresh body [B, ...] -> [B, H] with its `hidden` H. `reads` is a text body's vocabulary. Raises ModelError."""
+    made = plain_body(clients, modality, architecture, reads)
+    made.mixed_precision = clients.precision == "bfloat16"
+    return made
+
+
+def plain_body(clients: ClientsSettings, modality: str, architecture: str, reads: Any = None) -> Any:
+    """`body`, in float32."""
     check_architecture(modality, architecture, architectures=clients.architectures)
     given = sizes(clients, architecture)
     try:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from florilegium import assets
+from florilegium.models.bodies import Body
 from florilegium.models.tokens import Vocabulary, open_clip_name
 
 
@@ -30,7 +31,7 @@ def opened(path: str | None) -> Any:  # a CLIP of open_clip: whichever of its cl
     return open_clip.create_model(open_clip_name(place), precision="fp32").eval()
 
 
-class ClipImage(nn.Module):
+class ClipImage(Body):
     """float [B, 3, S, S] in [-1, 1] -> [B, H]; resizes to the model's own input size."""
 
     pretrained = True
@@ -57,7 +58,7 @@ class ClipImage(nn.Module):
         return self.net(x)
 
 
-class ClipText(nn.Module):
+class ClipText(Body):
     """int64 token ids [B, T] of a `Vocabulary` -> [B, H], the output at the text's end."""
 
     pretrained = True

@@ -50,7 +50,9 @@ class Segmenter(Classifier):
 
     def encode(self, x: Tensor) -> Tensor:
         """float [B, 3, S, S] -> z [B, D, G, G]; each place is finished as a representation of an image is."""
-        return self.finished(self.project(self.body.maps(x)).movedim(1, -1)).movedim(-1, 1)
+        with self.body.mixed(x):
+            maps = self.body.maps(x)
+        return self.finished(self.project([each.float() for each in maps]).movedim(1, -1)).movedim(-1, 1)
 
     def head(self, z_BDGG: Tensor) -> Tensor:
         """z [B, D, G, G] -> logits [B, C + 1, S, S]."""

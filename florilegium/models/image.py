@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.assets import located
-from florilegium.models.pretrained import preprocessing
+from florilegium.models.bodies import Body
+from florilegium.models.pretrained import prepare_training, preprocessing, taken_training
 
 KINDS = {"resnet": "ResNet", "vit": "ViT", "beit": "Beit"}
 NORMS = ("batch", "group")
 
 
-class ImageBody(nn.Module):
+class ImageBody(Body):
     """float [B, 3, S, S] in [-1, 1] -> [B, H]; resizes to the model's own input size.
 
     `given` holds input_size, pretrained, mean and std, and otherwise keys of the transformers config class. A ResNet's
@@ -41,7 +42,8 @@ class ImageBody(nn.Module):
         config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}Model")
         extra = {"add_pooling_layer": False} if architecture == "vit" else {}
         if pretrained:
-            self.net = pretrained_net(model_class, pretrained, **extra, **given)
+            how = taken_training(given)
+            self.net = pretrained_net(model_class, pretrained, how, {**extra, **given})
         else:
             if architecture != "resnet":
                 given["image_size"] = self.size
@@ -98,9 +100,14 @@ def known(config_class: type, given: dict[str, Any]) -> Any:
     return config_class(**given)
 
 
-def pretrained_net(model_class: Any, name: str, **given: Any) -> Any:
-    """The net of an asset, a directory or a hub id, in float32 whatever its file holds. AssetError, OSError."""
+def pretrained_net(model_class: Any, name: str, how: tuple[str, int], given: dict[str, Any]) -> Any:
+    """The net of an asset, a directory or a hub id, in float32 whatever its file holds; `how` is (training, rank).
+
+    AssetError, OSError; ValueError for a training that cannot be.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return model_class.from_pretrained(located(name, bare=True), dtype=torch.float32, **given)
+    net = model_class.from_pretrained(located(name, bare=True), dtype=torch.float32, **given)
+    prepare_training(net, *how)
+    return net

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.assets import located
-from florilegium.models.frozen import omit_frozen, stand_still
+from florilegium.models.bodies import Body
+from florilegium.models.frozen import omit_frozen
 
 TRAININGS = ("full", "frozen", "lora")
 FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -96,6 +97,11 @@ def encoder(name: str, modality: str, **given: Any) -> Any:
     return net
 
 
+def taken_training(given: dict[str, Any]) -> tuple[str, int]:
+    """(training, rank) of a checkpoint's settings, taken out of them: full | frozen | lora, and LoRA's rank."""
+    return str(given.pop("training", "full")), int(given.pop("rank", 8))
+
+
 def prepare_training(net: Any, how: str, rank: int) -> None:
     """All weights train, none, or LoRA adapters on every linear layer; what does not train is in no state dict.
     ValueError for another word."""
@@ -114,7 +120,7 @@ def prepare_training(net: Any, how: str, rank: int) -> None:
     omit_frozen(net)
 
 
-class AutoImage(nn.Module):
+class AutoImage(Body):
     """float [B, 3, S, S] in [-1, 1] -> [B, H] by any image encoder; resizes to the checkpoint's own input size.
 
     `given`: pretrained; input_size, mean and std in the place of the checkpoint's own; training (full, frozen, lora)
@@ -134,19 +140,14 @@ class AutoImage(nn.Module):
         self.size = int(given.pop("input_size", None) or own.get("size") or 224)
         self.filter = own.get("filter", "bilinear")
         mean, std = (given.pop(key, None) or own.get(key) or [0.5] * 3 for key in ("mean", "std"))
-        how, rank = str(given.pop("training", "full")), int(given.pop("rank", 8))
+        how = taken_training(given)
         self.net = encoder(name, "image", **given)
-        prepare_training(self.net, how, rank)
+        prepare_training(self.net, *how)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():  # the one way to know the width of every kind of net
             self.hidden = int(self.eval()(torch.zeros(1, 3, self.size, self.size)).shape[-1])
         self.train()
-
-    def train(self, mode: bool = True) -> AutoImage:
-        super().train(mode)
-        stand_still(self.net)
-        return self
 
     def forward(self, x_B3SS: Tensor) -> Tensor:
         x = (x_B3SS + 1) / 2
@@ -172,7 +173,7 @@ def pooled_image(net: Any, out: Any) -> Tensor:
     return last.flatten(2).mean(2) if last.dim() == 4 else last[:, 0]
 
 
-class AutoText(nn.Module):
+class AutoText(Body):
     """int64 token ids [B, T] -> [B, H] by any text encoder; padding is what equals the vocabulary's pad id.
 
     Pooling is the authors': as a sentence encoder's own file says; a pair model's embedding; the last token of a
@@ -185,9 +186,9 @@ class AutoText(nn.Module):
         super().__init__()
         given = dict(given)
         name, self.pad = str(given.pop("pretrained")), vocabulary.pad
-        how, rank = str(given.pop("training", "full")), int(given.pop("rank", 8))
+        how = taken_training(given)
         self.net = encoder(name, "text", **given)
-        prepare_training(self.net, how, rank)
+        prepare_training(self.net, *how)
         self.pooling = text_pooling(name, self.net)
         with torch.no_grad():
             self.hidden = int(self.eval()(torch.zeros(1, 2, dtype=torch.int64)).shape[-1])

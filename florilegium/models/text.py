@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from florilegium.models.bodies import Body
 from florilegium.models.image import known, pretrained_net
+from florilegium.models.pretrained import taken_training
 from florilegium.models.tokens import Vocabulary
 
 KINDS = {"bert": "Bert", "distilbert": "DistilBert", "roberta": "Roberta"}
 
 
-class TextBody(nn.Module):
+class TextBody(Body):
     """int64 token ids [B, T] -> [B, H]; padding is what equals the vocabulary's pad id."""
 
     def __init__(self, architecture: str, given: dict[str, Any], vocabulary: Vocabulary) -> None:
@@ -24,7 +26,8 @@ class TextBody(nn.Module):
         config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}Model")
         extra = {} if architecture == "distilbert" else {"add_pooling_layer": False}
         if pretrained:
-            self.net = pretrained_net(model_class, pretrained, **extra, **given)
+            how = taken_training(given)
+            self.net = pretrained_net(model_class, pretrained, how, {**extra, **given})
         else:
             # RoBERTa counts positions from pad + 1
             given |= {

@@ -205,11 +205,13 @@ def test_an_open_clip_directory_brings_its_own_tokenizer(tmp_path) -> None:
     assert body(conf, "image", "mine")(pictures()).shape == (2, 16)
 
 
-def test_frozen_and_adapted_bodies_train_what_they_say(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["mine", "bert"])
+def test_frozen_and_adapted_bodies_train_what_they_say(tmp_path, name) -> None:
+    """Under a name of one's own, and under one that has a class of its own."""
     place = write_text(tmp_path, "bert")
     for how, some in (("full", True), ("frozen", False), ("lora", True)):
-        conf = clients(mine={"pretrained": place, "training": how, "rank": 2})
-        made = body(conf, "text", "mine", vocabulary(conf, "mine"))
+        conf = clients(**{name: {"pretrained": place, "training": how, "rank": 2}})
+        made = body(conf, "text", name, vocabulary(conf, name))
         training = [name for name, p in made.named_parameters() if p.requires_grad]
         assert bool(training) is some and all(how == "full" or "lora_" in name for name in training)
 
