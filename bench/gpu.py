@@ -1,7 +1,7 @@
 """Speed and memory of full-size models on this machine's GPU, with bare diffusers beside ours.
 
     python bench/gpu.py                      every part, with models of published sizes and random weights
-    python bench/gpu.py --parts plain,rounds some of them: plain, compiled, graphs, tuning, clients, rounds, shares
+    python bench/gpu.py --parts plain,rounds some of them: plain, compiled, graphs, tuning, clients, shares, rounds
     python bench/gpu.py --model DIR          a Stable Diffusion of your own in the parts plain to tuning
     python bench/gpu.py --tiny --device cpu  tiny models: shows that the script works, measures nothing
 
@@ -254,8 +254,8 @@ FULL_CLIENTS = [
 #: model -> (how it is written, its group, further settings); steps and samples are few, and written into the result
 ROUNDS = {
     "sd15": (gpu_models.write_sd15, ["diffusion=sd15", "diffusion.steps=25", "diffusion.batch=16"], FULL_CLIENTS),
-    "sdxl": (gpu_models.write_sdxl, ["diffusion=sdxl", "diffusion.steps=10", "diffusion.batch=8"], []),
     "glide": (gpu_models.write_glide, ["diffusion=glide", "diffusion.batch=64", "diffusion.dtype=bfloat16"], []),
+    "sdxl": (gpu_models.write_sdxl, ["diffusion=sdxl", "diffusion.steps=10", "diffusion.batch=8"], []),
 }
 
 
@@ -401,8 +401,8 @@ PARTS: dict[str, Callable[[argparse.Namespace, Device], Measured]] = {
     "graphs": with_mode("reduce-overhead"),
     "tuning": tunings,
     "clients": clients,
-    "rounds": rounds,
     "shares": shares,
+    "rounds": rounds,
     "autotuned": with_mode("max-autotune"),  # minutes of compilation, so only where it is asked for
 }
 
@@ -426,8 +426,28 @@ def print_line(name: str, figures: Figures) -> None:
     print(f"{name:40} {'  '.join(shown)}", flush=True)
 
 
+def ratios(found: dict[str, Figures]) -> dict[str, float]:
+    """What has a bar (bench/board.py), of the figures that were measured."""
+
+    def of(name: str, key: str) -> float | None:
+        return found.get(name, {}).get(key)
+
+    ours, bare, compiled = "our synthesis", "bare synthesis", "our synthesis, compile default"
+    parts = {
+        "synthesis": (of(ours, "images_per_s"), of(bare, "images_per_s")),
+        "synthesis, compiled": (of(compiled, "images_per_s"), of(bare, "images_per_s")),
+        "synthesis, peak": (of(ours, "peak_gib"), of(bare, "peak_gib")),
+        "features": (of("our features", "images_per_s"), of("bare features", "images_per_s")),
+        "decoder": (of("decoder call, compile reduce-overhead", "share_of_product"), 1.0),
+        "LoRA, GiB": (of("tuning, LoRA 16", "peak_gib"), 1.0),
+        "whole, GiB": (of("tuning, whole", "peak_gib"), 1.0),
+        "checkpoint": (of("tuning, whole", "of_trained"), 1.0),
+    }
+    return {name: round(a / b, 3) for name, (a, b) in parts.items() if a is not None and b is not None}
+
+
 def measure(given: argparse.Namespace) -> None:
-    """Each part in a process of its own, with a time limit."""
+    """Each part in a process of its own, with a time limit. What is known is printed as JSON last."""
     card = torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu"
     result: dict[str, Any] = {"device": card, "torch": torch.__version__, "dtype": given.dtype, "batch": given.batch}
     result["steps"], found = given.steps, {}
@@ -443,8 +463,10 @@ def measure(given: argparse.Namespace) -> None:
             print_line(f"{part}, the rest", found[f"{part}, the rest"])
         if report.is_file():
             found |= json.loads(report.read_text())
+        result |= {"ratios": ratios(found), "figures": found}
         if given.out:
-            given.out.write_text(json.dumps({**result, "figures": found}, indent=1) + "\n")
+            given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
 
 
 def main() -> None:

@@ -130,6 +130,8 @@ def _validate_clients(conf: Settings) -> None:
             raise SettingsError(str(error)) from error
     if conf.timeouts.quorum > len(mix):
         raise SettingsError(f"timeouts.quorum is {conf.timeouts.quorum}, but there are {len(mix)} clients")
+    if conf.privacy.training and conf.clients.precision != "float32":
+        raise SettingsError("clients.precision: DP-SGD clips the gradient of each row, which needs float32")
     _validate_pairs(conf)
     _validate_segmentation(conf)
     architectures = sorted({f"{member.modality} {member.model}" for member in mix})

@@ -284,6 +284,7 @@ def small(toy_conf, *overrides):
             "privacy.representations: noise must lie between 0.001",
         ),
         (["privacy=dpsgd", "+privacy.training.sigma=2"], "privacy.training.sigma"),
+        (["privacy=dpsgd", "clients.precision=bfloat16"], "clients.precision: DP-SGD clips"),
     ],
 )
 def test_bad_settings_give_one_line(overrides, line, toy_conf):
