@@ -70,7 +70,10 @@ def read_vocabulary(place: str | Path, positions: int = 128) -> PreTrainedTokeni
         held = json.loads(known.backend_tokenizer.to_str())["model"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"no byte-pair vocabulary can be read from {place}: {line[:200]}") from error
+        raise ValueError(
+            f"no byte-pair vocabulary can be read from {place} ({line[:200]}); without a hub, name the file vocab.bpe "
+            "of the GLIDE code or merges.txt of GPT-2 by --vocabulary"
+        ) from error
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in held["merges"]]
     return from_vocabulary(held["vocab"] | {END: known.eos_token_id}, pairs, positions)
 
