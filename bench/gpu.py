@@ -26,9 +26,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import gpu_models
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import gpu_models
 from florilegium.config.diffusion import DiffusionSettings, FeatureSettings, TuneSettings
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.load import load

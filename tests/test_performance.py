@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import board, performance, wire_records
+from bench import board, gpu, performance, wire_records
 from bench.board import Bar, Script
 from bench.peers import table as peers
 
@@ -98,3 +98,15 @@ def test_the_table_of_peers_is_made_of_its_runs() -> None:
 
     assert peers.line([run(0.6, 0.4), run(0.5, 0.4)]) == "| m | 55.0 ± 5.0 | 40.0 ± 0.0 | +15.0 ± 5.0 * | 3 | 2 |"
     assert peers.line([run(0.6, 0.4)]) == "| m | 60.0 | 40.0 | +20.0 | 3 | 2 |"
+
+
+def test_ratios_of_a_gpu_by_hand() -> None:
+    """Two figures of what was measured beside each other; nothing of what failed or was not measured."""
+    figures = {
+        "bare synthesis": {"images_per_s": 4.0, "peak_gib": 10.0},
+        "our synthesis": {"images_per_s": 5.0, "peak_gib": 11.0},
+        "our synthesis, compile default": {"error": "did not end"},
+        "tuning, whole": {"peak_gib": 21.5, "of_trained": 2.0},
+    }
+    found = gpu.ratios(figures)
+    assert found == {"synthesis": 1.25, "synthesis, peak": 1.1, "whole, GiB": 21.5, "checkpoint": 2.0}
