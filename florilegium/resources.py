@@ -119,7 +119,7 @@ class Resources:
         except AssetError as error:
             if self.conf.data.judge:
                 raise
-            return f"{first_line(error)}; data.judge=DIR names a transformers image classifier of these classes"
+            return f"{first_line(error)}; `florilegium judge train DIR data=...` makes a judge, data.judge=DIR names it"
         return ""
 
     def judge(self) -> Judge:

@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": Command("florilegium.cli.plan", "what a run will need: GPU memory, disk, hours, bytes"),
     "privacy": Command("florilegium.cli.privacy", "list what a method sends: florilegium privacy METHOD [overrides]"),
     "data": Command("florilegium.cli.data_check", "look at a site's own data: florilegium data check PATH"),
+    "judge": Command("florilegium.cli.judge", "a classifier that measures generated images: judge train DIR data=..."),
     "convert": Command("florilegium.cli.convert", "published checkpoints as a pipeline: convert glide BASE UP DIR"),
     "deploy": Command("florilegium.cli.deploy", "a federation on real machines; `deploy local` is one on this machine"),
 }

@@ -77,7 +77,8 @@ class DataSettings:
     )
     judge: str | None = setting(
         None,
-        "classifier that measures the T2I accuracy: asset, directory or hub id; null: the embedded one of the data",
+        "classifier that measures the T2I accuracy: asset, directory (`florilegium judge train` makes one) or hub id; "
+        "null: the embedded one of the data",
     )
     public: PublicSettings = setting(factory=PublicSettings, help="the public paired set")
 
