@@ -94,7 +94,7 @@ def train_judge(out: Path, names: list[str], rows: Callable[[str], Labelled], to
     """Train, write the best epoch to the directory `out` as transformers keeps models, and measure it.
 
     `rows(split)` gives the labelled images of train, validation and test. ValueError where a class has no training
-    image, OSError or AssetError where `start` cannot be read.
+    image, or where `start` cannot be read.
     """
     learnt, held = rows("train"), rows("validation")
     counts_C = learnt.labels.bincount(minlength=len(names)).float()
@@ -126,13 +126,20 @@ def opened(start: str, names: list[str], side: int) -> tuple[Any, Any]:
     logging.set_verbosity_error()  # a new head is what is wanted
     place = located(start, bare=True)
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
-    made = AutoModelForImageClassification.from_pretrained(
-        place, num_labels=len(names), ignore_mismatched_sizes=True, dtype=torch.float32, **labels
-    )
-    if Path(place).is_dir() and not Path(place, "preprocessor_config.json").is_file():
-        size = {"height": side, "width": side}
-        return made, ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return made, AutoImageProcessor.from_pretrained(place)
+    try:
+        made = AutoModelForImageClassification.from_pretrained(
+            place, num_labels=len(names), ignore_mismatched_sizes=True, dtype=torch.float32, **labels
+        )
+        if Path(place).is_dir() and not Path(place, "preprocessor_config.json").is_file():
+            size = {"height": side, "width": side}
+            return made, ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        return made, AutoImageProcessor.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{start} cannot be read as an image classifier ({line}); a directory, or an embedded encoder such as "
+            "backbones/vit, needs no hub"
+        ) from error
 
 
 def fitted(

@@ -87,6 +87,8 @@ def test_validation_picks_the_epoch_and_test_comes_last(tmp_path, start, monkeyp
 def test_what_cannot_be_used_is_one_line(tmp_path, start) -> None:
     with pytest.raises(ValueError, match="no training image of 'lily': a judge must have seen every class"):
         train_judge(tmp_path / "judge", NAMES, lambda split: colours([4, 0, 4], 0), JudgeTraining(start))
+    with pytest.raises(ValueError, match="cannot be read as an image classifier .*; a directory, or an embedded"):
+        judge_training.opened("backbones/bert", NAMES, 16)
     (tmp_path / "there").mkdir()
     for arguments, message in (
         ([str(tmp_path / "there")], "exists already; choose another directory"),
