@@ -93,6 +93,8 @@ def write_sdxl(folder: Path, small: bool = False) -> Path:
         config |= {"sample_size": 8, "block_out_channels": [32, 32, 32], "transformer_layers_per_block": 1}
         config |= {"cross_attention_dim": 64, "attention_head_dim": 8}
         config |= {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32 + 6 * 4}
+    with torch.device("cpu"):
+        scheduler = EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading")
     second = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
     return saved(
         StableDiffusionXLPipeline(
@@ -102,7 +104,7 @@ def write_sdxl(folder: Path, small: bool = False) -> Path:
             speller(),
             speller(),
             UNet2DConditionModel(**config),
-            EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
+            scheduler,
             add_watermarker=False,
         ),
         folder,

@@ -51,7 +51,7 @@ def weights(model: torch.nn.Module) -> int:
 def hub(monkeypatch):
     """Checkpoints of the hub by their configurations alone."""
 
-    def made(model_class, name, **given):
+    def made(model_class, name, how, given):
         return model_class(HUB[name], **given)
 
     for module in (image, text):
