@@ -35,6 +35,7 @@ from florilegium.config.diffusion import DiffusionSettings, FeatureSettings, Tun
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.load import load
 from florilegium.diffusion.tuning import TuneTexts
+from florilegium.runs.reader import read_lines
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # bf16, dense, FLOP/s
 Figures = dict[str, Any]
@@ -278,11 +279,14 @@ def one_round(given: argparse.Namespace, name: str) -> Figures:
         told += ["diffusion.size=16", "diffusion.features.size=16", "diffusion.captions.min_tokens=0"]
         told += ["diffusion.dtype=float32", "diffusion.steps=2", "diffusion.upsample_steps='2'"]
     found = child(given, ["--run", *told])
-    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    faults = sum(bool(json.loads(line).get("fault")) for line in (out / "ledger.jsonl").read_text().splitlines())
-    figures = {f"round_{r['round']}_s": r["seconds"] for r in rounds}
-    kept_rows = rounds[-1]["metrics"].get("t2i/steps")
-    return {"samples": samples, **figures, **found, "faults": faults, "t2i_steps": kept_rows}
+    steps = read_lines(out / "rounds.jsonl")[-1]["metrics"].get("t2i/steps")
+    return {"samples": samples, **recorded(out), **found, "t2i_steps": steps}
+
+
+def recorded(out: Path) -> Figures:
+    """The seconds of each round of a run, and how many faults its ledger has."""
+    seconds = {f"round_{r['round']}_s": r["seconds"] for r in read_lines(out / "rounds.jsonl")}
+    return {**seconds, "faults": sum(bool(entry.get("fault")) for entry in read_lines(out / "ledger.jsonl"))}
 
 
 def run_here(overrides: list[str], report: Path) -> None:
@@ -328,10 +332,7 @@ def shared_round(given: argparse.Namespace, name: str) -> Figures:
     told += ["evaluation.images_per_class=1", f"diffusion.device={given.device}", f"clients.device={given.device}"]
     told += ["method.client.pretrain_epochs=1", "method.client.local_epochs=1", *SHARES[name]]
     found = child(given, ["--run", *told])
-    entries = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
-    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    figures = {f"round_{r['round']}_s": r["seconds"] for r in rounds}
-    return {**figures, "process_s": found["process_s"], "faults": sum(bool(e.get("fault")) for e in entries)}
+    return {**recorded(out), "process_s": found["process_s"]}
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

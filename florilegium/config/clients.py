@@ -78,8 +78,8 @@ class ClientsSettings:
     )
     precision: str = setting(
         "float32",
-        "what the bodies of models compute in; bfloat16: faster on a GPU. Weights, moments and what "
-        "is sent stay float32",
+        "what the bodies of models compute in; bfloat16: less memory on a GPU, and faster for long inputs alone "
+        "(docs/full-size.md). Weights, moments and what is sent stay float32",
         choices=PRECISIONS,
     )
     threads: int = setting(1, "CPU threads of one client", low=1, high=100_000)

@@ -7,10 +7,9 @@ Axes: B batch, C classes, N images, S image side.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from florilegium.assets import located
-from florilegium.learning.metrics import Judge, Preprocessing, confusion, preprocessing
+from florilegium.learning.metrics import Judge, Preprocessing, accuracy, confusion, preprocessing
 from florilegium.runs.terminal import console
 
 SMOOTHING = 0.05  # of the labels
@@ -49,7 +48,7 @@ class JudgeFigures:
     epochs: tuple[float, ...]
     validation: float
     test: float
-    recall_C: tuple[float, ...] = field(default=())  # of the test rows of each class; nan for a class without any
+    recall_C: tuple[float, ...]  # of the test rows of each class; nan for a class without any
 
     @property
     def best(self) -> int:
@@ -101,20 +100,22 @@ def train_judge(out: Path, names: list[str], rows: Callable[[str], Labelled], to
     if missing := [name for name, count in zip(names, counts_C.tolist(), strict=True) if not count]:
         raise ValueError(f"no training image of {missing[0]!r}: a judge must have seen every class")
     found, processor = opened(told.start, names, int(learnt.images.shape[-1]))
-    with tempfile.TemporaryDirectory(prefix="florilegium-judge-") as scratch:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         place = Path(scratch, "judge")
         processor.save_pretrained(place)
         wanted = preprocessing(str(place))
         epochs = fitted(found, Pictures(learnt, wanted, True), Pictures(held, wanted, False), counts_C, told, place)
-        replace_directory(place, out)
+        os.replace(place, out)  # whole or not at all
     judge = Judge(str(out), device="cuda" if torch.cuda.is_available() else "cpu")
     test = rows("test")
-    table_CC = confusion(judge.predict(test.whole()), test.labels, len(names)).float()
-    recall_C = table_CC.diagonal() / table_CC.sum(1)
+    said_N = judge.predict(test.whole())
     return JudgeFigures(
-        tuple(epochs), judge.accuracy(held.whole(), held.labels), (table_CC.trace() / table_CC.sum()).item(),
-        tuple(recall_C.tolist()),
-    )  # fmt: skip
+        tuple(epochs),
+        judge.accuracy(held.whole(), held.labels),
+        accuracy(said_N, test.labels, len(names)),
+        tuple(recalls(said_N, test.labels, len(names)).tolist()),
+    )
 
 
 def opened(start: str, names: list[str], side: int) -> tuple[Any, Any]:
@@ -216,20 +217,13 @@ def keeping_the_best(model: Any, place: Path, shown: Progress, epochs: int) -> t
     return Keeper(), found
 
 
+def recalls(predicted_N: Tensor, labels_N: Tensor, classes: int) -> Tensor:
+    """[C] the share of each class's images that is recognised; nan for a class without any."""
+    table_CC = confusion(predicted_N, labels_N, classes).float()
+    return table_CC.diagonal() / table_CC.sum(1)
+
+
 def mean_recall(scores_NC: np.ndarray, labels_N: np.ndarray, classes: int) -> float:
-    """The mean over the classes that there are of the share of their images that are recognised."""
-    said_NC = one_hot(torch.from_numpy(scores_NC).argmax(1), classes).float()
-    true_NC = one_hot(torch.from_numpy(labels_N), classes).float()
-    counts_C = true_NC.sum(0)
-    right_C = (said_NC * true_NC).sum(0)
-    return (right_C[counts_C > 0] / counts_C[counts_C > 0]).mean().item()
-
-
-def replace_directory(made: Path, out: Path) -> None:
-    """Put `made` where `out` is, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-        shutil.copytree(made, Path(beside, "new"))
-        if out.exists():
-            os.replace(out, Path(beside, "old"))
-        os.replace(Path(beside, "new"), out)
+    """The mean of `recalls` over the classes that there are."""
+    predicted_N = torch.from_numpy(scores_NC).argmax(1)
+    return recalls(predicted_N, torch.from_numpy(labels_N), classes).nanmean().item()
