@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from florilegium.config.errors import first_line
+
 COMPLETION = ("-sc", "--shell-completion")
 
 
@@ -54,7 +56,7 @@ def main() -> None:
         if code := options.command(options):
             sys.exit(code)
     except options.errors as error:
-        sys.exit(f"florilegium: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
+        sys.exit(f"florilegium: {first_line(error)}")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

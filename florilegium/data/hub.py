@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from florilegium.config.data import DataSettings
+from florilegium.config.errors import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -100,7 +101,7 @@ def _loaded(place: str, subset: str | None) -> DatasetDict:
         saved = any(Path(place, name).is_file() for name in ("dataset_dict.json", "state.json"))
         found: Any = load_from_disk(place) if saved else load_dataset(place, subset)
     except Exception as error:  # no network, no such set, another layout: each has its own class
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = first_line(error)
         way = "" if Path(place).is_absolute() else " (without a network: put its files into a directory and name that)"
         raise ValueError(f"data.hub: {place} cannot be used: {what[:200]}{way}") from error
     return DatasetDict({"train": found}) if isinstance(found, Dataset) else found

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from florilegium.assets import located
+from florilegium.config.errors import first_line
 from florilegium.learning.metrics import Judge, Preprocessing, accuracy, confusion, preprocessing
 from florilegium.runs.terminal import console
 
@@ -136,7 +137,7 @@ def opened(start: str, names: list[str], side: int) -> tuple[Any, Any]:
             return made, ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         return made, AutoImageProcessor.from_pretrained(place)
     except (OSError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise ValueError(
             f"{start} cannot be read as an image classifier ({line}); a directory, or an embedded encoder such as "
             "backbones/vit, needs no hub"

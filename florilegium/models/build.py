@@ -16,6 +16,7 @@ from typing import Any
 
 from florilegium.assets import located
 from florilegium.config.clients import SEGMENTATION, ClientsSettings
+from florilegium.config.errors import first_line
 from florilegium.models.bodies import Classifier, ModelError
 from florilegium.models.clip import ClipImage, ClipText
 from florilegium.models.dense import Segmenter
@@ -104,7 +105,7 @@ def plain_body(clients: ClientsSettings, modality: str, architecture: str, reads
             return AutoImage(given) if modality == "image" else AutoText(given, reads)
         return ImageBody(architecture, given) if modality == "image" else TextBody(architecture, given, reads)
     except (TypeError, ValueError, OSError, AttributeError, KeyError, ImportError, RuntimeError) as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         raise ModelError(f"clients.architectures.{architecture}: {text}") from error
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from florilegium import assets
+from florilegium.config.errors import first_line
 from florilegium.data.toy import WORDS
 from florilegium.models.pretrained import longest_text
 
@@ -90,8 +91,7 @@ def clip_vocabulary(place: str, longest: int) -> Vocabulary:
     try:
         reader: Any = open_clip.get_tokenizer(open_clip_name(place))
     except Exception as error:  # a missing file, another layout, no network: each has its own class
-        what = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{place} has no tokenizer that open_clip can read: {what[0]}") from error
+        raise ValueError(f"{place} has no tokenizer that open_clip can read: {first_line(error)}") from error
     inner = getattr(reader, "tokenizer", None)
     most = min(longest, int(reader.context_length))
 

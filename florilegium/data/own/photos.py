@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from florilegium.config.errors import first_line
 from florilegium.data.own.cells import described
 from florilegium.data.own.findings import BadCell, quoted
 
@@ -130,7 +131,7 @@ def _unreadable(error: Exception) -> BadCell:
         return BadCell("truncated image", "image cannot be read: the file ends too early")
     if isinstance(error, Image.UnidentifiedImageError):
         return BadCell("unreadable image", f"image cannot be read: it is no {KINDS} image")
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     return BadCell("unreadable image", f"image cannot be read: {line[:80]}")
 
 

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from florilegium.config.errors import first_line
+
 END = "<|endoftext|>"
 
 
@@ -69,7 +71,7 @@ def read_vocabulary(place: str | Path, positions: int = 128) -> PreTrainedTokeni
         known = AutoTokenizer.from_pretrained(str(place))
         held = json.loads(known.backend_tokenizer.to_str())["model"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise ValueError(
             f"no byte-pair vocabulary can be read from {place} ({line[:200]}); without a hub, name the file vocab.bpe "
             "of the GLIDE code or merges.txt of GPT-2 by --vocabulary"
