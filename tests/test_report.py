@@ -14,7 +14,7 @@ from PIL import Image
 
 from florilegium import catalogue
 from florilegium.catalogue import CATALOGUE
-from florilegium.report import charts, comparison
+from florilegium.report import charts, comparison, lead
 from florilegium.report import page as report
 from florilegium.report.markup import duration, size
 from florilegium.runs import reader
@@ -66,8 +66,19 @@ def test_the_first_screen_says_the_result_in_a_sentence_and_a_picture(whole):
     assert "(+20.0 points, less than two standard errors of 18.3)" in first
     # diversity is 0.4 - accuracy / 2: 0.3 before, 0.2 after
     assert "have a mean CLIP distance of 0.20 from each other; before, it was 0.30." in first
-    assert "Beside clients that learn alone, image clients gain 20.0 points and text clients gain 20.0 points." in first
+    gain = "gain 20.0 points (standard error over 2 clients: 0.0)"
+    assert f"Beside clients that learn alone, image clients {gain} and text clients {gain}." in first
     assert re.findall(r'alt="(before|round 2): bird, boat, heart"', first) == ["before", "round 2"]
+
+
+def test_a_gain_of_clients_has_its_error_over_them(tmp_path):
+    # gains of 4, 0 and 2 points: their standard deviation is 2, so the error of their mean is 2 / sqrt(3) = 1.2
+    dealt = {"clients": [{"client": k, "modality": "image"} for k in range(3)] + [{"client": 3, "modality": "text"}]}
+    run = reader.Recorded(tmp_path, {}, dealt, [], [], {}, {}, 0.0)
+    after = {"client/accuracy/0": 0.44, "client/accuracy/1": 0.40, "client/accuracy/2": 0.42, "client/accuracy/3": 0.9}
+    alone = {f"client/accuracy/{k}": 0.40 for k in range(4)}
+    assert lead.spread(run, "image", after, alone) == " (standard error over 3 clients: 1.2)"
+    assert lead.spread(run, "text", after, alone) == ""  # one client has no spread
 
 
 def test_bytes_and_faults_are_counted(whole):

@@ -1,6 +1,7 @@
 """The first screen of the report page: the result of the run in one sentence and one picture."""
 
 import math
+import statistics
 from html import escape
 
 import numpy as np
@@ -58,13 +59,24 @@ def clients_sentence(run: Recorded) -> str:
         return ""
     main, alone = run.metrics(MAIN), run.metrics(arms[0])
     parts = [
-        f"{kind} clients {points(main[key] - alone[key])}"
+        f"{kind} clients {points(main[key] - alone[key])}{spread(run, kind, main, alone)}"
         for kind in ("image", "text")
         if (key := f"client/accuracy/{kind}") in main and key in alone
     ]
     if not parts:
         return ""
     return f"Beside clients that learn alone, {' and '.join(parts)}."
+
+
+def spread(run: Recorded, kind: str, main: dict[str, float], alone: dict[str, float]) -> str:
+    """How far the gains of this kind's clients differ: the standard error of their mean. "" for fewer than two."""
+    dealt = [row for row in run.partition.get("clients") or [] if row.get("modality") == kind]
+    keys = [f"client/accuracy/{row['client']}" for row in dealt]
+    gains = [main[key] - alone[key] for key in keys if key in main and key in alone]
+    if len(gains) < 2:
+        return ""
+    error = statistics.stdev(gains) / math.sqrt(len(gains))
+    return f" (standard error over {len(gains)} clients: {100 * error:.1f})"
 
 
 def points(difference: float) -> str:
