@@ -25,12 +25,14 @@ from client_app.privacy.attacks import attacked, poisoned
 from florilegium import catalogue, seeds
 from florilegium.config import composition
 from florilegium.config.settings import Settings
+from florilegium.diffusion.generator import enough_memory
 from florilegium.protocol import codec, personal, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.forms import Form
 from florilegium.protocol.payloads import Weights
 
 RAISE = "raise-errors"  # set by runtime=inprocess with FLORILEGIUM_DEBUG: an exception reaches the debugger
+LESS = "the batch of the method's client, or set clients.precision=bfloat16"  # what a client's memory needs
 RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 app = ClientApp()
 
@@ -99,8 +101,9 @@ def answer(phase: str, message: Message, context: Context) -> Message:
         conf = read_settings(str(run_config.get("settings", "")), str(run_config.get("overrides", "")))
         torch.set_num_threads(conf.clients.threads)
         header = codec.header(message.content)
-        client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
-        up = perform(phase, conf, client, header, message.content)
+        with enough_memory(LESS):
+            client = poisoned(open_client(conf, context.node_config, header), "data-path" in context.node_config)
+            up = perform(phase, conf, client, header, message.content)
         return Message(
             codec.pack(up, header, client.protection.figures(), client.budget, Form.of(conf)), reply_to=message
         )

@@ -355,3 +355,17 @@ def test_bad_requests_are_refused_by_name(tiny: FeatureExtractor, projection: Pr
         Projection.of({**tensors, "up1.mean": torch.zeros(5)})
     with pytest.raises(ValueError, match="NaN"):
         Projection.of({**tensors, "up1.mean": tensors["up1.mean"] * float("nan")})
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_too_little_gpu_memory_names_the_batch(part: str, projection: Projection, monkeypatch) -> None:
+    def full(*given, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    one = extractor()
+    if part == "encoder":
+        monkeypatch.setattr(one.pipe.vae, "encode", full)
+    else:
+        one.pipe.unet.register_forward_pre_hook(full)
+    with pytest.raises(MemoryError, match=r"lower diffusion.features.batch \(8\)"):
+        one.conditional(IMAGES, IDS, PROMPTS, WHICH, projection, seed=0)

@@ -242,21 +242,31 @@ def test_a_client_is_judged_on_the_sites_own_rows_where_it_names_them(toy_conf, 
     assert own.test.texts == tuple(row["text"] for row in rows()[:2]) and len(own.validation) == len(data.validation)
 
 
+def refusal(conf, node) -> str:
+    """Why a client cannot answer `profile`, as its server hears it."""
+    run_config = {"settings": json.dumps(composition.plain(conf)), "overrides": ""}
+    context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=run_config)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    question = Message(codec.pack(Nothing(), Header("method", 0, 1)), 1, "query.profile")
+    return app.answer("profile", question, context).error.reason
+
+
+def test_a_client_whose_gpu_is_too_small_says_what_to_lower(toy_conf, tmp_path, monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(app, "perform", full)
+    conf = toy_conf("clients.mix=[{modality: image, model: resnet}]")
+    reason = refusal(conf, {"partition-id": 0, "num-partitions": 1, "state-dir": str(tmp_path)})
+    assert reason.startswith("MemoryError: too little GPU memory: lower the batch of the method's client, or set")
+
+
 def test_the_server_hears_of_refused_data_without_names_or_contents(toy_conf, tmp_path, caplog):
     place = folder(tmp_path / "own")
     (place / "disc" / "jane-doe.png").write_bytes(b"no image")
     conf = toy_conf("clients.mix=[{modality: image, model: resnet}]")
     node = {"partition-id": 0, "data-path": str(place), "state-dir": str(tmp_path / "state")}
-    context = Context(
-        run_id=1,
-        node_id=1,
-        node_config=node,
-        state=RecordDict(),
-        run_config={"settings": json.dumps(composition.plain(conf)), "overrides": ""},
-    )
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    question = Message(codec.pack(Nothing(), Header("method", 0, 1)), 1, "query.profile")
-    reason = app.answer("profile", question, context).error.reason
+    reason = refusal(conf, node)
     assert "own data are refused (unreadable image: 1 in all)" in reason
     assert "jane" not in reason and str(tmp_path) not in reason
 

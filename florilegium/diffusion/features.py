@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
 from florilegium.config.diffusion import DiffusionSettings
-from florilegium.diffusion.generator import Progress, device_of
+from florilegium.diffusion.generator import Progress, device_of, enough_memory
 from florilegium.diffusion.load import backend, directory, weights_hash
 from florilegium.diffusion.networks import Network, Texts
 from florilegium.diffusion.projection import Projection
@@ -241,11 +242,16 @@ class FeatureExtractor:
         pixels = scaled(images.to(self.device))
         if pixels.shape[-1] != self.native:
             pixels = interpolate(pixels, (self.native,) * 2, mode="bilinear", antialias=True, align_corners=False)
-        mean, deviation = self.view.posterior(self.pipe, self._laid_out(pixels))
+        with self._memory():
+            mean, deviation = self.view.posterior(self.pipe, self._laid_out(pixels))
         latents = mean.float()
         if self.features.posterior == "sample" and deviation is not None:
             latents = latents + deviation.float() * _drawn(latents, ids, seed, "posterior")
         return self.view.scaled(self.pipe, latents)
+
+    def _memory(self) -> AbstractContextManager[None]:
+        """MemoryError, one line, where the GPU has too little memory for a batch."""
+        return enough_memory(f"diffusion.features.batch ({self.features.batch})")
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """In the dtype of the weights, and on a CPU in the memory order that its convolutions like."""
@@ -280,7 +286,8 @@ class FeatureExtractor:
 
         handles = [block.register_forward_hook(hook(name)) for name, block in wanted.items()]
         try:
-            self.network(self._laid_out(noisy_NCHW), timestep, texts_N.to(self.dtype))
+            with self._memory():
+                self.network(self._laid_out(noisy_NCHW), timestep, texts_N.to(self.dtype))
         except _LastBlock:
             pass
         finally:
