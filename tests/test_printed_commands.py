@@ -1,5 +1,7 @@
 """Every command that the documentation and the help print is run, or composed and checked as its run would be."""
 
+import functools
+import glob
 import io
 import re
 import shlex
@@ -13,6 +15,8 @@ from florilegium.cli import main
 from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
 from florilegium.data.own import preparation
+from florilegium.report import comparison
+from florilegium.runs.reader import MAIN, Recorded
 from florilegium.runtime import launch
 from tests.field.inputs import picture, put
 
@@ -23,7 +27,8 @@ PAGES = [
     *(ROOT / "docs").rglob("*.md"),
     HELP,
 ]
-LINE = re.compile(r"^ *(?:\$ )?(?:\.venv/bin/)?((?:florilegium|flwr run) .*)", re.MULTILINE)
+LINE = re.compile(r"^ *(?:\$ )?(?:\w+=\S+ )*(?:\.venv/bin/)?((?:florilegium|flwr run) .*)", re.MULTILINE)
+VARIABLE = re.compile(r' *(\w+)="([^"]*)"')  # a line that sets one of the shell's
 INLINE = re.compile(r"`(florilegium (?:run|data check|privacy|methods|settings|deploy local)\b[^`]*)`")
 PLACEHOLDER = re.compile(r"\.\.\.|\b(DIR|METHOD|RUN|PATH|KEY|X|THE_SAME|UPSAMPLER|UP)\b|\[overrides|<")
 STAND_INS = {"PICTURES": "pictures", "TABLE.csv": "reports.csv"}
@@ -37,14 +42,31 @@ def words(command: str) -> list[str]:
     return shlex.split(command, comments=True)
 
 
+def expanded(text: str) -> str:
+    """A page whose lines are whole where a backslash parted them, with the variables that a code block sets put in."""
+    lines, values = [], {}
+    for line in re.sub(r"\\\n *", " ", text).splitlines():
+        if given := VARIABLE.fullmatch(line):
+            values[given[1]] = given[2]
+        elif not line.strip():  # here the block ends
+            values = {}
+        lines.append(re.sub(r"\$(\w+)", lambda name, known=values: known.get(name[1], name[0]), line))
+    return "\n".join(lines)
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page, as they are printed."""
+    text = expanded(page.read_text(encoding="utf-8"))
+    return [*LINE.findall(text), *INLINE.findall(text)]
+
+
 def printed() -> list[list[str]]:
-    """The words of each printed command, once each; a line may go on behind a backslash."""
+    """The words of each printed command, once each."""
     found = {}
     for page in PAGES:
         if page.name == "your-own-method.md":  # SUITE
             continue
-        text = re.sub(r"\\\n *", " ", page.read_text(encoding="utf-8"))
-        for command in [*LINE.findall(text), *INLINE.findall(text)]:
+        for command in commands(page):
             if not PLACEHOLDER.search(command.split(" #")[0]) and command != "florilegium data check":
                 found.setdefault(tuple(words(command)))
     return [list(each) for each in found]
@@ -57,6 +79,7 @@ RUNS = [
 OTHERS = [line for line in PRINTED if line[0] == "florilegium" and line not in RUNS]
 
 
+@functools.cache
 def jpeg(seed, width, height):
     """An encoded JPEG of noise."""
     buffer = io.BytesIO()
@@ -79,10 +102,16 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
+@functools.cache
+def composed(given: tuple[str, ...]) -> composition.Settings:
+    """The settings of a run, composed once."""
+    return composition.compose(given)
+
+
 def check(given: list[str]) -> None:
     """All that happens before a run starts. `resume=true` needs a run, which tests/test_continuation.py has."""
     given = [text for text in overrides.readable(given) if not text.startswith(("resume=", "--"))]
-    conf = composition.complete(composition.compose([text for text in given if text != "job"]))
+    conf = composition.complete(composed(tuple(text for text in given if text != "job")))
     if conf.data.own and (facts := preparation.prepare(conf)):
         conf.data.classes = facts["classes"]
     try:
@@ -91,19 +120,24 @@ def check(given: list[str]) -> None:
         assert "opacus" in str(error)  # an extra that need not be installed
 
 
-def jobs(given: list[str]) -> list[list[str]]:
-    """One run; of a sweep the first and the last."""
+def every_job(given: list[str]) -> list[list[str]]:
+    """One run, or all those of a sweep."""
     if "-m" not in given:
         return [given]
-    every = overrides.jobs([text for text in given if text != "-m"])
-    return [every[0], every[-1]]
+    swept = [text for text in given if text != "-m"]
+    return overrides.jobs(composition.prepared(overrides.readable(swept, sweeping=True)))
+
+
+def few(every: list[list[str]]) -> list[list[str]]:
+    """Of a sweep the first job, and for each further value of a key the one that differs from the first in it alone."""
+    return [job for job in every if sum(a != b for a, b in zip(job, every[0], strict=True)) < 2]
 
 
 @pytest.mark.parametrize("line", RUNS, ids=" ".join)
 def test_a_printed_run_composes_and_passes_the_checks(line, there):
     if "data=folder" in line and "data: site-a" in line[-1]:
         (there / "pictures").rename(there / "site-a")
-    for job in jobs(line[2:] if line[1] == "run" else main.local(line[3:])):
+    for job in few(every_job(line[2:] if line[1] == "run" else main.local(line[3:]))):
         check(job)
 
 
@@ -123,11 +157,73 @@ def test_every_other_printed_command_is_taken_and_run_where_it_needs_nothing_els
         assert (not code or line[1] == "data") and len(capsys.readouterr().out.splitlines()) > 3
 
 
+class Listed(launch.Jobs):
+    """The jobs of a sweep by the folder of each, in the place of their runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.folders: dict[str, list[str]] = {}
+
+    def run(self, conf, name="", folder="", given=None):
+        self.folders[folder] = list(given or ())
+
+
+def directories(given: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[Path, list[str]]:
+    """Where a printed `florilegium run` with an `out` puts its runs, and their overrides; of a sweep `few`."""
+    out = [text.removeprefix("out=") for text in given if text.startswith("out=")]
+    listed = Listed()
+    if "-m" in given:
+        with monkeypatch.context() as patch:
+            patch.setattr(composition, "compose", lambda job: None)
+            launch.sweep(composition.prepared(overrides.readable([x for x in given if x != "-m"], True)), listed)
+    else:
+        listed.folders[""] = given
+    kept = few(list(listed.folders.values()))
+    return {Path(out[-1], folder): job for folder, job in listed.folders.items() if out and job in kept}
+
+
+def as_if_run(place: Path, job: list[str]) -> Recorded:
+    """A finished run with these overrides, whose arms all have the same figures."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "settings.yaml").touch()
+    conf = composed(tuple(text for text in job if not text.startswith(("resume=", "data.path="))))
+    figures = {column.key: 0.5 for column in comparison.COLUMNS}
+    rounds = [{"arm": arm, "round": n, "metrics": figures} for arm in conf.arms() for n in (0, conf.rounds)]
+    return Recorded(place, composition.plain(conf), {}, rounds, [], {}, {}, 0.0)
+
+
+COMPARES = {page: [line for line in commands(page) if line.startswith("florilegium compare ")] for page in PAGES}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if COMPARES[page]], ids=lambda page: page.name)
+def test_a_printed_compare_reads_what_its_page_writes(page, there, monkeypatch):
+    """Its runs are there (or kept) and of one protocol, it has the arm that is named, and no row mixes two of them."""
+    printed = [words(line)[2:] for line in commands(page) if line.startswith("florilegium run ") and "..." not in line]
+    written = [directories(given, monkeypatch) for given in printed if "--cfg" not in given]
+    runs = {place: as_if_run(place, job) for each in written for place, job in each.items()}
+    read = comparison.recorded
+    monkeypatch.setattr(comparison, "recorded", lambda path: runs.get(path) or read(path))
+    for line in COMPARES[page]:
+        options = main.parse(words(line)[1:])
+        names, options.runs = options.runs, []
+        for name in map(str, names):  # as a shell expands them
+            found = [ROOT / name] if name.startswith("docs/records") else [*map(Path, glob.glob(name))]
+            assert found, f"{line}: no printed command writes {name}"
+            options.runs += found
+        options.command(options)
+        arms = [(runs[x].title(MAIN), runs[x].get("seed")) for x in comparison.found(options.runs) if x in runs]
+        assert len(arms) == len(set(arms)), f"{line}: runs of different settings are one arm in {sorted(arms)}"
+
+
 def test_the_kinds_of_printed_commands_are_all_here():
     """The expressions above find what there is."""
     kinds = {line[1] for line in OTHERS}
-    assert {"data", "privacy", "methods", "report", "compare", "deploy"} <= kinds and len(RUNS) > 25
+    assert {"data", "privacy", "methods", "report", "compare", "deploy"} <= kinds and len(RUNS) > 50
     assert any("-m" in line for line in RUNS) and any(line[0] == "flwr" for line in PRINTED)
+    assert not [line for line in RUNS if any(word.startswith("$") for word in line)]
+    for page in PAGES:  # whatever stands before the command
+        lines = re.findall(r"^ {4,}[^#\n`]*florilegium run .*", expanded(page.read_text("utf-8")), re.MULTILINE)
+        assert len(LINE.findall("\n".join(lines))) == len(lines), page
 
 
 def test_the_answers_of_data_check_are_those_of_the_page(there, capsys):
