@@ -80,8 +80,8 @@ class FedMMKTSettings:
         True, "give every client weights with mean one over a round; false is the paper's literal reading (our choice)"
     )
     prompt_weight: float = setting(
-        4.0,
-        "weight of the vote for the class that was drawn, counted in clients; 0 is the paper's literal reading",
+        0.0,
+        "weight of the vote for the class that was drawn, counted in clients; 0, the paper's: clients alone vote",
         low=0,
         high=1e6,
     )

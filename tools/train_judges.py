@@ -3,6 +3,8 @@
 emoji-private sees the clients' styles only, emoji-public the public styles only, fashion the federated part: a judge
 that had seen other domains would also pass pictures in them. The lexicon's clients hold too few pictures for a judge
 that is right often enough, so lexicon-private also sees public concepts in all styles (build_lexicon draws them).
+
+`--large` trains a second judge, NAME-large: a wider and deeper net, which checks what the first one says.
 """
 
 import json
@@ -22,12 +24,13 @@ from florilegium.protocol.pixels import scaled
 STEPS = {"emoji-private": 1500, "emoji-public": 1500, "lexicon-private": 2500, "fashion": 1200}
 
 
+SIZES = {"": ([48, 96, 160, 224], [1, 1, 1, 1]), "-large": ([64, 128, 256, 384], [2, 2, 2, 2])}  # widths and depths
 MORE = {"lexicon-private": JUDGE_LEXICON}
 KEPT_BACK = ("emoji-public",)  # measures the mini models before any tuning; no run needs it, so it is not shipped
 
 
-def folder_of(judge: str, out: Path, cache: Path) -> Path:
-    return (cache if judge in KEPT_BACK else out) / "judges" / judge
+def folder_of(judge: str, size: str, out: Path, cache: Path) -> Path:
+    return (cache if judge in KEPT_BACK else out) / "judges" / f"{judge}{size}"
 
 
 def joined(first: Examples, second: Examples) -> Examples:
@@ -40,12 +43,13 @@ def joined(first: Examples, second: Examples) -> Examples:
     )
 
 
-def mini_resnet(names: list[str]) -> ResNetForImageClassification:
+def mini_resnet(names: list[str], size: str) -> ResNetForImageClassification:
+    widths, depths = SIZES[size]
     return ResNetForImageClassification(
         ResNetConfig(
             embedding_size=32,
-            hidden_sizes=[48, 96, 160, 224],
-            depths=[1, 1, 1, 1],
+            hidden_sizes=widths,
+            depths=depths,
             layer_type="basic",
             id2label=dict(enumerate(names)),
             label2id={name: i for i, name in enumerate(names)},
@@ -77,17 +81,18 @@ def accuracy(model: ResNetForImageClassification, data: Examples, device: torch.
 
 
 def train_judge(judge: str, args, device: torch.device) -> None:
+    size = "-large" if args.large else ""
     learnt, held = split_of(judge, "train"), split_of(judge, "validation")
     private = len(learnt.labels)
     if (more := args.cache / MORE.get(judge, "")).is_file():
         learnt = joined(learnt, examples(read(more), learnt.names))
-    model = mini_resnet(learnt.names).to(device, memory_format=torch.channels_last)
+    model = mini_resnet(learnt.names, size).to(device, memory_format=torch.channels_last)
     # the square root between natural and equal class frequencies: small classes are met often enough
     weights = learnt.sampling_weights(others=0.0) ** 0.5
     if private < len(weights):
         weights[private:] *= weights[:private].sum() / weights[private:].sum()  # half of the draws are the clients'
     weights /= weights.sum()
-    kept = args.cache / "checkpoints" / f"judge-{judge}.json"
+    kept = args.cache / "checkpoints" / f"judge-{judge}{size}.json"
     best = json.loads(kept.read_text()) if kept.exists() else {"validation": 0.0}
 
     def loss_of(rng: np.random.Generator) -> torch.Tensor:
@@ -104,15 +109,15 @@ def train_judge(judge: str, args, device: torch.device) -> None:
         print(f"{judge}: {found:.3f} on validation after {facts['steps']} steps", flush=True)
         if found >= best["validation"]:
             best.update(facts, validation=round(found, 4))
-            half = mini_resnet(learnt.names).half()
+            half = mini_resnet(learnt.names, size).half()
             half.load_state_dict(average.state_dict())
-            folder = folder_of(judge, args.out, args.cache)
+            folder = folder_of(judge, size, args.out, args.cache)
             half.save_pretrained(folder)
             processor().save_pretrained(folder)
-        record(args.cache, f"judge-{judge}", best)
+        record(args.cache, f"judge-{judge}{size}", best)
 
-    train(f"judge-{judge}", model, loss_of, save, args, decay=0.998)
-    write_card(judge, best, split_of(judge, "test"), folder_of(judge, args.out, args.cache), device)
+    train(f"judge-{judge}{size}", model, loss_of, save, args, decay=0.998)
+    write_card(judge, best, split_of(judge, "test"), folder_of(judge, size, args.out, args.cache), device)
 
 
 def write_card(judge: str, best: dict, test: Examples, folder: Path, device: torch.device) -> None:
@@ -124,7 +129,7 @@ def write_card(judge: str, best: dict, test: Examples, folder: Path, device: tor
 library_name: transformers
 pipeline_tag: image-classification
 ---
-# Judge: {judge}
+# Judge: {folder.name}
 
 A small ResNet that tells the {len(test.names)} classes apart. Trained on this repository's real training images of
 `{judge}` {alone} ({record_line};
@@ -143,6 +148,7 @@ Every T2I accuracy it gives is to be read beside its own {found:.1%}.
 def main() -> None:
     parser = arguments(__doc__, steps=0, batch=96, lr=2e-3)
     parser.add_argument("--judges", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--large", action="store_true", help="the second judge, NAME-large")
     args = parser.parse_args()
     device, asked = device_of(args), args.steps
     for judge in args.judges:
