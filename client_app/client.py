@@ -25,6 +25,7 @@ from florilegium.data.masks import BACKGROUND
 from florilegium.data.masks import masks as masks_of
 from florilegium.data.private import PrivateData
 from florilegium.data.public import PublicPairs, open_public, same_order
+from florilegium.data.stored_images import Changed
 from florilegium.diffusion.generator import device_of
 from florilegium.learning.augmentation import drawn, moved, shifted
 from florilegium.models import bodies, build
@@ -202,8 +203,11 @@ class Client:
             )
         return Kept(ids, pixels.resized(pixels.decode(images), self.conf.data.image_size), texts)
 
-    def inputs(self, samples: Samples | Kept, augment_seed: int | None = None) -> Tensor:
-        """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality."""
+    def inputs(self, samples: Samples | Kept, augment_seed: int | None = None) -> Tensor | Changed:
+        """Samples as model inputs, with `augment_seed` as their second view. ClientError for the wrong modality.
+
+        On the CPU: token ids [N, T], or images that become floats [n, 3, S, S] when n of them are read.
+        """
         kept = self.open_samples(samples) if isinstance(samples, Samples) else samples
         if self.modality == "pair":
             raise ClientError("a retrieval client has no classifier that reads samples of one side")
@@ -211,16 +215,16 @@ class Client:
             images = kept.images
             if augment_seed is not None:
                 images = views.second_images(images, kept.ids, augment_seed)
-            return pixels.scaled(images).to(self.device)
+            return Changed(images, pixels.scaled)
         if augment_seed is None:
-            return self.vocabulary(kept.texts).to(self.device)
-        return self.vocabulary(views.second_texts(kept.texts, kept.ids, augment_seed)).to(self.device)
+            return self.vocabulary(kept.texts)
+        return self.vocabulary(views.second_texts(kept.texts, kept.ids, augment_seed))
 
     @torch.no_grad()
-    def encoded(self, inputs: Tensor) -> Tensor:
+    def encoded(self, inputs: Tensor | Changed) -> Tensor:
         """Representations of all inputs in evaluation mode, [N, D] on the CPU."""
         model = self.classifier.eval()
-        parts = [model.encode(x).cpu() for x in inputs.split(EVALUATION_BATCH)]
+        parts = [model.encode(x.to(self.device)).cpu() for x in inputs.split(EVALUATION_BATCH)]
         return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
     @torch.no_grad()
@@ -289,7 +293,7 @@ class Client:
         self.memory.write("replay", tensors)
 
     def distillation_batches(
-        self, distillation: DistillationSet, inputs: Tensor, size: int, epoch: int
+        self, distillation: DistillationSet, inputs: Tensor | Changed, size: int, epoch: int
     ) -> Iterator[Batch]:
         """One shuffled pass over a distillation set, as model `inputs`; images are shifted as private ones are."""
         random = torch.Generator().manual_seed(self.seed("lesson", epoch))  # a name of a seed: not renamed
@@ -298,7 +302,7 @@ class Client:
             self.budget.shared += len(chosen)
             x = inputs[chosen]
             if self.modality == "image":
-                x = shifted(x.cpu(), random, augment.crop, augment.flip)
+                x = shifted(x, random, augment.crop, augment.flip)
             yield Batch(
                 x.to(self.device),
                 distillation.labels[chosen].to(self.device),

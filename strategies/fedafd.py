@@ -20,6 +20,7 @@ from florilegium.federation.federation import Client, Federation, Reply
 from florilegium.learning.averaging import named, part
 from florilegium.learning.similarity import match_scores, similarity_weights, weighted
 from florilegium.methods.fedafd.fidelity import Divergences, other_view
+from florilegium.models.sizes import body_size
 from florilegium.protocol.deltas import Sent
 from florilegium.protocol.payloads import Features, Nothing, PublicSet, Report
 from florilegium.protocol.validation import WireError
@@ -115,6 +116,18 @@ class FedAFD(Rounds):
             targets, weights = self.aggregated(replies, global_ND)  # stage 3, section 5
             metrics |= weights | self.distill(targets, now)  # section 6
         return metrics | self.bytes_apart(federation)
+
+    @staticmethod
+    def planned_bytes(conf: Any, settings: FedAFDSettings, image_bytes: float) -> dict[str, float]:
+        """`up` and `down` of a client that reads both sides, in a round, before a run: features of the public pairs
+        both ways, and down the encoders where they are tuned whole."""
+        features = 2.0 * 4 * conf.clients.width * (conf.data.public.pairs or 0)
+        towers = zip(SIDES, settings.retriever.architecture.split("+"), strict=True)
+        sizes = [body_size(conf.clients, side, name, conf.data.image_size) for side, name in towers]
+        whole = settings.fusion != "none" and settings.tuned == "all"
+        encoders = sum(4 * size.weights for size in sizes if size is not None) if whole else 0.0
+        up, down = (features if there else 0.0 for there in (settings.sed, settings.alignment))
+        return {"up": up, "down": down + encoders}
 
     # -- the global encoders and their features ------------------------------------------------------------------------
 

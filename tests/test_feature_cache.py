@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from florilegium.diffusion.cache import CacheError, FeatureCache
+from florilegium.contract.tiny_models import SIDE
+from florilegium.data import stored_images
+from florilegium.diffusion.cache import CacheError, FeatureCache, Request
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.runs import files as atomic
 from tests.test_features import IDS, IMAGES, PROMPTS, WHICH, extractor
@@ -49,6 +54,28 @@ def test_a_hit_is_bit_equal_and_reads_no_model(tmp_path: Path) -> None:
     assert torch.equal(computed, found) and found.dtype == torch.float16 and tuple(found.shape) == (12, 3, 8)
     assert torch.equal(found, first.conditional(IMAGES, IDS, PROMPTS, WHICH, PROJECTION, 0).half())
     assert len(files(tmp_path)) == 1
+
+
+def test_images_in_a_file_are_the_same_request(tmp_path: Path, monkeypatch) -> None:
+    """The key of images in memory is that of the released versions, whose files stay good."""
+    pixels = stored_images.Pictures(SIDE, limit=1)
+    for image in IMAGES:
+        pixels.append(image.permute(1, 2, 0).numpy())
+    in_file, cache = pixels.images(), FeatureCache(tmp_path)
+    assert isinstance(in_file, stored_images.StoredImages)
+    monkeypatch.setattr("florilegium.diffusion.cache.BLOCK", 5)  # 12 images are three reads
+    computed = ask(cache, extractor())
+    found = cache.features(extractor(), in_file, IDS, PROMPTS, WHICH, PROJECTION, 0)
+    assert torch.equal(found, computed) and (cache.hits, cache.misses) == (36, 36) and len(files(tmp_path)) == 1
+    request = Request(extractor(), IMAGES, IDS, PROMPTS, WHICH, PROJECTION, 0)
+    given = json.dumps([PROMPTS, list(IMAGES.shape), list(WHICH.shape)]).encode()
+    content = b"".join(x.numpy().tobytes() for x in (IMAGES, IDS, WHICH))
+    assert request.key == hashlib.sha256(request.version.encode() + given + content).hexdigest()[:40]
+    alone = replace(request, images=in_file.pick(torch.arange(12).flip(0)))
+    assert alone.key != request.key == replace(request, images=in_file).key
+    assert (replace(request, images=in_file).names() == request.names()).all()
+    other = FeatureCache(tmp_path / "other").features(extractor(), in_file, IDS, PROMPTS, WHICH, PROJECTION, 0)
+    assert torch.equal(other, computed)
 
 
 def test_what_is_found_stands_in_the_files_own_pages(tmp_path: Path) -> None:

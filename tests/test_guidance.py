@@ -14,6 +14,7 @@ from florilegium import preflight
 from florilegium.catalogue import CATALOGUE
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
+from florilegium.data import datasets, private, stored_images
 from florilegium.data.datasets import Classes, open_dataset
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
@@ -325,3 +326,52 @@ def test_guides_and_examples_cross_the_wire_checked():
     bad.tensors["pca.up1.mean"] = torch.full((4,), torch.nan)
     with pytest.raises(WireError, match="NaN or infinite"):
         codec.unpack(codec.pack(bad, header), Guide)
+
+
+# -- rows that lie in a file -------------------------------------------------------------------------------------------
+
+SEGMENT = "clients.task=segmentation"
+WHERE_ROWS_ARE_READ = {
+    "both": ["feddifrc", f"guidance@{AT}=both"],
+    "axes of a batch": ["feddifrc", "diffusion.features.pca=per_batch"],
+    "a condition": ["feddifrc", f"{AT}.feddifrc.condition=add_all_tokens"],
+    "at the server": ["feddifrc", f"{AT}.feddifrc.location=server", f"{AT}.allow_upload=true"],
+    "segmentation": ["feddifrc", SEGMENT, "method.client.local_epochs=1"],
+    "levels": ["semanticfl", "experiment=semanticfl_anchors", f"{AT}.semanticfl.source=private_local"],
+}
+
+
+@pytest.fixture
+def rows_in_files(monkeypatch):
+    """`rows_in_files(limit)`: images of more bytes than `limit` lie in a file from now on, at clients and server."""
+    readers = (private._part, private._judged, datasets._held_out)
+
+    def opened(limit):
+        monkeypatch.setattr(stored_images, "LARGEST", limit)
+        for read in readers:
+            read.cache_clear()
+
+    yield opened
+    for read in readers:
+        read.cache_clear()
+
+
+@pytest.mark.parametrize("given", WHERE_ROWS_ARE_READ.values(), ids=WHERE_ROWS_ARE_READ)
+def test_images_in_a_file_train_exactly_as_images_in_memory(given, conf_of, federated, tmp_path, rows_in_files):
+    """A third run asks the first's cache with rows of a file: nothing is computed again."""
+
+    def run(name, cache):
+        out = federated(conf_of(*given, f"out={tmp_path / name}", f"{AT}.cache={tmp_path / cache}"))
+        assert not [e for e in map(json.loads, (out / "ledger.jsonl").read_text().splitlines()) if e["fault"]]
+        return metrics(out)
+
+    def without_costs(found):
+        return [{k: v for k, v in m.items() if not k.startswith(("cache/", "bytes/"))} for m in found]
+
+    rows_in_files(1 << 28)
+    kept = run("kept", "a")
+    rows_in_files(1000)
+    stored, warm = run("stored", "b"), run("warm", "a")
+    assert without_costs(stored) == without_costs(kept) == without_costs(warm)
+    if "cache/misses" in kept[0]:
+        assert stored[0]["cache/misses"] == kept[0]["cache/misses"] and warm[0]["cache/misses"] == 0

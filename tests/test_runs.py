@@ -1,6 +1,7 @@
 """A run directory is exact: what is rewound is gone, what is torn is healed, what fails says so in one line."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -179,3 +180,10 @@ def test_votes_and_ledger_are_read_back(tmp_path):
 def test_a_run_of_version_0_1_reads_its_rows_as_arms(tmp_path):
     (tmp_path / "rounds.jsonl").write_text('{"row": "method", "round": 0, "metrics": {}}\n')
     assert read_lines(tmp_path / "rounds.jsonl") == [{"arm": "method", "round": 0, "metrics": {}}]
+
+
+def test_one_line_of_bitsandbytes_is_left_out_and_no_other(caplog) -> None:
+    said = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    said.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "No module named 'kernels'")
+    said.warning("another line")
+    assert caplog.messages == ["another line"]

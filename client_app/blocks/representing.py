@@ -54,7 +54,7 @@ def code(tower: Tower, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def seen(client: Client, inputs: dict[str, Tensor]) -> Codes:
+def seen(client: Client, inputs: dict[str, Any]) -> Codes:
     """Both layers of all inputs, in evaluation mode, on the CPU."""
     client.model.eval()
     found = {}

@@ -74,7 +74,7 @@ def learn(client: Client, s: Any, distillation: DistillationSet, align: Terms | 
     """
     model, temperature = client.retriever, client.conf.clients.pair.temperature
     kept, augment, prompts_CT = distillation.samples, client.conf.clients.augment, prompts(client)
-    images, texts_NT = pixels.scaled(kept.images), client.vocabulary(kept.texts)
+    texts_NT = client.vocabulary(kept.texts)
     groups_N = grouped(range(len(kept.texts)), kept.texts)
 
     def objective(pair: tuple[tuple[Tensor, Tensor], Any]) -> dict[str, Tensor]:
@@ -98,7 +98,8 @@ def learn(client: Client, s: Any, distillation: DistillationSet, align: Terms | 
         random = torch.Generator().manual_seed(client.seed("distillation", epoch))
         beside = private_without_end(client, s.batch, epoch, s.mix_private)
         rows = shuffled(len(distillation), s.batch, random)
-        moved = ((some, shifted(images[some], random, augment.crop, augment.flip)) for some in rows)
+        read = ((some, pixels.scaled(kept.images[some])) for some in rows)
+        moved = ((some, shifted(images, random, augment.crop, augment.flip)) for some, images in read)
         return zip(moved, beside, strict=False)
 
     given = {"lr": s.learning_rate.of(client.modality), "weight_decay": s.weight_decay, "epochs": s.distill_epochs}

@@ -13,6 +13,7 @@ from typing import Any
 from client_app.batches import ClientError
 from client_app.client import Client
 from client_app.guidance.frozen_features import GUIDE, FrozenFeatures, under
+from florilegium.data.stored_images import picked
 from florilegium.diffusion.projection import Projection
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.methods.guidance.student import STUDENT
@@ -43,7 +44,7 @@ def represent(side: Any, client: Client, down: Guide | Nothing) -> Report | Exam
             raise ClientError("no image leaves this client: guidance neither extracts nor makes anchors at the server")
         rows = client.data.train
         order = rows.ids.argsort()
-        return Examples(rows.ids[order], rows.labels[order], tuple(pixels.encode(rows.images[order], "png")))
+        return Examples(rows.ids[order], rows.labels[order], tuple(pixels.encode(picked(rows.images, order), "png")))
     check_guide(client, s, down)
     arrays = {f.name: getattr(down, f.name) for f in fields(down) if "array" in f.metadata}
     tensors = {**down.tensors, **arrays}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ class StoredImages:
         before = self.seen_as
         whole = change if before is None else lambda images: change(before(images))
         return StoredImages(self.file, self.side, self.rows, whole)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Images [N, ...] in memory. `seen_as` changes the rows that are read, by `changed[rows]` or `changed.split(n)`."""
+
+    images: Tensor
+    seen_as: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, which: Any) -> Tensor:
+        """The rows of a slice or of numbers [n], [n, ...]. IndexError."""
+        return self.seen_as(self.images[which])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Tensors of `size` rows, as torch's split."""
+        return map(self.seen_as, self.images.split(size))
 
 
 class OpenFile:
@@ -155,5 +175,8 @@ def picked(images: Any, which: Any) -> Any:
 
 
 def changed(images: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The images after `change`: a tensor at once, stored ones when their rows are read."""
-    return images.through(change) if isinstance(images, StoredImages) else change(images)
+    """The images after `change`, which their rows go through when they are read: all as floats are four times as much.
+
+    For a tensor [N, ...] a `Changed`, for stored images stored ones. `change` must treat each row alone.
+    """
+    return images.through(change) if isinstance(images, StoredImages) else Changed(images, change)

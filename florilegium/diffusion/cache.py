@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from florilegium.data.stored_images import StoredImages, picked
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.generator import Progress
 from florilegium.diffusion.projection import Projection
@@ -35,10 +36,10 @@ class CacheError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """Features that are asked for: all that decides them."""
+    """Features that are asked for: all that decides them. Images in a file have the key of the same ones in memory."""
 
     extractor: FeatureExtractor
-    images: Tensor
+    images: Tensor | StoredImages
     ids: Tensor
     prompts: Sequence[str]
     which_NQ: Tensor
@@ -57,7 +58,8 @@ class Request:
         whole.update(json.dumps([list(self.prompts), *map(list, (self.images.shape, self.which_NQ.shape))]).encode())
         given = (self.images, self.ids, self.which_NQ, *([] if self.condition is None else [self.condition]))
         for values in given:
-            whole.update(_buffer(values))
+            for part in values.split(BLOCK):  # stored images are read a block at a time
+                whole.update(_buffer(part))
         return whole.hexdigest()[:40]
 
     @property
@@ -77,7 +79,8 @@ class Request:
     def names(self) -> np.ndarray:
         """Each row's name, [N * Q]."""
         context = "" if self.shared else self.key
-        shown = [hashlib.sha1(image.numpy(), usedforsecurity=False) for image in self.images.contiguous()]
+        blocks = self.images.split(BLOCK)
+        shown = [hashlib.sha1(_buffer(image), usedforsecurity=False) for images in blocks for image in images]
         for n, state in enumerate(shown):
             state.update(b"" if self.condition is None else _buffer(self.condition[n]))
             state.update(f"{context}\n{int(self.ids[n])}\n".encode())
@@ -100,7 +103,7 @@ class FeatureCache:
     def features(
         self,
         extractor: FeatureExtractor,
-        images: Tensor,
+        images: Tensor | StoredImages,
         ids: Tensor,
         prompts: Sequence[str],
         which_NQ: Tensor,
@@ -202,7 +205,7 @@ def _computed(request: Request, rows_R2: Tensor, done: int, total: int, progress
     chosen, place = rows_R2[:, 0].unique(return_inverse=True)
     condition = None if request.condition is None else request.condition[chosen]
     values = request.extractor.pairs(
-        request.images[chosen],
+        picked(request.images, chosen),
         request.ids[chosen],
         request.prompts,
         torch.stack([place, rows_R2[:, 1]], 1),

@@ -22,6 +22,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from florilegium import seeds
 from florilegium.config.diffusion import DiffusionSettings
+from florilegium.data.stored_images import StoredImages
 from florilegium.diffusion.generator import Progress, device_of, enough_memory
 from florilegium.diffusion.load import backend, directory, weights_hash
 from florilegium.diffusion.networks import Network, Texts
@@ -120,7 +121,7 @@ class FeatureExtractor:
     @torch.no_grad()
     def conditional(
         self,
-        images: Tensor,
+        images: Tensor | StoredImages,
         ids: Tensor,
         prompts: Sequence[str],
         which_NQ: Tensor,
@@ -142,7 +143,7 @@ class FeatureExtractor:
     @torch.no_grad()
     def pairs(
         self,
-        images: Tensor,
+        images: Tensor | StoredImages,
         ids: Tensor,
         prompts: Sequence[str],
         rows_R2: Tensor,
@@ -177,7 +178,9 @@ class FeatureExtractor:
         return found
 
     @torch.no_grad()
-    def fit(self, images: Tensor, ids: Tensor, seed: int, progress: Progress | None = None) -> Projection:
+    def fit(
+        self, images: Tensor | StoredImages, ids: Tensor, seed: int, progress: Progress | None = None
+    ) -> Projection:
         """The axes of these images' maps under the empty prompt: shuffled images until there are tokens enough."""
         if not len(images):
             raise ValueError("a projection cannot be fitted on no image")
@@ -208,7 +211,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def levels(
-        self, images: Tensor, ids: Tensor, timestep: int, seed: int, progress: Progress | None = None
+        self, images: Tensor | StoredImages, ids: Tensor, timestep: int, seed: int, progress: Progress | None = None
     ) -> dict[str, Tensor]:
         """Under the empty prompt: each layer's mean over positions, `up2` [N, C], and `vae`, the latent as 8 x 8."""
         found: dict[str, list[Tensor]] = {name: [] for name in (*self.layers, "vae")}
@@ -306,7 +309,9 @@ class FeatureExtractor:
         return projection(maps, self.features.pool)
 
     @staticmethod
-    def _check(images: Tensor, ids: Tensor, prompts: Sequence[str], rows_R2: Tensor, condition: Tensor | None) -> None:
+    def _check(
+        images: Tensor | StoredImages, ids: Tensor, prompts: Sequence[str], rows_R2: Tensor, condition: Tensor | None
+    ) -> None:
         if len(images) != len(ids) or (condition is not None and len(condition) != len(images)):
             raise ValueError(
                 f"{len(images)} images, {len(ids)} ids"

@@ -7,7 +7,7 @@ a network.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,18 @@ import diffusers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from florilegium.diffusion.glide.conversion import BASE
+from florilegium.diffusion.glide.conversion import BASE, UPSAMPLER
 from florilegium.diffusion.load import backend
 from florilegium.diffusion.networks import JointTransformer, Network, Texts, XLNetwork
 
 _TWO: dict[str, Any] = {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]}
+SD_VAE: dict[str, Any] = {  # of every Stable Diffusion, but for its latent channels
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 4,
+}
 #: part of a hub id -> (network, class, configuration, weights of the frozen parts)
 USUAL: dict[str, tuple[type[Network], str, dict[str, Any], float]] = {
     "stable-diffusion-xl": (
@@ -67,7 +74,11 @@ USUAL: dict[str, tuple[type[Network], str, dict[str, Any], float]] = {
 
 @dataclass(frozen=True)
 class DecoderSize:
-    """`weights` of the decoder, `frozen` of the other parts, `flops` of one call for one image, sides in pixels."""
+    """`weights` of the decoder, `frozen` of the other parts, `flops` of one call for one image, sides in pixels.
+
+    `encoding`: operations of the VAE's encoder for one image of `native` pixels; `upsampling`: of one call of a second
+    model that enlarges the image. 0: there is none.
+    """
 
     name: str
     weights: int
@@ -75,6 +86,8 @@ class DecoderSize:
     flops: float
     latent: int
     native: int
+    encoding: float = 0.0
+    upsampling: float = 0.0
 
 
 def decoder_size(model: str) -> DecoderSize | None:
@@ -82,11 +95,12 @@ def decoder_size(model: str) -> DecoderSize | None:
     if Path(model).is_dir():
         return _of_directory(Path(model))
     if "glide" in model.lower():
-        return sized("GLIDE", Network(_on_meta(BASE.unet)), 12e6 + 0.4e9, 1)
+        made = sized("GLIDE", Network(_on_meta(BASE.unet)), 12e6 + 0.4e9, 1)
+        return replace(made, upsampling=sized("", Network(_on_meta(UPSAMPLER.unet)), 0, 1).flops)
     for name, (network, cls, config, frozen) in USUAL.items():
         if name in model.lower():
             made = _on_meta(lambda cls=cls, config=config: getattr(diffusers, cls)(**config))
-            return sized(name, network(made), frozen, 8)
+            return with_encoding(sized(name, network(made), frozen, 8), SD_VAE)
     return None
 
 
@@ -99,7 +113,24 @@ def _of_directory(place: Path) -> DecoderSize:
     frozen = sum(_weights(file) for folder in folders for file in folder.glob("*.safetensors"))
     vae = place / "vae" / "config.json"
     scale = 2 ** (len(json.loads(vae.read_text())["block_out_channels"]) - 1) if vae.is_file() else 1
-    return sized(place.name, network(decoder), frozen, scale)
+    made = sized(place.name, network(decoder), frozen, scale)
+    if vae.is_file():
+        return with_encoding(made, json.loads(vae.read_text()))
+    if (second := place / "upsampler" / "config.json").is_file():
+        config = json.loads(second.read_text())
+        upsampler = _on_meta(lambda: getattr(diffusers, config["_class_name"]).from_config(config))
+        return replace(made, upsampling=sized("", network(upsampler), 0, 1).flops)
+    return made
+
+
+def with_encoding(size: DecoderSize, vae: dict[str, Any]) -> DecoderSize:
+    """The same with the operations of this VAE's encoder; one of another class than AutoencoderKL stays uncounted."""
+    if vae.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        return size
+    made = _on_meta(lambda: diffusers.AutoencoderKL.from_config(vae))
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        made.encode(torch.zeros(1, made.config.in_channels, size.native, size.native))
+    return replace(size, encoding=float(counter.get_total_flops()))
 
 
 def _weights(file: Path) -> int:

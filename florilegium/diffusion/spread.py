@@ -23,6 +23,7 @@ from torch import Tensor
 from florilegium.config.diffusion import DiffusionSettings
 from florilegium.config.instances import from_text, to_text
 from florilegium.config.run import WorkerSettings
+from florilegium.data.stored_images import StoredImages
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.generator import Generator, Progress
 from florilegium.diffusion.inserted import FIXED
@@ -97,7 +98,7 @@ class SpreadExtractor(FeatureExtractor):
 
     def pairs(
         self,
-        images: Tensor,
+        images: Tensor | StoredImages,
         ids: Tensor,
         prompts: Sequence[str],
         rows_R2: Tensor,
@@ -134,7 +135,7 @@ class SpreadExtractor(FeatureExtractor):
         return found
 
     def levels(
-        self, images: Tensor, ids: Tensor, timestep: int, seed: int, progress: Progress | None = None
+        self, images: Tensor | StoredImages, ids: Tensor, timestep: int, seed: int, progress: Progress | None = None
     ) -> dict[str, Tensor]:
         """As the base. RuntimeError where a share is lost again and again."""
         parts = zip(images.split(self.features.batch), ids.split(self.features.batch), strict=True)

@@ -59,14 +59,10 @@ class JudgeFigures:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Real images uint8 [N, 3, S, S], in memory or in a file, and their classes [N]."""
+    """Real images uint8 [N, 3, S, S], in memory or in a file (`StoredImages`), and their classes [N]."""
 
     images: Any
     labels: Tensor
-
-    def whole(self) -> Tensor:
-        """All images, in memory."""
-        return self.images if isinstance(self.images, Tensor) else self.images[:]
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -110,10 +106,10 @@ def train_judge(out: Path, names: list[str], rows: Callable[[str], Labelled], to
         os.replace(place, out)  # whole or not at all
     judge = Judge(str(out), device="cuda" if torch.cuda.is_available() else "cpu")
     test = rows("test")
-    said_N = judge.predict(test.whole())
+    said_N = judge.predict(test.images)
     return JudgeFigures(
         tuple(epochs),
-        judge.accuracy(held.whole(), held.labels),
+        judge.accuracy(held.images, held.labels),
         accuracy(said_N, test.labels, len(names)),
         tuple(recalls(said_N, test.labels, len(names)).tolist()),
     )

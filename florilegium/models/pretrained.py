@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,33 @@ def configuration(name: str) -> Any:
     return AutoConfig.from_pretrained(located(name, bare=True))
 
 
+def image_place(name: str) -> str:
+    """Where an image encoder lies; a plain name that timm lists, e.g. resnet10t, is the hub id of its usual weights.
+
+    AssetError; ValueError for a timm net that has no weights, or none of the tag behind its dot.
+    """
+    place = located(name, bare=True)
+    if place != name or "/" in name or find_spec("timm") is None:
+        return place
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        return place
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ValueError(f"pretrained {name}: {error}") from error
+    if known is None or not known.hf_hub_id:
+        raise ValueError(f"pretrained {name}: timm has no weights of it; `timm.list_pretrained()` names those it has")
+    return str(known.hf_hub_id)
+
+
 def preprocessing(name: str) -> dict[str, Any]:
     """{size, mean, std, filter} as the checkpoint's own image processor says; what it does not say is missing."""
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(located(name, bare=True))
+        processor = AutoImageProcessor.from_pretrained(image_place(name))
     except (OSError, ValueError, KeyError, ImportError):
         return {}
     given: dict[str, Any] = {}
@@ -87,7 +109,8 @@ def encoder(name: str, modality: str, **given: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    net = AutoModel.from_pretrained(located(name, bare=True), dtype=torch.float32, **given)
+    place = image_place(name) if modality == "image" else located(name, bare=True)
+    net = AutoModel.from_pretrained(place, dtype=torch.float32, **given)
     if hasattr(net, "get_image_features") and hasattr(net, "get_text_features"):
         for part in TOWER_PARTS[modality]:
             if isinstance(getattr(net, part, None), nn.Module):

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from florilegium.config.clients import ClientsSettings
 from florilegium.contract.tiny_models import tokenizer, write_clip
+from florilegium.models import pretrained
 from florilegium.models.bodies import ModelError
 from florilegium.models.build import body, build, build_pair, check_architecture, vocabulary
 
@@ -108,6 +109,41 @@ def test_an_image_is_brought_to_the_checkpoint_s_size_by_its_own_interpolation(t
         clients(mine={"pretrained": str(tmp_path / "vit"), "mean": [0.0] * 3, "std": [1.0] * 3}), "image", "mine"
     )
     assert other.mean.sum() == 0 and other.std.sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("resnet10t", "timm/resnet10t.c3_in1k"),
+        ("vit_base_patch16_224.augreg_in1k", "timm/vit_base_patch16_224.augreg_in1k"),
+        ("bert-base-uncased", "bert-base-uncased"),  # of transformers
+        ("timm/resnet10t.c3_in1k", "timm/resnet10t.c3_in1k"),
+    ],
+)
+def test_a_plain_timm_name_is_the_hub_id_of_its_weights(name, place) -> None:
+    assert pretrained.image_place(name) == place
+
+
+def test_a_timm_name_is_what_is_read(monkeypatch) -> None:
+    """Both the weights and the preprocessing; a text encoder's name is never timm's."""
+    asked = []
+    for reader in (transformers.AutoModel, transformers.AutoImageProcessor):
+        monkeypatch.setattr(reader, "from_pretrained", lambda place, **given: (asked.append(place), 1 / 0)[1])
+    for call in (
+        lambda: pretrained.preprocessing("resnet10t"),
+        lambda: pretrained.encoder("resnet10t", "image"),
+        lambda: pretrained.encoder("resnet10t", "text"),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            call()
+    assert asked == ["timm/resnet10t.c3_in1k"] * 2 + ["resnet10t"]
+
+
+@pytest.mark.parametrize("name", ["vit_giant_patch14_224", "vit_base_patch16_224.nope"])
+def test_a_timm_net_without_such_weights_is_one_line(name) -> None:
+    with pytest.raises(ValueError, match=name) as told:
+        pretrained.image_place(name)
+    assert "\n" not in str(told.value)
 
 
 def test_a_timm_net_is_one_too(tmp_path) -> None:

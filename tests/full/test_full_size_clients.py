@@ -11,8 +11,8 @@ import yaml
 
 from florilegium.config import composition
 from florilegium.models import build, image, text
+from florilegium.models.sizes import PAPERS
 from florilegium.models.tokens import Vocabulary
-from florilegium.runtime.plan import CLIENTS
 from tests.full.test_experiments import EXPERIMENTS
 
 HUB = {  # config.json of the checkpoints that conf/architectures/full.yaml names, where it differs from the class's own
@@ -79,7 +79,7 @@ def test_clients_are_built_at_full_size(group, name, hub) -> None:
             else:
                 assert made(pixels if modality == "image" else ids).shape == (2, CLASSES), (group, model)
         assert all(p.device.type == "meta" for p in made.parameters())
-        known = [CLIENTS.get(clients.architectures[part].get("pretrained")) for part in model.split("+")]
+        known = [PAPERS.get(clients.architectures[part].get("pretrained"), (None,))[0] for part in model.split("+")]
         if None in known:
             assert group == "feddifrc_ten" and weights(made) == RESNET_10
         else:

@@ -55,7 +55,9 @@ class FedDFAClient(LogitsClient):
     def represent(self, client: Client, samples: Samples) -> BoundaryLogits:  # type: ignore[override]
         """The class scores and the steps of the attack."""  # another payload than the other methods of class scores
         answer, model = super().represent(client, samples), client.classifier.eval()
-        parts = [self.steps_of(client, model, x) for x in client.inputs(samples).split(EVALUATION_BATCH)]
+        parts = [
+            self.steps_of(client, model, x.to(client.device)) for x in client.inputs(samples).split(EVALUATION_BATCH)
+        ]
         steps_N = torch.cat(parts) if parts else torch.zeros(0)
         return BoundaryLogits(answer.ids, answer.logits, steps_N)
 

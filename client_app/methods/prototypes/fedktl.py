@@ -73,7 +73,7 @@ class FedKTLClient:
 
         def both(batch: Batch) -> dict[str, Tensor]:  # L_A + mu L_M
             chosen = next(pieces)
-            seen_NV = project(model.encode(inputs[chosen]))
+            seen_NV = project(model.encode(inputs[chosen].to(client.device)))
             return own(batch) | {"transfer": s.transfer * mse_loss(seen_NV, latents_NV[chosen])}
 
         return project, both

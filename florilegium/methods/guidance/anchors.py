@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from florilegium import seeds
 from florilegium.config.fields import section, setting
+from florilegium.data.stored_images import StoredImages
 from florilegium.diffusion.features import FeatureExtractor
 from florilegium.diffusion.generator import Progress
 from florilegium.diffusion.projection import Projection, fingerprint
@@ -66,7 +67,7 @@ class Anchors:
 
 def build_anchors(
     extractor: FeatureExtractor,
-    images: Tensor,
+    images: Tensor | StoredImages,
     labels: Tensor,
     prompts: Sequence[str],
     settings: AnchorSettings,
@@ -93,7 +94,7 @@ def build_anchors(
 
 def representations(
     extractor: FeatureExtractor,
-    images: Tensor,
+    images: Tensor | StoredImages,
     ids: Tensor,
     timestep: int,
     seed: int,
@@ -162,7 +163,7 @@ def centres(x_ND: Tensor, many: int, seed: int) -> Tensor:
     return centre_AD[torch.arange(many) % clusters]
 
 
-def _check(images: Tensor, labels: Tensor, prompts: Sequence[str]) -> None:
+def _check(images: Tensor | StoredImages, labels: Tensor, prompts: Sequence[str]) -> None:
     if len(images) != len(labels):
         raise ValueError(f"anchors: {len(images)} images, but {len(labels)} labels")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(prompts):

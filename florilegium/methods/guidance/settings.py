@@ -7,6 +7,8 @@ Axes: N samples, C classes, K negatives, Q = 2 + K prompts of an image.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from florilegium.config.fields import section, setting
 from florilegium.learning.losses import NDCR_FORMS, TDCL_FORMS
 from florilegium.methods.guidance.anchors import AnchorSettings
@@ -248,6 +250,20 @@ class SemanticFLSettings:
         return self.form == "student" and bool(self.consistency)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What guidance asks of the frozen model in a run. For each private row: `looked` encodings, `own` rows of the
+    decoder, `kept` rows in the cache. Of the server's images: `server` of them, `shown` rows for each, `drawn` to be
+    looked at."""
+
+    looked: float = 0.0
+    own: float = 0.0
+    kept: float = 0.0
+    server: float = 0.0
+    shown: float = 0.0
+    drawn: float = 0.0
+
+
 @section
 class GuidanceSettings:
     """What a frozen diffusion model adds to the clients' loss, for any method that averages weights (conf/guidance)."""
@@ -302,6 +318,28 @@ class GuidanceSettings:
     @property
     def semanticfl_on(self) -> bool:
         return self.name in ("semanticfl", "both")
+
+    def planned(self, classes: int, rounds: int) -> Asked | None:
+        """The work of the frozen model, for `florilegium plan`; None without guidance. Images of the server count as
+        drawn, where they may be (source auto)."""
+        f, s, negatives = self.feddifrc, self.semanticfl, 0
+        looked = own = kept = server = shown = drawn = 0.0
+        if self.feddifrc_on:
+            if not f.supervised:
+                negatives = f.negatives
+            elif f.negatives_from == "prompts":
+                negatives = min(f.negatives, classes - 1)
+            looked = 1.0 if f.condition == "none" else float(-(-rounds // f.refresh))
+            own, kept = looked * (2 + negatives), 2.0 + negatives
+            server, shown = self.calibration_images, 4.0 if f.shows_images else 2.0
+            drawn = 0.0 if self.calibration == "public" else server
+        if self.semanticfl_on:
+            each = float(s.images_per_class * classes)
+            local = s.source == "private_local"
+            looked, own = looked + local, own + local
+            server, shown = server + each, max(shown, 1.0)
+            drawn += 0.0 if s.source in ("public", "upload") else each
+        return Asked(looked, own, kept, server, shown, drawn) if self.name != "none" else None
 
     @property
     def one_architecture(self) -> str:

@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from florilegium import seeds
 from florilegium.config.clients import Augment
 from florilegium.config.fields import section, setting
+from florilegium.data.stored_images import StoredImages
 from florilegium.diffusion.projection import Projection
 from florilegium.learning.augmentation import shifted
 from florilegium.learning.fit import fit
@@ -57,7 +58,7 @@ def whitened(joined_NF: Tensor, width: int, seed: int) -> Tensor:
 class Lesson:
     """What the student learns: uint8 images [N, 3, S, S], labels [N], features [N, D]; texts of the classes [C, W]."""
 
-    images: Tensor
+    images: Tensor | StoredImages
     labels: Tensor
     features: Tensor
     texts: Tensor
@@ -74,13 +75,14 @@ def train_student(
     s, place = settings, next(model.parameters()).device
     if s.texts and lesson.texts.shape[-1] != lesson.features.shape[-1]:
         raise ValueError("guidance.semanticfl.student.texts needs texts that are as wide as the representations")
-    pixels, labels_N, target_ND = scaled(lesson.images), lesson.labels.to(place), lesson.features.to(place)
+    labels_N, target_ND = lesson.labels.to(place), lesson.features.to(place)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         random = seeds.generator(seed, "student batches", epoch)
-        for chosen_B in torch.randperm(len(pixels), generator=random).split(s.batch):
+        for chosen_B in torch.randperm(len(labels_N), generator=random).split(s.batch):
             if len(chosen_B) > 1:  # batch norm cannot train on one
-                yield shifted(pixels[chosen_B], random, augment.crop, augment.flip).to(place), chosen_B.to(place)
+                images_B3SS = scaled(lesson.images[chosen_B])
+                yield shifted(images_B3SS, random, augment.crop, augment.flip).to(place), chosen_B.to(place)
 
     def objective(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         views_B3SS, chosen_B = batch
@@ -109,7 +111,7 @@ def scored(model: Any, z_ND: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encoded(model: Any, images: Tensor) -> Tensor:
+def encoded(model: Any, images: Tensor | StoredImages) -> Tensor:
     """float32 [N, D]: the representations of uint8 images in evaluation mode, on the CPU."""
     model.eval()
     place = next(model.parameters()).device
