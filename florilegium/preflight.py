@@ -20,7 +20,7 @@ from florilegium.data.datasets import at_sites, classes_of
 from florilegium.data.partition import partition
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
-from florilegium.models import bodies, build
+from florilegium.models import bodies, build, checkpoints
 from florilegium.privacy import accountants, coverage
 from florilegium.protocol import phases
 
@@ -104,6 +104,7 @@ def validate(conf: Settings) -> None:
             raise SettingsError(f"{arm}: {error}") from error
     _validate_clients(conf)
     _validate_data(conf)
+    _validate_checkpoints(conf)
     _validate_diffusion(conf)
     _validate_wire(conf)
     check_guard(conf)
@@ -143,6 +144,17 @@ def _validate_clients(conf: Settings) -> None:
                 f"{arm}: {node.name} averages weights and needs one architecture; "
                 f"clients.mix has {', '.join(architectures)}"
             )
+
+
+def _validate_checkpoints(conf: Settings) -> None:
+    """The checkpoint of every kind of client, where clients share this machine's files. SettingsError."""
+    if conf.runtime.name == "deployment":  # each site looks at its own when it is asked who it is
+        return
+    for modality, model in sorted({(str(member.modality), str(member.model)) for member in conf.clients.mix}):
+        try:
+            checkpoints.check(conf.clients, modality, model)
+        except bodies.ModelError as error:
+            raise SettingsError(first_line(error)) from error
 
 
 def _validate_pairs(conf: Settings) -> None:
