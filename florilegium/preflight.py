@@ -18,6 +18,7 @@ from florilegium.config.instances import to_plain
 from florilegium.config.privacy import PrivacySettings
 from florilegium.data.datasets import at_sites, classes_of
 from florilegium.data.partition import partition
+from florilegium.diffusion.captions import check_room
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.models import bodies, build, checkpoints
@@ -216,6 +217,7 @@ def _validate_diffusion(conf: Settings) -> None:
     for model in filter(None, (given.model, given.captioner, given.clip, given.distilled)):
         if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
             assets.path("models", model)
+    check_room(assets.located(given.captioner), given.captions)
 
 
 def _validate_wire(conf: Settings) -> None:

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from florilegium.config.diffusion import CaptionSettings
+from florilegium.config.errors import SettingsError
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")  # how configurations call them
+
+
+def check_room(model: str, settings: CaptionSettings) -> None:
+    """SettingsError where a captioner's directory says that it has too few positions for these captions.
+
+    It reads small files alone and loads no library of models, so what they do not say is left to the `Captioner`.
+    """
+    config, spelling = Path(model, "config.json"), Path(model, "tokenizer.json")
+    if not config.is_file() or (settings.prefix and not spelling.is_file()):
+        return
+    said = json.loads(config.read_text())
+    opening = 1
+    if settings.prefix:
+        from tokenizers import Tokenizer
+
+        opening = len(Tokenizer.from_file(str(spelling)).encode(settings.prefix).ids) - 1
+    parts = [part for part in (said.get("text_config"), said.get("decoder"), said) if isinstance(part, Mapping)]
+    _fits(next(filter(None, (_positions(part) for part in parts)), None), opening, settings, model)
+
+
+def _positions(config: Any) -> int | None:
+    """How many positions a configuration of a text model has; None where it sets no limit."""
+    given = config if isinstance(config, Mapping) else {name: getattr(config, name, None) for name in POSITIONS}
+    return next((int(most) for name in POSITIONS if (most := given.get(name))), None)
+
+
+def _fits(positions: int | None, opening: int, settings: CaptionSettings, model: str) -> None:
+    """SettingsError unless `opening` tokens and a longest caption after them have a position each; the caption's last
+    token needs none, as nothing is read after it."""
+    most = settings.max_tokens
+    if positions is None or opening + most - 1 <= positions:
+        return
+    room = positions + 1 - opening
+    if room < 1:
+        raise SettingsError(
+            f"diffusion.captions.prefix has {opening} tokens, but the captioner {model} has {positions} positions"
+        )
+    after = f"after the {opening} tokens of diffusion.captions.prefix " if settings.prefix else ""
+    raise SettingsError(
+        f"diffusion.captions.max_tokens is {most}, but {after}the captioner {model}, of {positions} positions, has "
+        f"room for {room}"
+    )
 
 
 class Captioner:
@@ -19,6 +67,11 @@ class Captioner:
         self.settings, self.device = settings or CaptionSettings(), device
         self.processor = BlipProcessor.from_pretrained(model)
         self.model = BlipForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval().to(device)
+        _fits(_positions(self.model.config.get_text_config(decoder=True)), self._opening(), self.settings, model)
+
+    def _opening(self) -> int:
+        """How many tokens the model reads before the first that it says."""
+        return len(self.processor.tokenizer(self.settings.prefix)["input_ids"]) - 1 if self.settings.prefix else 1
 
     @torch.no_grad()
     def __call__(self, images: Tensor, progress: Callable[[int, int], None] | None = None) -> list[str]:
