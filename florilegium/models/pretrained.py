@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from florilegium import hub
 from florilegium.assets import located
 from florilegium.models.bodies import Body
 from florilegium.models.frozen import omit_frozen
@@ -29,12 +30,19 @@ TOWER_PARTS = {  # what of a pair model the other tower needs alone
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xmod", "data2vec-text"})
 
 
+def placed(name: str) -> str:
+    """Where a checkpoint lies, or its hub id, which a library may open now. AssetError."""
+    place = located(name, bare=True)
+    hub.open_or_offline(place)
+    return place
+
+
 @lru_cache(maxsize=16)
 def configuration(name: str) -> Any:
     """The transformers configuration of a directory or hub id. OSError, ValueError, AssetError."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(located(name, bare=True))
+    return AutoConfig.from_pretrained(placed(name))
 
 
 def preprocessing(name: str) -> dict[str, Any]:
@@ -42,7 +50,7 @@ def preprocessing(name: str) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(located(name, bare=True))
+        processor = AutoImageProcessor.from_pretrained(placed(name))
     except (OSError, ValueError, KeyError, ImportError):
         return {}
     given: dict[str, Any] = {}
@@ -87,7 +95,7 @@ def encoder(name: str, modality: str, **given: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    net = AutoModel.from_pretrained(located(name, bare=True), dtype=torch.float32, **given)
+    net = AutoModel.from_pretrained(placed(name), dtype=torch.float32, **given)
     if hasattr(net, "get_image_features") and hasattr(net, "get_text_features"):
         for part in TOWER_PARTS[modality]:
             if isinstance(getattr(net, part, None), nn.Module):
