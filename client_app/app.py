@@ -26,6 +26,7 @@ from florilegium import catalogue, seeds
 from florilegium.config import composition
 from florilegium.config.settings import Settings
 from florilegium.diffusion.generator import enough_memory
+from florilegium.models import checkpoints
 from florilegium.protocol import codec, personal, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.forms import Form
@@ -57,6 +58,8 @@ def client_side(conf: Settings, arm: str) -> Any:
 def perform(phase: str, conf: Settings, client: Client, header: Header, content: Any) -> Any:
     """The payload that answers `phase`."""
     if phase == "profile":
+        if conf.runtime.name == "deployment":  # elsewhere the launcher has looked already
+            checkpoints.check(conf.clients, client.modality, client.architecture)
         return client.protection.upload(client.profile())
     method = client_side(conf, header.arm)
     name = composition.arms(conf)[header.arm].name

@@ -18,9 +18,10 @@ from florilegium.config.instances import to_plain
 from florilegium.config.privacy import PrivacySettings
 from florilegium.data.datasets import at_sites, classes_of
 from florilegium.data.partition import partition
+from florilegium.diffusion.captions import check_room
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
-from florilegium.models import bodies, build
+from florilegium.models import bodies, build, checkpoints
 from florilegium.privacy import accountants, coverage
 from florilegium.protocol import phases
 
@@ -104,6 +105,7 @@ def validate(conf: Settings) -> None:
             raise SettingsError(f"{arm}: {error}") from error
     _validate_clients(conf)
     _validate_data(conf)
+    _validate_checkpoints(conf)
     _validate_diffusion(conf)
     _validate_wire(conf)
     check_guard(conf)
@@ -143,6 +145,17 @@ def _validate_clients(conf: Settings) -> None:
                 f"{arm}: {node.name} averages weights and needs one architecture; "
                 f"clients.mix has {', '.join(architectures)}"
             )
+
+
+def _validate_checkpoints(conf: Settings) -> None:
+    """The checkpoint of every kind of client, where clients share this machine's files. SettingsError."""
+    if conf.runtime.name == "deployment":  # each site looks at its own when it is asked who it is
+        return
+    for modality, model in sorted({(str(member.modality), str(member.model)) for member in conf.clients.mix}):
+        try:
+            checkpoints.check(conf.clients, modality, model)
+        except bodies.ModelError as error:
+            raise SettingsError(first_line(error)) from error
 
 
 def _validate_pairs(conf: Settings) -> None:
@@ -204,6 +217,7 @@ def _validate_diffusion(conf: Settings) -> None:
     for model in filter(None, (given.model, given.captioner, given.clip, given.distilled)):
         if "/" not in model and not Path(model).is_dir():  # neither a hub id nor a directory
             assets.path("models", model)
+    check_room(assets.located(given.captioner), given.captions)
 
 
 def _validate_wire(conf: Settings) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from torch import Tensor
 
-from florilegium import assets
+from florilegium import assets, hub
 from florilegium.assets import AssetError, located
 from florilegium.config.composition import SettingsError, first_line
 from florilegium.config.settings import Settings
@@ -26,22 +28,33 @@ from florilegium.diffusion.tuning_processes import TuningProcesses
 from florilegium.learning.frechet import Quality, of_classifier, of_clip, of_inception
 from florilegium.learning.metrics import ClipScore, Judge
 
+LONGEST = 300  # characters of a library's own words
+
 
 @contextmanager
-def loading(what: str, place: str) -> Iterator[None]:
-    """Whatever a library raises over a missing or corrupt file becomes one AssetError line."""
+def loading(what: str, place: str, setting: str, file: str = "config.json") -> Iterator[None]:
+    """Whatever a library raises over a missing or corrupt file becomes one AssetError line that names `setting`.
+
+    Of a hub id, the small `file` that says what it is comes first: without a network this ends in seconds.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
+        if hub.is_id(place):
+            hub.fetched(place, file, setting)
         yield
     except (AssetError, SettingsError):
         raise
+    except hub.HubError as error:
+        raise AssetError(str(error)) from error
     except Exception as error:  # each format has exceptions of its own; all mean that the model cannot be read
-        raise AssetError(
-            f"{what} {place} cannot be loaded: {type(error).__name__}: {first_line(error)[:200]}"
-            " (`make assets` rebuilds the embedded ones)"
-        ) from error
+        if hub.is_id(place) and hub.is_about_fetching(error):
+            raise AssetError(hub.cannot(setting, place, error)) from error
+        embedded = Path(place).is_relative_to(assets.root())
+        way = "`make assets` rebuilds it" if embedded else f"it is what {setting} names"
+        why = shorten(f"{type(error).__name__}: {first_line(error)}", LONGEST, placeholder=" ...")
+        raise AssetError(f"{what} {place} cannot be loaded: {why} ({way})") from error
 
 
 class Resources:
@@ -90,7 +103,7 @@ class Resources:
         place, settings = located(self.diffusion.model), self.diffusion
         if settings.distilled:
             settings = replace(settings, distilled=located(settings.distilled))
-        with loading("the generator", place):
+        with loading("the generator", place, "diffusion.model", "model_index.json"):
             generator = load(settings, place)
         workers = self.conf.runtime.workers
         if workers.tuning > 1:
@@ -103,7 +116,7 @@ class Resources:
         """uint8 [N, 3, H, W] -> captions."""
         if self._captioner is None:
             place = located(self.diffusion.captioner)
-            with loading("the captioner", place):
+            with loading("the captioner", place, "diffusion.captioner"):
                 self._captioner = Captioner(place, self.diffusion.captions, device_of(self.diffusion.device))
         captioner = self._captioner
         return lambda images: captioner(images, self._hear("caption"))
@@ -126,7 +139,7 @@ class Resources:
         """The classifier of the T2I accuracy: conf.data.judge, else that of the clients' domain of these data."""
         if self._judge is None:
             place = located(self.conf.data.judge or self._default_judge())
-            with loading("the judge", place):
+            with loading("the judge", place, "data.judge"):
                 judge = Judge(place, device_of(self.diffusion.device))
             known = [str(name) for name in self.classes]
             named = not judge.names[0].startswith("LABEL_")
@@ -147,7 +160,7 @@ class Resources:
         """CLIP for the score, the diversity and, in self-tuning, as the public image encoder."""
         if self._clip is None:
             place = located(self.diffusion.clip)
-            with loading("the CLIP model", place):
+            with loading("the CLIP model", place, "diffusion.clip", "open_clip_config.json"):
                 self._clip = ClipScore(place, device_of(self.diffusion.device))
         return self._clip
 
@@ -159,7 +172,7 @@ class Resources:
         if name == "clip":
             return of_clip(self.clip_score())
         place = located(name)
-        with loading("the extractor", place):
+        with loading("the extractor", place, "evaluation.generic.extractor"):
             return of_classifier(Judge(place, device))
 
     def _hear(self, phase: str) -> Callable[[int, int], None]:

@@ -60,7 +60,7 @@ ONLY_IN = {
 LAYERS = (
     {"seeds", "assets", "catalogue"},
     {"config"},
-    {"protocol", "runs"},
+    {"protocol", "runs", "hub"},
     {"data", "learning"},
     {"models", "diffusion"},
     {"resources", "privacy"},

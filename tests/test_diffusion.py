@@ -12,9 +12,11 @@ from functools import partial
 import pytest
 import torch
 
+from florilegium import preflight
+from florilegium.config.composition import SettingsError
 from florilegium.config.diffusion import CaptionSettings, DiffusionSettings, TuneSettings
 from florilegium.contract.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
-from florilegium.diffusion.captions import Captioner
+from florilegium.diffusion.captions import Captioner, check_room
 from florilegium.diffusion.load import load
 from florilegium.diffusion.networks import Network, Texts
 from florilegium.diffusion.tuning import TuneData, Tuner, TuneTexts, drawn_batches, drawn_order, learning_rate, predict
@@ -460,6 +462,30 @@ def test_a_prefix_begins_every_caption_and_beams_run():
     assert all(text.startswith("the cat") for text in caption(images))
     doubled = torch.nn.functional.interpolate(images.float(), (32, 32)).to(torch.uint8)
     assert len(caption(doubled)) == 3  # brought to the processor's size
+
+
+@pytest.mark.parametrize(
+    ("most", "prefix", "line"),
+    [
+        (32, None, ""),
+        (33, None, "diffusion.captions.max_tokens is 33, but the captioner .* of 32 positions, has room for 32$"),
+        (30, "the cat", ""),  # [CLS] the cat, then 30 tokens, of which the last is not read again
+        (31, "the cat", "max_tokens is 31, but after the 3 tokens of diffusion.captions.prefix .* has room for 30$"),
+        (1, "the cat " * 20, "diffusion.captions.prefix has 41 tokens, but the captioner .* has 32 positions$"),
+    ],
+)
+def test_captions_longer_than_the_captioner_s_positions_are_one_line_before_a_run(most, prefix, line, toy_conf):
+    place, settings = str(tiny_models()["captioner"]), CaptionSettings(prefix=prefix, max_tokens=most, min_tokens=most)
+    if not line:
+        check_room(place, settings)
+        assert len(Captioner(place, settings)(samples(2)[0])) == 2  # every position is used
+        return
+    conf = toy_conf()
+    conf.diffusion.captions = settings
+    for late in (lambda: preflight.validate(conf), lambda: Captioner(place, settings)):
+        with pytest.raises(SettingsError, match=line) as raised:
+            late()
+        assert "\n" not in str(raised.value)
 
 
 def test_a_round_has_as_many_steps_as_asked_whatever_the_number_of_samples():

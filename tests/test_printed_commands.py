@@ -117,7 +117,8 @@ def check(given: list[str]) -> None:
     try:
         preflight.validate(conf)
     except SettingsError as error:
-        assert "opacus" in str(error)  # an extra that need not be installed
+        # an extra that need not be installed, or a checkpoint of a hub, which tests cannot reach
+        assert "opacus" in str(error) or "hf download" in str(error)
 
 
 def every_job(given: list[str]) -> list[list[str]]:

@@ -67,7 +67,10 @@ class DiffusionSettings:
 
     backend: str = setting("auto", "auto: chosen by the class that the model names", choices=BACKENDS)
     model: str = setting("mini-sd", "the T2I model: a name in assets/models, a pipeline directory or a hub id")
-    captioner: str = setting("mini-captioner", "BLIP captioner with its processor: asset, directory or hub id")
+    captioner: str = setting(
+        "mini-captioner",
+        "captioner of transformers with its processor (BLIP, GIT, an encoder-decoder): asset, directory or hub id",
+    )
     clip: str = setting("mini-clip", "open_clip model of the CLIP score: asset, directory or hub id")
     device: str = setting("cpu", "cpu, cuda, cuda:1, mps or auto (a GPU where there is one)")
     dtype: str = setting(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from florilegium import hub
 from florilegium.config.data import DataSettings
 from florilegium.config.errors import first_line
 
@@ -97,13 +98,14 @@ def _one(data: DataSettings, place: str, style: str) -> tuple[dict[str, Dataset]
 def _loaded(place: str, subset: str | None) -> DatasetDict:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+    hub.open_or_offline(place)
     try:
         saved = any(Path(place, name).is_file() for name in ("dataset_dict.json", "state.json"))
         found: Any = load_from_disk(place) if saved else load_dataset(place, subset)
     except Exception as error:  # no network, no such set, another layout: each has its own class
-        what = first_line(error)
-        way = "" if Path(place).is_absolute() else " (without a network: put its files into a directory and name that)"
-        raise ValueError(f"data.hub: {place} cannot be used: {what[:200]}{way}") from error
+        if hub.is_id(place) and hub.is_about_fetching(error):
+            raise ValueError(hub.cannot("data.hub", place, error, data=True)) from error
+        raise ValueError(f"data.hub: {place} cannot be used: {first_line(error)}") from error
     return DatasetDict({"train": found}) if isinstance(found, Dataset) else found
 
 

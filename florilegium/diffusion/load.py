@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from florilegium import hub
 from florilegium.config.diffusion import DiffusionSettings
 from florilegium.diffusion.generator import Generator
 
@@ -66,27 +67,14 @@ def backend(model: str, name: str = "auto") -> Backend:
 
 
 def pipeline_class(model: str) -> str:
-    """The class that `model_index.json` names. ValueError where there is no such file."""
+    """The class that `model_index.json` names. ValueError where there is no such file, or it cannot be fetched."""
     path = Path(model, "model_index.json")
     if not path.is_file() and not Path(model).is_dir():
-        path = _fetched(model)
+        path = hub.fetched(model, "model_index.json", "diffusion.model")
     try:
         return str(json.loads(path.read_text())["_class_name"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"diffusion.model: {model} has no readable model_index.json, so it is no pipeline") from error
-
-
-def _fetched(model: str) -> Path:
-    """model_index.json of a hub id. ValueError says what to do without a hub."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(model, "model_index.json"))
-    except Exception as error:  # no network, no such model, no right to it: each has its own class
-        raise ValueError(
-            f"diffusion.model: {model} cannot be fetched ({type(error).__name__}); where there is no hub, copy the "
-            "whole pipeline into a directory and name that"
-        ) from error
 
 
 def load(settings: DiffusionSettings, model: str) -> Generator:

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from florilegium import hub
 from florilegium.assets import located
 from florilegium.config.errors import first_line
 from florilegium.learning.metrics import Judge, Preprocessing, accuracy, confusion, preprocessing
@@ -123,6 +124,7 @@ def opened(start: str, names: list[str], side: int) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # a new head is what is wanted
     place = located(start, bare=True)
+    hub.open_or_offline(place)
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
     try:
         made = AutoModelForImageClassification.from_pretrained(
@@ -133,6 +135,8 @@ def opened(start: str, names: list[str], side: int) -> tuple[Any, Any]:
             return made, ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         return made, AutoImageProcessor.from_pretrained(place)
     except (OSError, ValueError) as error:
+        if hub.is_id(place) and hub.is_about_fetching(error):
+            raise ValueError(hub.cannot("--start", place, error)) from error
         line = first_line(error)
         raise ValueError(
             f"{start} cannot be read as an image classifier ({line}); a directory, or an embedded encoder such as "

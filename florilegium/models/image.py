@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from florilegium.assets import located
 from florilegium.models.bodies import Body
-from florilegium.models.pretrained import prepare_training, preprocessing, taken_training
+from florilegium.models.pretrained import placed, prepare_training, preprocessing, taken_training
 
 KINDS = {"resnet": "ResNet", "vit": "ViT", "beit": "Beit"}
 NORMS = ("batch", "group")
@@ -108,6 +107,6 @@ def pretrained_net(model_class: Any, name: str, how: tuple[str, int], given: dic
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    net = model_class.from_pretrained(located(name, bare=True), dtype=torch.float32, **given)
+    net = model_class.from_pretrained(placed(name), dtype=torch.float32, **given)
     prepare_training(net, *how)
     return net

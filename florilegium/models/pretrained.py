@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from florilegium import hub
 from florilegium.assets import located
 from florilegium.models.bodies import Body
 from florilegium.models.frozen import omit_frozen
@@ -30,12 +31,19 @@ TOWER_PARTS = {  # what of a pair model the other tower needs alone
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xmod", "data2vec-text"})
 
 
+def placed(name: str, modality: str | None = None) -> str:
+    """Where a checkpoint lies, or its hub id, which a library may open now. AssetError; of an image ValueError."""
+    place = image_place(name) if modality == "image" else located(name, bare=True)
+    hub.open_or_offline(place)
+    return place
+
+
 @lru_cache(maxsize=16)
 def configuration(name: str) -> Any:
     """The transformers configuration of a directory or hub id. OSError, ValueError, AssetError."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(located(name, bare=True))
+    return AutoConfig.from_pretrained(placed(name))
 
 
 def image_place(name: str) -> str:
@@ -64,7 +72,7 @@ def preprocessing(name: str) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(image_place(name))
+        processor = AutoImageProcessor.from_pretrained(placed(name, "image"))
     except (OSError, ValueError, KeyError, ImportError):
         return {}
     given: dict[str, Any] = {}
@@ -109,8 +117,7 @@ def encoder(name: str, modality: str, **given: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    place = image_place(name) if modality == "image" else located(name, bare=True)
-    net = AutoModel.from_pretrained(place, dtype=torch.float32, **given)
+    net = AutoModel.from_pretrained(placed(name, modality), dtype=torch.float32, **given)
     if hasattr(net, "get_image_features") and hasattr(net, "get_text_features"):
         for part in TOWER_PARTS[modality]:
             if isinstance(getattr(net, part, None), nn.Module):

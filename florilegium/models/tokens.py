@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from florilegium import assets
+from florilegium import assets, hub
 from florilegium.config.errors import first_line
 from florilegium.data.toy import WORDS
-from florilegium.models.pretrained import longest_text
+from florilegium.models.pretrained import longest_text, placed
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _pretrained(name: str, longest: int) -> Vocabulary:
     from transformers import AutoTokenizer
 
     try:
-        reader = AutoTokenizer.from_pretrained(assets.located(name, bare=True))
+        reader = AutoTokenizer.from_pretrained(placed(name))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"{name} has no tokenizer that can be read: {str(error).strip().splitlines()[0]}") from error
     most = longest_text(name, longest, reader)
@@ -108,6 +108,7 @@ def clip_vocabulary(place: str, longest: int) -> Vocabulary:
 def open_clip_name(place: str) -> str:
     """How open_clip names a directory, or a repository of a hub."""
     found = assets.located(place)
+    hub.open_or_offline(found)
     return f"local-dir:{found}" if Path(found).is_dir() else f"hf-hub:{found}"
 
 

@@ -145,9 +145,8 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch) -> None:
         raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub (LocalEntryNotFoundError)\nmore")
 
     monkeypatch.setattr(hf, "load_dataset", offline)
-    with pytest.raises(
-        DataError, match="data.hub: nobody/nothing cannot be used: .*put its files into a directory"
-    ) as raised:
+    way = "hf download --repo-type dataset nobody/nothing --local-dir DIR"
+    with pytest.raises(DataError, match=f"data.hub: nobody/nothing cannot be fetched: .*{way}") as raised:
         open_dataset(DataSettings(name="x", hub="nobody/nothing"))
     assert "\n" not in str(raised.value)
 

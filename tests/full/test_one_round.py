@@ -77,7 +77,12 @@ def tiny(name: str, folder: Path, backbones: dict[str, str], pipelines: dict[str
         *("diffusion.steps=2", "diffusion.upsample_steps='2'", "diffusion.device=cpu", "diffusion.dtype=float32"),
         *(f"diffusion.features.layers={layers}", f"diffusion.features.dims={[8] * len(layers)}"),
         *(f"clients.width={8 * len(layers)}", "clients.device=cpu", "clients.tokens=12"),
-        *("diffusion.size=16", "diffusion.features.size=16", "diffusion.captions.min_tokens=0"),
+        *(
+            "diffusion.size=16",
+            "diffusion.features.size=16",
+            "diffusion.captions.min_tokens=0",
+            "diffusion.captions.max_tokens=24",
+        ),
         *("rounds=1", "evaluation.images_per_class=1", "references=none", f"out={out}"),
         *("tuning.batch=8", "clients.partition.min_samples=2", "clients.partition.alpha=2"),
     ]
