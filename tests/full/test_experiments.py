@@ -122,7 +122,8 @@ def test_a_model_that_cannot_be_fetched_is_one_line(monkeypatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(
-        ValueError, match="diffusion.model: nobody/nothing cannot be fetched .*copy the whole pipeline"
+        ValueError,
+        match="diffusion.model: nobody/nothing cannot be fetched: .*`hf download nobody/nothing --local-dir DIR`",
     ) as told:
         backend("nobody/nothing")
     assert "\n" not in str(told.value)
