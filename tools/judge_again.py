@@ -9,12 +9,10 @@ as round 0. What is written reads like a kept run (keep_records.py): `florilegiu
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-import yaml
-from keep_records import kept_settings, rounded
+from keep_records import write
 from rich.progress import track
 
 from florilegium.config.settings import settings_of
@@ -51,9 +49,9 @@ def judged(run: Recorded, judge: str) -> list[dict]:
     resources = Resources(conf)
     evaluation = Evaluation(conf, resources)
     arms = {record["arm"]: record for record in run.rounds if "t2i/accuracy" in record["metrics"]}  # the last of each
-    records = [{"arm": MAIN, "round": 0, "metrics": rounded(evaluation.generator(resources.generator()).metrics)}]
+    records = [{"arm": MAIN, "round": 0, "metrics": evaluation.generator(resources.generator()).metrics}]
     for arm, last in track(arms.items(), str(run.path)):
-        metrics = rounded(evaluation.generator(tuned(resources, run, arm)).metrics)
+        metrics = evaluation.generator(tuned(resources, run, arm)).metrics
         print(f"{run.path.name} {arm}: {last['metrics']['t2i/accuracy']:.4f}, again {metrics['t2i/accuracy']:.4f}")
         records.append({"arm": arm, "round": last["round"], "metrics": metrics})
     return records
@@ -68,11 +66,7 @@ def main() -> None:
     for path in args.runs:
         run = recorded(path)
         records = judged(run, args.judge)
-        told = kept_settings(run.settings | {"data": run.settings["data"] | {"judge": args.judge}})
-        folder = args.folder / path.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.yaml").write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), "utf-8")
-        (folder / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        write(args.folder / path.name, run.settings | {"data": run.settings["data"] | {"judge": args.judge}}, records)
 
 
 if __name__ == "__main__":

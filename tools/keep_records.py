@@ -45,14 +45,15 @@ def keep(run: Recorded, folder: Path) -> None:
     """Write the two files of a run to `folder`. ValueError for a run that is not finished."""
     if run.unfinished:
         raise ValueError(f"{run.path}: the run is not finished")
+    write(folder, run.settings, [record for record in run.rounds if evaluated(record)])
+
+
+def write(folder: Path, settings: dict, records: list[dict]) -> None:
+    """The two files of a kept run."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(kept_settings(run.settings), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(kept_settings(settings), sort_keys=False, allow_unicode=True)
     (folder / "settings.yaml").write_text(text, encoding="utf-8")
-    lines = [
-        json.dumps(plain(record | {"metrics": rounded(record["metrics"])}))
-        for record in run.rounds
-        if evaluated(record)
-    ]
+    lines = [json.dumps(plain(record | {"metrics": rounded(record["metrics"])})) for record in records]
     (folder / "rounds.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

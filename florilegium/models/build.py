@@ -93,6 +93,13 @@ def body(
     return made
 
 
+def parts_of(modality: str, architecture: str) -> list[tuple[str, str]]:
+    """(modality, name) of a client's one body, or of the two towers of a retrieval client. ValueError for one tower."""
+    if modality == "pair":
+        return list(zip(("image", "text"), architecture.split("+"), strict=True))
+    return [(modality, architecture)]
+
+
 def plain_body(clients: ClientsSettings, modality: str, architecture: str, reads: Any = None) -> Any:
     """`body`, in float32."""
     check_architecture(modality, architecture, architectures=clients.architectures)

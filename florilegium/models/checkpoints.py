@@ -30,8 +30,7 @@ def check(clients: ClientsSettings, modality: str, model: str) -> None:
 
     A checkpoint that lies here takes milliseconds; of a hub id, the small files are fetched.
     """
-    kinds = ("image", "text") if modality == "pair" else (modality,)
-    for kind, name in zip(kinds, model.split("+"), strict=True):
+    for kind, name in build.parts_of(modality, model):
         given = build.sizes(clients, name)
         if build.is_given(given):
             _check_one(clients, kind, name, given)

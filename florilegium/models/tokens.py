@@ -68,7 +68,7 @@ def _pretrained(name: str, longest: int) -> Vocabulary:
     try:
         reader = AutoTokenizer.from_pretrained(placed(name))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"{name} has no tokenizer that can be read: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{name} has no tokenizer that can be read: {first_line(error)}") from error
     most = longest_text(name, longest, reader)
     if most < longest:
         log.warning("clients.tokens is %d, but %s reads %d tokens; longer texts are cut", longest, name, most)

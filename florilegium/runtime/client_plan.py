@@ -12,6 +12,7 @@ from florilegium import catalogue
 from florilegium.config.settings import Arm, Settings
 from florilegium.data.datasets import open_dataset
 from florilegium.diffusion.sizes import DecoderSize
+from florilegium.models.build import parts_of
 from florilegium.models.sizes import BodySize, body_size
 
 CLIENT_UTILISATION = 0.1  # of the rate of large products; small nets and batches reach less than a decoder does
@@ -64,23 +65,17 @@ def sizes_of(conf: Settings) -> Sizes:
     """Of each body of the clients, by (modality, name)."""
     found: Sizes = {}
     for member in conf.clients.mix:
-        for key in bodies_of(member):
+        for key in parts_of(member.modality, member.model):
             if key not in found:
                 found[key] = body_size(conf.clients, *key, conf.data.image_size)
     return found
 
 
-def bodies_of(member: Any) -> list[tuple[str, str]]:
-    """(modality, name) of a client's one body, or of its two towers."""
-    if member.modality == "pair":
-        return list(zip(("image", "text"), member.model.split("+"), strict=True))
-    return [(member.modality, member.model)]
-
-
 def whole(member: Any, sizes: Sizes) -> list[BodySize]:
     """The sizes of a client's bodies; none where one of them is not known."""
-    found = [size for key in bodies_of(member) if (size := sizes[key]) is not None]
-    return found if len(found) == len(bodies_of(member)) else []
+    parts = parts_of(member.modality, member.model)
+    found = [size for key in parts if (size := sizes[key]) is not None]
+    return found if len(found) == len(parts) else []
 
 
 def training(conf: Settings, arm: Arm, sizes: list[BodySize], rows: float, rate: float) -> float:
@@ -99,17 +94,14 @@ def training(conf: Settings, arm: Arm, sizes: list[BodySize], rows: float, rate:
     return (passes * rows + taught) / batch * max(each, STEP)
 
 
-def training_hours(conf: Settings, arm: Arm, sizes: Sizes, rate: float) -> float | None:
-    """Hours of all clients of one arm, one after the other, at `rate` FLOP/s of large products; None where a model or
-    the number of rows is not known."""
-    found = rows_and_classes(conf)
-    if found is None or arm.client is None:
-        return None if found is None else 0.0
+def training_hours(conf: Settings, arm: Arm, sizes: Sizes, rows: int, rate: float) -> float | None:
+    """Hours of all clients of one arm, which share `rows`, one after the other, at `rate` FLOP/s of large products;
+    None where a model is not known."""
     total = 0.0
     for member in conf.clients.mix:
         if not (bodies := whole(member, sizes)):
             return None
-        total += training(conf, arm, bodies, found[0] / len(conf.clients.mix), rate)
+        total += training(conf, arm, bodies, rows / len(conf.clients.mix), rate)
     return total / 3600
 
 
@@ -166,9 +158,9 @@ def sent(conf: Settings, arm: Arm, sizes: Sizes, image_bytes: float) -> tuple[di
     return ({"up": most, "down": most}, "a client and round: the weights that train") if most else None
 
 
-def kept(conf: Settings) -> float:
+def kept(conf: Settings, sizes: Sizes) -> float:
     """Bytes of models on disk: two checkpoints of a model that is averaged, else the versions that clients keep."""
-    sizes, total = sizes_of(conf), 0.0
+    total = 0.0
     each = [4 * sum(size.trained for size in whole(m, sizes)) for m in conf.clients.mix]
     for arm in conf.arms().values():
         if arm.client is not None:

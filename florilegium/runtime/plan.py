@@ -61,8 +61,9 @@ def plan(conf: Settings, rate: float | None = None, memory: float | None = None)
         hours += _generator(conf, made, size, uses, rate, memory)
     if size is not None and looks is not None:
         _looking(conf, made, size, looks, rate, memory)
-    _clients(conf, made, given, memory)
-    _disk(conf, made, size if uses else None, looks)
+    sizes = client_plan.sizes_of(conf)
+    _clients(conf, made, sizes, given, memory)
+    _disk(conf, made, size if uses else None, sizes, looks)
     if hours:
         made.say("hours of the generator", f"{hours:.2g}", "all arms and rounds")
     return made
@@ -172,9 +173,8 @@ def _looking(
     made.say("hours of features", f"{hours:.2g}", f"{asked.images:,.0f} images, {asked.rows:,.0f} rows{drawn}, once")
 
 
-def _clients(conf: Settings, made: Plan, rate: float | None, memory: float | None) -> None:
+def _clients(conf: Settings, made: Plan, sizes: client_plan.Sizes, rate: float | None, memory: float | None) -> None:
     """Weights of the clients' models, memory and hours of their training, and bytes on the wire of each arm."""
-    sizes = client_plan.sizes_of(conf)
     known = {name: size for (_, name), size in sizes.items() if size is not None}
     if known:
         told = ", ".join(f"{name} {size.weights / 1e6:.3g} M" for name, size in sorted(known.items()))
@@ -197,14 +197,15 @@ def _clients(conf: Settings, made: Plan, rate: float | None, memory: float | Non
             made.say(f"bytes, {key}", f"{bytes_['up'] / MB:.2f} up, {bytes_['down'] / MB:.2f} down MB", how)
 
 
-def _hours(conf: Settings, made: Plan, sizes: dict, rate: float | None) -> None:
+def _hours(conf: Settings, made: Plan, sizes: client_plan.Sizes, rate: float | None) -> None:
     """Says the hours of the clients' training, of all arms one after the other."""
     arms = [arm for arm in conf.arms().values() if arm.client is not None]
     if not arms:
         return
     device = device_of(conf.clients.device)
     fast = rate or measured_rate(device, conf.clients.precision)
-    hours = [client_plan.training_hours(conf, arm, sizes, fast) for arm in arms]
+    found = client_plan.rows_and_classes(conf)
+    hours = [client_plan.training_hours(conf, arm, sizes, found[0], fast) if found else None for arm in arms]
     known = [each for each in hours if each is not None]
     if len(known) < len(hours):
         made.say("hours of clients' training", "unknown", "of a model or of the data nothing is on this machine")
@@ -219,7 +220,9 @@ def moments_bytes(t: TuneSettings) -> int:
     return 2 if t.moments == "int8" else 8
 
 
-def _disk(conf: Settings, made: Plan, size: DecoderSize | None, looks: client_plan.Looks | None) -> None:
+def _disk(
+    conf: Settings, made: Plan, size: DecoderSize | None, sizes: client_plan.Sizes, looks: client_plan.Looks | None
+) -> None:
     """What the run directory and the hub's cache take. `size`: of a decoder that is tuned."""
     if size is not None:
         t = conf.tuning
@@ -231,6 +234,6 @@ def _disk(conf: Settings, made: Plan, size: DecoderSize | None, looks: client_pl
     if looks is not None and looks.kept:
         kept = looks.kept * sum(conf.diffusion.features.dims) * 2 / GIB
         made.say("disk, features", f"{kept:.2g} GiB", f"{looks.kept:,.0f} rows of float16, shared by all arms")
-    held = client_plan.kept(conf) / GIB
+    held = client_plan.kept(conf, sizes) / GIB
     if held:
         made.say("disk, models", f"{held:.2g} GiB", "checkpoints of averaged models; models that clients keep")
