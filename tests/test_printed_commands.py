@@ -1,5 +1,6 @@
 """Every command that the documentation and the help print is run, or composed and checked as its run would be."""
 
+import copy
 import functools
 import glob
 import io
@@ -103,15 +104,25 @@ def there(tmp_path, monkeypatch):
 
 
 @functools.cache
-def composed(given: tuple[str, ...]) -> composition.Settings:
-    """The settings of a run, composed once."""
+def composed_once(given: tuple[str, ...]) -> composition.Settings:
     return composition.compose(given)
 
 
+def composed(given: list[str]) -> composition.Settings:
+    """The settings of a run. Runs that differ in seed and directory alone are composed once: that takes half a second.
+    (`resume=true` needs a run, which tests/test_continuation.py has.)"""
+    of_one = {
+        key: text.partition("=")[2] for text in given for key in ("seed", "out") if re.fullmatch(rf"{key}=[^,]*", text)
+    }
+    left = [text for text in given if text.partition("=")[0] not in (*of_one, "resume")]
+    conf = copy.deepcopy(composed_once(tuple(text for text in left if not text.startswith("--") and text != "job")))
+    conf.seed, conf.out = int(of_one.get("seed", conf.seed)), of_one.get("out", conf.out)
+    return conf
+
+
 def check(given: list[str]) -> None:
-    """All that happens before a run starts. `resume=true` needs a run, which tests/test_continuation.py has."""
-    given = [text for text in overrides.readable(given) if not text.startswith(("resume=", "--"))]
-    conf = composition.complete(composed(tuple(text for text in given if text != "job")))
+    """All that happens before a run starts."""
+    conf = composition.complete(composed(overrides.readable(given)))
     if conf.data.own and (facts := preparation.prepare(conf)):
         conf.data.classes = facts["classes"]
     try:
@@ -138,7 +149,8 @@ def few(every: list[list[str]]) -> list[list[str]]:
 def test_a_printed_run_composes_and_passes_the_checks(line, there):
     if "data=folder" in line and "data: site-a" in line[-1]:
         (there / "pictures").rename(there / "site-a")
-    for job in few(every_job(line[2:] if line[1] == "run" else main.local(line[3:]))):
+    jobs = few(every_job(line[2:] if line[1] == "run" else main.local(line[3:])))
+    for job in {tuple(text for text in job if not text.startswith("seed=")): job for job in jobs}.values():
         check(job)
 
 
@@ -187,7 +199,7 @@ def as_if_run(place: Path, job: list[str]) -> Recorded:
     """A finished run with these overrides, whose arms all have the same figures."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "settings.yaml").touch()
-    conf = composed(tuple(text for text in job if not text.startswith(("resume=", "data.path="))))
+    conf = composed([text for text in job if not text.startswith("data.path=")])
     figures = {column.key: 0.5 for column in comparison.COLUMNS}
     rounds = [{"arm": arm, "round": n, "metrics": figures} for arm in conf.arms() for n in (0, conf.rounds)]
     return Recorded(place, composition.plain(conf), {}, rounds, [], {}, {}, 0.0)
