@@ -1,7 +1,7 @@
 """Exchanges a round and what they cost, from the ledgers of recorded runs: one line a run, and ratios to the first.
 
     python bench/exchanges.py RUN...                    # directories that `florilegium run` wrote
-    python bench/exchanges.py --floor 6 RUN...          # seconds an exchange costs by polling alone; 0 in a simulation
+    python bench/exchanges.py --floor 4 RUN...          # seconds an exchange costs by polling alone; 0 in a simulation
 
 An exchange is one question to the cohort and its answers. Round 0, profiles and evaluations are left out.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -277,10 +278,18 @@ Loader.add_multi_constructor(
 )
 
 
-def composed(name: str) -> dict:
-    """A compose file with its variables' defaults in their places."""
-    text = re.sub(r"\$\{\w+(?::?[-?]([^}]*))?\}", lambda found: found[1] or "", (DOCKER / name).read_text())
+def composed(name: str, **given: str) -> dict:
+    """A compose file with the values `given`, or the variables' defaults, in their places; a command is words."""
+
+    def value(found: re.Match[str]) -> str:
+        variable, sign, other = found[1], found[2] or "", found[3] or ""
+        return (other if variable in given else "") if sign == ":+" else given.get(variable, other)
+
+    text = re.sub(r"\$\{(\w+)(?:(:?[-?+])([^}]*))?\}", value, (DOCKER / name).read_text())
     whole: dict = yaml.load(text, Loader)
+    for service in whole["services"].values():
+        if isinstance(service.get("command"), str):
+            service["command"] = shlex.split(service["command"])
     return whole
 
 
@@ -331,6 +340,31 @@ def test_what_containers_run_are_our_commands(monkeypatch: pytest.MonkeyPatch) -
                 assert options.command.__name__ == f"run_{service['command'][0]}"
     check = composed("compose.yaml")["services"]["superlink"]["healthcheck"]["test"]
     assert check[:2] == ["CMD", "florilegium"] and main.parse(check[2:]).command.__name__ == "health"
+
+
+def test_a_sites_own_data_are_mounted_and_named_where_they_are_given() -> None:
+    site, embedded = (composed("site.yaml", **given)["services"]["supernode"] for given in ({"DATA": "./mine"}, {}))
+    assert main.parse(["deploy", *site["command"]]).data == Path("/data") and "./mine:/data:ro" in site["volumes"]
+    assert main.parse(["deploy", *embedded["command"]]).data is None and "no-data:/data:ro" in embedded["volumes"]
+
+
+def test_extras_reach_the_images_of_every_compose_file() -> None:
+    """The Dockerfile's own line, run as its shell runs it."""
+    for name in ("compose.yaml", "site.yaml"):
+        built = [s["build"] for s in composed(name, EXTRAS="operations")["services"].values()]
+        assert all(build["args"]["EXTRAS"] == "operations" for build in built), name
+    line = re.search(r"^RUN (python -c .*?) > requirements", (DOCKER / "Dockerfile").read_text(), re.M | re.S)[1]
+    assert line.split()[-1] == "${EXTRAS}"
+    line = line.replace("\\\n", "").replace("python", sys.executable, 1)
+
+    def wanted(extras: str) -> list[str]:
+        run = subprocess.run(["sh", "-c", line], cwd=ROOT, env={"EXTRAS": extras}, capture_output=True, text=True)
+        return run.stdout.splitlines()
+
+    plain = wanted("")
+    assert plain == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    both = wanted("operations privacy")
+    assert both[: len(plain)] == plain and any("prometheus-client" in one for one in both) and "opacus" in both[-1]
 
 
 def test_the_dockerfile_is_clean_and_its_last_stages_are_small_and_not_root() -> None:

@@ -39,7 +39,10 @@ class MLflowSettings:
 
 @section
 class SinkSettings:
-    """Where records go beside the run directory; each needs the extra `operations`. A sink that fails ends no run."""
+    """Where records go beside the run directory; each needs the extra `operations`, MLflow the extra `mlflow`.
+
+    A sink that fails ends no run.
+    """
 
     prometheus: PrometheusSettings = setting(factory=PrometheusSettings, help="metrics for Prometheus")
     tensorboard: TensorBoardSettings = setting(factory=TensorBoardSettings, help="event files for TensorBoard")
