@@ -2,7 +2,7 @@
 
     python bench/all.py                       # the scripts of bench/board.py; then the table and the two pages
     python bench/all.py fusion.py scale.py    # these alone; the others keep what was measured before
-    python bench/all.py peers/whole.py        # one that takes longer (`asked` in bench/board.py) is run when it is named
+    python bench/all.py peers/whole.py        # one that takes long (`asked` in bench/board.py) is run when it is named
     python bench/all.py --page                # nothing is measured, the table and the pages are written again
 
 Run it on a machine that does nothing else. The cores that are busy before each script are kept with its figures; above

@@ -19,6 +19,7 @@ from florilegium.config.privacy import PrivacySettings
 from florilegium.data.datasets import at_sites, classes_of
 from florilegium.data.partition import partition
 from florilegium.diffusion.captions import check_room
+from florilegium.diffusion.generator import device_of
 from florilegium.methods.guidance.prompts import class_prompts
 from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.models import bodies, build, checkpoints
@@ -114,6 +115,18 @@ def validate(conf: Settings) -> None:
     for arm, node in arms(conf).items():
         for given in (node.server, node.client):
             _validate_guidance(conf, getattr(given, "guidance", None), f"{arm}.client.guidance")
+
+
+def hidden_gpu(conf: Settings) -> str | None:
+    """A warning where the clients of a simulation want the GPU and Ray hides it from them; None elsewhere."""
+    if conf.runtime.name != "simulation" or conf.runtime.client_gpus:
+        return None
+    if not device_of(conf.clients.device).startswith("cuda"):
+        return None
+    return (
+        f"warning: clients.device={conf.clients.device}, but Ray hides the GPU from the clients as long as "
+        "runtime.client_gpus is 0; runtime.client_gpus=0.25 lets four clients share it"
+    )
 
 
 def _validate_clients(conf: Settings) -> None:

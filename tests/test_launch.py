@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from florilegium import preflight
 from florilegium.config import composition
 from florilegium.runs.reader import read_lines
 from florilegium.runtime import inprocess, launch, superlink
@@ -151,6 +152,18 @@ def test_no_more_actors_than_clients_or_cores() -> None:
     assert f"num-supernodes={len(conf.clients.mix)}" in launch.federation(conf)
     assert f"init-args-num-cpus={min(8, len(conf.clients.mix))}" in launch.federation(conf)
     assert launch.federation(composition.compose(["runtime=deployment", "runtime.superlink=lab"])) is None
+
+
+def test_a_gpu_that_ray_hides_from_the_clients_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*given: str) -> str | None:
+        return preflight.hidden_gpu(composition.compose(["clients.device=auto", *given]))
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert told() is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "clients.device=auto" in told() and "runtime.client_gpus=0.25" in told() and "\n" not in told()
+    assert told("clients.device=cuda:0") and told("clients.device=cpu") is None
+    assert told("runtime.client_gpus=0.25") is None and told("runtime=inprocess") is None
 
 
 def test_the_reason_is_the_servers_own_words(tmp_path: Path) -> None:

@@ -262,14 +262,16 @@ def run_job(conf: Settings, early: Early | None = None) -> bool:
     )
     if bad := conf.attack.attackers(len(conf.clients.mix), conf.seed):
         print(f"simulated attack: {conf.attack.kind} by client {', '.join(map(str, bad))}", flush=True)
+    if said := preflight.hidden_gpu(conf):
+        print(said, flush=True)
     if conf.runtime.name == "inprocess":
         run_here(conf, out, arms)
     else:
         run_flower(conf, out, arms, early)
-    said = remarks(out)
-    for line in said:
+    lines = remarks(out)
+    for line in lines:
         print(line, flush=True)
-    return any(line.startswith(LEFT_OUT) for line in said)
+    return any(line.startswith(LEFT_OUT) for line in lines)
 
 
 def run_here(conf: Settings, out: Path, arms: list[str]) -> None:
