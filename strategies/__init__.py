@@ -1,4 +1,4 @@
-"""The server side of each method, one file a method; blocks/ holds what several share.
+"""The server side of each method (several may have one class); blocks/ holds what several share.
 
 Loaded by name through florilegium/catalogue.py.
 """
