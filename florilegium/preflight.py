@@ -119,13 +119,13 @@ def validate(conf: Settings) -> None:
 
 def hidden_gpu(conf: Settings) -> str | None:
     """A warning where the clients of a simulation want the GPU and Ray hides it from them; None elsewhere."""
-    if conf.runtime.name != "simulation" or conf.runtime.client_gpus:
+    if conf.runtime.name != "simulation" or conf.runtime.client_gpus != 0:
         return None
     if not device_of(conf.clients.device).startswith("cuda"):
         return None
     return (
         f"warning: clients.device={conf.clients.device}, but Ray hides the GPU from the clients as long as "
-        "runtime.client_gpus is 0; runtime.client_gpus=0.25 lets four clients share it"
+        "runtime.client_gpus is 0; without it four clients share a GPU"
     )
 
 

@@ -156,14 +156,27 @@ def test_no_more_actors_than_clients_or_cores() -> None:
 
 def test_a_gpu_that_ray_hides_from_the_clients_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(*given: str) -> str | None:
-        return preflight.hidden_gpu(composition.compose(["clients.device=auto", *given]))
+        return preflight.hidden_gpu(composition.compose(["clients.device=auto", "runtime.client_gpus=0", *given]))
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert told() is None
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert "clients.device=auto" in told() and "runtime.client_gpus=0.25" in told() and "\n" not in told()
+    assert "clients.device=auto" in told() and "runtime.client_gpus is 0" in told() and "\n" not in told()
     assert told("clients.device=cuda:0") and told("clients.device=cpu") is None
-    assert told("runtime.client_gpus=0.25") is None and told("runtime=inprocess") is None
+    assert told("runtime.client_gpus=0.5") is None and told("runtime=inprocess") is None
+    assert told("runtime.client_gpus=null") is None
+
+
+def test_four_clients_share_a_gpu_unless_it_is_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(*given: str) -> str:
+        parts = launch.federation(composition.compose(given)).split()
+        return next(part for part in parts if "resources-num-gpus" in part).split("=")[1]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert share("clients.device=auto") == "0.25" and share() == "0.0"  # by default clients learn on the CPU
+    assert share("clients.device=auto", "runtime.client_gpus=0.5") == "0.5"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert share("clients.device=auto") == "0.0"
 
 
 def test_the_reason_is_the_servers_own_words(tmp_path: Path) -> None:

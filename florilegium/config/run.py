@@ -123,11 +123,15 @@ class Runtime:
         choices=RUNTIMES,
     )
     client_cpus: int = setting(1, "CPU cores that one simulated client takes", low=1, high=MANY)
-    client_gpus: float = setting(0.0, "share of a GPU that one simulated client takes", low=0, high=MANY)
-    cpus: int | None = setting(None, "CPU cores for all simulated clients together; null: all of this machine", low=1)
-    gpus: int | None = setting(
-        None, "GPUs for all simulated clients together; null: none, unless client_gpus is above 0", low=0
+    client_gpus: float | None = setting(
+        None,
+        "share of a GPU that one simulated client takes; null: a quarter where clients.device finds a GPU, else none. "
+        "With 0 Ray hides the GPU from the clients",
+        low=0,
+        high=MANY,
     )
+    cpus: int | None = setting(None, "CPU cores for all simulated clients together; null: all of this machine", low=1)
+    gpus: int | None = setting(None, "GPUs for all simulated clients together; null: those of this machine", low=0)
     superlink: str | None = setting(
         None, "with name=deployment: the connection's name in the config.toml of your Flower home"
     )

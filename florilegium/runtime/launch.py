@@ -32,6 +32,7 @@ from florilegium.config.composition import Settings, SettingsError
 from florilegium.data import partition
 from florilegium.data.datasets import DataError
 from florilegium.data.own import preparation
+from florilegium.diffusion.generator import device_of
 from florilegium.federation.federation import FederationError
 from florilegium.report import comparison
 from florilegium.runs import reader
@@ -335,6 +336,13 @@ def connection(conf: Settings, scratch: str) -> Iterator[Flower]:
         yield Flower(conf.runtime.superlink or "", quiet_environment({}))
 
 
+def share_of_gpu(conf: Settings) -> float:
+    """What one simulated client takes of a GPU. Ray hides all GPUs from an actor that takes nothing."""
+    if (given := conf.runtime.client_gpus) is not None:
+        return float(given)
+    return 0.25 if device_of(conf.clients.device).startswith("cuda") else 0.0
+
+
 def federation(conf: Settings) -> str | None:
     """Flower's --federation-config of a simulation: no more actors than clients or cores."""
     runtime, clients = conf.runtime, len(conf.clients.mix)
@@ -344,7 +352,7 @@ def federation(conf: Settings) -> str | None:
     parts = {
         "num-supernodes": clients,
         "client-resources-num-cpus": runtime.client_cpus,
-        "client-resources-num-gpus": float(runtime.client_gpus),
+        "client-resources-num-gpus": share_of_gpu(conf),
         "init-args-num-cpus": min(cpus, clients * runtime.client_cpus),
         "init-args-log-to-driver": "false",
     }
