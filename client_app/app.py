@@ -22,11 +22,13 @@ from client_app.client import Client
 from client_app.joined import in_one
 from client_app.opening import open_client
 from client_app.privacy.attacks import attacked, poisoned
+from client_app.privacy.protection import digest_of_question
 from florilegium import catalogue, seeds
 from florilegium.config import composition
 from florilegium.config.settings import Settings
 from florilegium.diffusion.generator import enough_memory
 from florilegium.models import checkpoints
+from florilegium.privacy import coverage
 from florilegium.protocol import codec, personal, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.forms import Form
@@ -64,6 +66,8 @@ def perform(phase: str, conf: Settings, client: Client, header: Header, content:
     method = client_side(conf, header.arm)
     name = composition.arms(conf)[header.arm].name
     client.protection.may_train(name, catalogue.entry(name).dpsgd)
+    if coverage.at_client(conf.privacy):
+        client.protection.asked = digest_of_question(conf, method.settings, codec.digest(content))
     if phase not in phases.phases_of(method, phases.exchanges_of(composition.arms(conf)[header.arm])):
         raise ValueError(f"{type(method).__name__} has no phase {phase!r}")
     may_come, may_leave = phases.declared(method, phase, method.settings)

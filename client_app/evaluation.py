@@ -46,13 +46,17 @@ def classified(client: Client, scores: Scores, by_class: bool = False) -> Report
 
     Held-out rows of a site follow its distribution as they are. Other rows are weighted by the shares of the classes
     in the client's training rows (florilegium/learning/own_distribution.py). These shares stay here; but each such
-    figure tells a little about them, and DP-SGD does not cover that, so under `privacy.training` there is none.
+    figure tells a little about them, and DP-SGD does not cover that, so under `privacy.training` there is none. Nor are
+    there figures of held-out rows that are the site's own: these rows had no noise either.
 
     `by_class` adds the recall of each class, which says nothing about the client: it is asked of a client that judges
     a global model for all, and the server weights these.
     """
     figures: dict[str, float] = {}
+    private = client.protection.settings.training is not None
     for split, name in FIGURES.items():
+        if private and split in client.data.own:
+            continue
         rows = getattr(client.data, split)
         logits_NC = scores(rows)
         hits_N = logits_NC.argmax(-1) == rows.labels
@@ -60,7 +64,7 @@ def classified(client: Client, scores: Scores, by_class: bool = False) -> Report
         if split == "test":
             figures["loss"] = cross_entropy(logits_NC, rows.labels).item()
         recall_C = recalls(logits_NC.argmax(-1), rows.labels, client.classes)
-        if not client.protection.settings.training:
+        if not private:
             share_C = shares(client.data.train.labels, client.classes)
             own = figures[name] if split in client.data.own else own_accuracy(recall_C, share_C)
             figures |= {f"{name}_own": own} if math.isfinite(own) else {}

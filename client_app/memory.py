@@ -73,6 +73,10 @@ class Memory:
         except Exception:  # not there, or torn: safetensors has its own error classes
             return None
 
+    def keeps(self, name: str) -> bool:
+        """Whether there is a file of `keep`, readable or not."""
+        return (self.folder / f"{name}.safetensors").exists()
+
     def _tidy(self, part: str) -> None:
         """Keep this round's versions, the last of each of the KEPT_ROUNDS before, and so many of them in any case."""
         r = self.now[0]

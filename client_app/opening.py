@@ -39,8 +39,9 @@ def open_client(conf: Settings, node_config: Mapping[str, Any], header: Header) 
     place = node.state_dir or conf.clients.state_dir or (out and Path(out, "state"))
     if not place:
         raise ClientError("nowhere to remember: set state-dir in the node configuration, or clients.state_dir")
-    federation = Path(out or "federation").name
-    memory = Memory(Path(str(place), federation, header.arm, f"client-{id_}"), header.round, header.step)
+    # a run directory's name is not enough: another run may have had it. Path: the server names no other folder
+    run = Path(conf.run_id or out or "federation").name
+    memory = Memory(Path(str(place), run, header.arm, f"client-{id_}"), header.round, header.step)
     data = open_rows(conf, id_, str(conf.clients.mix[id_].modality), node_config)
     client = Client(conf, id_, data, memory, header.round)
     client.own_data = node.data_path is not None

@@ -52,6 +52,13 @@ def test_the_next_save_waits_and_the_newest_two_stay(tmp_path) -> None:
     assert [files.load(path)[0]["w"].item() for path in checkpoints.there()] == [2, 3]
 
 
+def test_after_round_9999_the_newest_two_stay_as_well(tmp_path) -> None:
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        for r in range(9998, 10_002):
+            checkpoints.save(r, {"w": torch.full((1,), float(r))}, {"round": r})
+    assert [files.load(path)[0]["w"].item() for path in checkpoints.there()] == [10_000, 10_001]
+
+
 def test_the_end_waits_for_the_last_file(tmp_path, held) -> None:
     with Checkpoints(tmp_path, 2) as checkpoints:
         checkpoints.save(0, {"w": torch.ones(1)}, {})

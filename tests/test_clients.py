@@ -22,6 +22,7 @@ from florilegium.learning.fit import TrainingError, fit
 from florilegium.protocol import codec, phases, pixels
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Answers, Logits, Nothing, Profile, Report, Samples, Targets, Weights
+from florilegium.runtime import continuation
 
 IDS = torch.arange(24)
 IMAGES = torch.stack([toy.draw(toy.CLASSES[n % 4], (220, 40, 40), 16, seeds.generator("test", n)) for n in range(24)])
@@ -215,6 +216,18 @@ def test_a_round_of_fedmmkt_twice_gives_the_same_bits(ask, k):
     assert ask(k, "distill", targets, 2, 3).examples == 36  # 20, and the replay of 16
 
 
+def test_other_samples_for_the_same_message_get_other_noise(ask):
+    """The first half of the samples is the same, and so are its representations before the noise."""
+    noisy = ("privacy=gaussian", "method.variant=logit")
+    ask(0, "train", Nothing(), 0, 1, overrides=noisy)
+    swapped = torch.cat([IDS[:12], IDS[12:].flip(0)])
+    others = Samples(swapped, images=pixels.encode(IMAGES[swapped]))
+    first, again, other = (
+        ask(0, "represent", samples, 1, 2, overrides=noisy).logits for samples in (SAMPLES["image"],) * 2 + (others,)
+    )
+    assert torch.equal(first, again) and not torch.isclose(first[:12], other[:12], atol=1e-3).all(1).any()
+
+
 def test_answers_do_not_depend_on_other_messages(ask):
     """A client is stateless but for its disk: what other clients did in the process changes nothing."""
     ask(0, "train", Nothing(), 0, 1)
@@ -308,6 +321,27 @@ def test_own_data_come_from_the_node_alone(toy_conf, tmp_path):
     client = open_client(toy_conf(), node, Header("method", 0, 1))
     assert client.examples == 4 and client.data.train.images.shape == (4, 3, 16, 16)
     assert str(client.memory.folder).startswith(str(tmp_path)) and client.memory.folder.name == "client-0"
+
+
+def test_runs_whose_directories_have_one_name_have_memories_of_their_own(toy_conf, tmp_path):
+    """A client that was first asked in round 3 must not find what it learnt in another run."""
+    from client_app.opening import open_client
+
+    node = {"partition-id": 0, "state-dir": str(tmp_path / "site")}
+
+    def memory(conf, r):
+        return open_client(conf, node, Header("method", r, 1)).memory
+
+    runs = [continuation.begun(toy_conf(f"out={tmp_path / place / 'first'}")) for place in ("a", "b", "b")]
+    memory(runs[0], 1).write("model", {"x": torch.ones(1)}, {"value": 1})
+    assert memory(runs[0], 3).read("model") is not None  # its own, in a later round
+    assert memory(runs[1], 3).read("model") is None and memory(runs[2], 3).read("model") is None
+    assert len({conf.run_id for conf in runs}) == 3 and all(conf.run_id.startswith("first-") for conf in runs)
+    assert continuation.begun(runs[0]).run_id == runs[0].run_id  # made once
+    old = toy_conf(f"out={tmp_path / 'a' / 'first'}")  # of a run before there were ids
+    assert memory(old, 1).folder == tmp_path / "site" / "first" / "method" / "client-0"
+    old.run_id = "../../elsewhere"
+    assert memory(old, 1).folder == tmp_path / "site" / "elsewhere" / "method" / "client-0"
 
 
 WRONG = ["variant=other", "confidence=none", "alignment=-1", "batch=1", "learning_rate.text=-1"]

@@ -9,7 +9,10 @@ from omegaconf import OmegaConf
 
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
+from florilegium.runs.reader import recorded
+from florilegium.runs.writer import Run, same_settings
 from florilegium.runtime import launch
+from tools.keep_records import kept_settings
 
 TOY = ["data=toy", "diffusion=mini", "clients=toy"]
 ALIKE = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
@@ -45,6 +48,24 @@ def test_what_a_resumed_run_may_change_is_taken_from_the_command_line(held: Path
 def test_a_run_that_was_moved_finds_its_state(held: Path, tmp_path: Path) -> None:
     moved = held.rename(tmp_path / "second")
     assert prepared(f"out={moved}", "resume=true").clients.state_dir == str(moved / "state")
+
+
+def test_a_run_keeps_its_id(tmp_path: Path) -> None:
+    """Its clients find their memory by it, wherever the directory lies and whatever it is called."""
+    given = [*TOY, "method=fedavg", ALIKE, f"out={tmp_path / 'first'}"]
+    first, other = prepared(*given), prepared(*given)
+    assert first.run_id != other.run_id and first.run_id.startswith("first-")
+    Run.open(first.out, first).close()
+    moved = Path(first.out).rename(tmp_path / "second")
+    (moved / "rounds.jsonl").write_text('{"arm": "method", "round": 0, "seconds": 1.0, "metrics": {}}\n')
+    assert prepared(f"out={moved}", "resume=true").run_id == first.run_id
+    assert prepared(f"out={moved}", "resume=true", *given[:-1]).run_id == first.run_id  # all settings said again
+    same_settings(recorded(moved).settings, composition.plain(other), moved)  # the id is no difference
+    assert kept_settings(composition.plain(first)) == kept_settings(composition.plain(other))
+
+
+def test_a_run_from_before_there_were_ids_has_none(held: Path) -> None:
+    assert prepared(f"out={held}", "resume=true").run_id is None  # its memory lies under the directory's name
 
 
 def test_other_settings_are_not_silently_replaced(held: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from client_app.batches import ClientError
 from client_app.memory import Memory
 from client_app.privacy.dpsgd import fit_dpsgd, row_gradients
-from client_app.privacy.protection import Protection
+from client_app.privacy.protection import Protection, digest_of_question
 from florilegium import preflight, seeds
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
@@ -169,6 +169,76 @@ def test_epsilons_travel_beside_any_payload_and_are_checked():
             codec.spent(codec.pack(Nothing(), header, bad))
 
 
+def test_another_question_for_the_same_round_has_noise_of_its_own(tmp_path):
+    # clip 10 changes no row of [1, 1], so an upload minus its rows is the noise
+    given = {"representations": {"clip": 10.0, "noise": 2.0, "release": ["labels"]}}
+
+    def noise(asked, rows):
+        protection = Protection(client(tmp_path, **given))
+        protection.asked = asked
+        return protection.noised(Logits(torch.arange(4), rows)).logits - rows
+
+    first = noise("question", torch.ones(4, 2))
+    assert torch.equal(noise("question", torch.ones(4, 2)), first)
+    assert not torch.allclose(noise("other samples", torch.ones(4, 2)), first, atol=1e-3)
+    assert not torch.allclose(noise("question", 2 * torch.ones(4, 2)), first, atol=1e-3)  # of another model
+
+
+def test_the_account_is_not_rewound(tmp_path):
+    given = {"representations": {"clip": 1.0, "noise": 8.0, "release": ["labels"]}}
+
+    def asked(round_, question):
+        one = client(tmp_path, round_, **given)
+        one.memory.begin()  # as every message does
+        protection = Protection(one)
+        protection.asked = question
+        protection.upload(answers())
+        return protection.spent["gaussian"].history, protection.figures()["gaussian"]
+
+    for r in range(5):
+        assert asked(r, "first run")[0] == [(4.0, 1.0, 4 * (r + 1))]
+    assert asked(4, "first run")[0] == [(4.0, 1.0, 20)]  # a resumed round pays once
+    history, epsilon = asked(0, "second run")  # four rows more, whichever round it is called
+    assert history == [(4.0, 1.0, 24)] and epsilon == pytest.approx(least(lambda a: 24 * a / 32), rel=1e-6)
+
+
+def test_an_account_by_round_is_taken_over_and_an_unreadable_one_is_no_account(tmp_path):
+    given = {"representations": {"clip": 1.0, "noise": 8.0, "release": ["labels"]}}
+    Memory(tmp_path, 1, 1).write("privacy", {"round": torch.tensor([1])}, {"gaussian": [[4.0, 1.0, 4]]})
+    later = Protection(client(tmp_path, 2, **given))
+    later.upload(answers())
+    assert later.spent["gaussian"].history == [(4.0, 1.0, 8)]
+    (tmp_path / "privacy.safetensors").write_bytes(b"torn")
+    with pytest.raises(PrivacyError, match="the account of what was spent cannot be read"):
+        Protection(client(tmp_path, 3, **given)).upload(answers())
+
+
+def test_the_question_is_the_message_and_the_settings_that_stay(toy_conf):
+    def digest(content, *overrides):
+        conf = toy_conf("privacy=dpsgd", *overrides)
+        return digest_of_question(conf, conf.method.client, content)
+
+    asked = digest("a")
+    assert digest("a", "rounds=9", "out=/elsewhere", "clients.threads=2", "log_level=debug") == asked
+    others = [
+        digest("b"),
+        digest("a", "seed=1"),
+        digest("a", "privacy.training.clip=2"),
+        digest("a", "method.client.batch=7"),
+    ]
+    assert len({asked, *others}) == 5
+
+
+def test_a_digest_of_a_message_is_of_its_content_alone():
+    header = Header("method", 1, 2)
+
+    def digest(value, at=header):
+        return codec.digest(codec.pack(Weights({"a": torch.tensor([value, 2.0]), "b": torch.ones(1)}, 3), at))
+
+    assert digest(1.0) == digest(1.0)
+    assert len({digest(1.0), digest(1.5), digest(1.0, Header("method", 1, 3))}) == 3
+
+
 # -- DP-SGD ------------------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +271,23 @@ def test_one_step_by_hand(tmp_path):
     moved = torch.cat([(before[n] - p.detach()).flatten() for n, p in toy.model.named_parameters()])
     assert out == {"steps": 1.0} and torch.allclose(moved, expected, atol=2e-4)
     assert toy.protection.spent["dpsgd"].history == [(1e-3, 1.0, 1)]
+
+
+def test_training_from_other_weights_has_noise_of_its_own(tmp_path):
+    # one step of lr 1 over 6 rows: the clipped mean gradient is at most 1 long, the noise about 1000 / 6 a coordinate
+    def moved(shift):
+        toy = trainee(tmp_path, {"noise": 1000.0, "clip": 1.0}, examples=6)
+        toy.conf.privacy.seeded = False
+        with torch.no_grad():
+            for p in toy.model.parameters():
+                p += shift
+        before = torch.cat([p.detach().flatten().clone() for p in toy.model.parameters()])
+        fit_dpsgd(toy, torch.optim.SGD(toy.model.parameters(), lr=1.0), 6, 1, "private")
+        return torch.cat([p.detach().flatten() for p in toy.model.parameters()]) - before
+
+    first = moved(0.0)
+    assert torch.equal(moved(0.0), first) and first.norm() > 100
+    assert (moved(0.1) - first).norm() > 100  # with equal noise it is the difference of two gradients: at most 2
 
 
 def test_steps_and_rate_are_those_of_poisson_batches(tmp_path):

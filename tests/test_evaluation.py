@@ -138,6 +138,7 @@ def test_a_global_model_is_judged_once_and_by_all_when_that_one_fails(broken, as
     assert sorted(e["client"] for e in entries if e["phase"] == "evaluate") == asked
     metrics = json.loads((run / "rounds.jsonl").read_text().splitlines()[0])["metrics"]
     assert f"client/accuracy/{asked[-1]}" in metrics and "client/accuracy" in metrics
+    assert metrics.get("clients/faults", 0) == (2 if broken else 0)  # asked alone, then with all
 
 
 def test_protocol_states_the_judge_s_own_accuracy(resources):

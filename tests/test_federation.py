@@ -1,6 +1,7 @@
 """The server's view: checked replies, faults named and left out, bytes counted, cohorts by seed."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from florilegium.federation.federation import Client, Federation, FederationError
 from florilegium.protocol import codec
 from florilegium.protocol.codec import Header
-from florilegium.protocol.payloads import Answers, Nothing, Profile, Report
+from florilegium.protocol.payloads import Answers, Nothing, Profile, Report, SiteProfile
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,33 @@ def test_a_bad_client_is_named_counted_and_left_out(bad, fault):
     (entry,) = [e for e in met.ledger if e["fault"]]
     assert entry["client"] == 1 and fault in entry["fault"]
     assert met.traffic(1)["clients/faults"] == 1
+
+
+TWO = {"data": "toy", "clients.mix": "[{modality: image, model: vit}, {modality: image, model: resnet}]"}
+
+
+@pytest.mark.parametrize(
+    "wrong, fault",
+    [
+        ({"client": 77, "classes": [999]}, "Profile.client is 77, but clients.mix has 2 clients"),
+        ({"client": 2}, "Profile.client is 2, but clients.mix has 2 clients"),
+        ({"classes": [3, 4]}, "Profile.classes has 4, but there are 4 classes"),
+        ({"modality": "text"}, "Profile says that client 1 is text resnet, clients.mix has image resnet"),
+        ({"architecture": "vit"}, "Profile says that client 1 is image vit, clients.mix has image resnet"),
+    ],
+)
+def test_a_profile_that_does_not_fit_the_settings_is_a_fault(wrong, fault, toy_conf):
+    def answer(node, *_):
+        right = {"client": 1, "modality": "image", "architecture": "resnet", "examples": 10, "classes": [3]}
+        return SiteProfile(**right | wrong) if node == 12 else SiteProfile(0, "image", "vit", 10, [0, 3])
+
+    conf = toy_conf(*(f"{key}={value}" for key, value in TWO.items()))
+    resources = SimpleNamespace(conf=conf, classes=["a", "b", "c", "d"])
+    met = Federation(ScriptedGrid([11, 12], answer), timeout=0.2, quorum=1, expected=2, resources=resources)
+    met.meet()  # and once more when the round begins
+    assert [client.id for client in met.clients] == [0]
+    assert [e["fault"] for e in met.ledger if e["fault"]] == [f"sent a bad reply: {fault}"] * 2
+    assert {e["node"] for e in met.ledger if e["fault"]} == {"12"}
 
 
 def test_without_a_quorum_the_run_stops_and_says_who_failed():

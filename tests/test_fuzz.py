@@ -19,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 
 from florilegium.federation.federation import Client, Federation
-from florilegium.protocol import codec, payloads
+from florilegium.protocol import codec, payloads, phases
 from florilegium.protocol.codec import Header
 from florilegium.protocol.validation import WireError
 from tests.local_grid import over_the_wire
@@ -474,3 +474,18 @@ def test_a_run_goes_on_with_the_others(method, toy_conf, federated):
     for record in lines(run):
         assert np.isfinite([v for v in record["metrics"].values() if isinstance(v, float)]).all()
     assert json.loads((run / "summary.json").read_text())
+
+
+def test_a_site_that_is_nobody_does_not_end_a_run(toy_conf, federated):
+    """Its profile passes the wire, but its number and its class are in no list of the server's."""
+
+    def tamper(question, reply):
+        if question.metadata.message_type != phases.PHASES["profile"] or question.metadata.dst_node_id != 101:
+            return reply
+        strange = payloads.SiteProfile(77, "image", "vit", 5, [999])
+        return Message(codec.pack(strange, codec.header(question.content)), reply_to=question)
+
+    run = federated(toy(toy_conf, "fedavg", "rounds=1", "timeouts.quorum=1"), tamper)
+    found = faults(run)
+    assert found and all("Profile.client is 77, but clients.mix has" in entry["fault"] for entry in found)
+    assert {entry["node"] for entry in found} == {"101"} and lines(run)[-1]["round"] == 1

@@ -72,6 +72,13 @@ def test_shares_of_classes_tell_nothing_under_dp_sgd():
     assert (report.metrics["accuracy_of/0"], report.metrics["accuracy_of/1"]) == (1.0, 0.0)
 
 
+def test_held_out_rows_of_a_site_s_own_stay_under_dp_sgd():
+    both = evaluation.classified(client([0, 1], own=("test", "validation"), training=object()), zeros, by_class=True)
+    assert both.metrics == {} and both.examples == 4
+    one = evaluation.classified(client([0, 1], own=("test",), training=object()), zeros, by_class=True)
+    assert one.metrics == {"validation": 0.5, "validation_of/0": 1.0, "validation_of/1": 0.0}  # of global rows
+
+
 TWO = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
 
 

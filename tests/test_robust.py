@@ -6,11 +6,12 @@ import pytest
 import torch
 from scipy.stats import trim_mean
 
-from florilegium.config.privacy import DefenceSettings, PrivacySettings, Votes
+from florilegium.config.privacy import DefenceSettings, PrivacySettings, Training, Votes
 from florilegium.federation import robust
 from florilegium.federation.federation import Client, Reply
 from florilegium.federation.guard import Guard
 from florilegium.protocol.payloads import Answers, Logits
+from florilegium.protocol.validation import WireError
 
 T = torch.tensor
 
@@ -196,6 +197,19 @@ def test_votes_are_bounded_after_reputation():
     guard = Guard(DefenceSettings(bound=0.4), classes=3)
     out = guard.votes(T([[6.0], [1], [1], [1]]), four())  # t = 0.4 (t + 3): t = 2
     assert out.flatten().tolist() == pytest.approx([2, 1, 1, 1]) and guard.metrics()["defence/votes_bounded"] == 0.25
+
+
+def test_a_client_reports_only_the_epsilons_that_are_its_own():
+    guard = Guard(None, PrivacySettings(votes=Votes(), training=Training()), classes=3)
+    guard.spent(0, {"dpsgd": 2.5})
+    for name in ("gnmax", "gnmax_sample", "gaussian"):  # the server's, and of a mechanism that is off
+        with pytest.raises(WireError, match=rf"privacy\[{name}\] is not what clients report"):
+            guard.spent(1, {"dpsgd": 9.0, name: 0.0})
+    guard.released(T([[0], [0], [1], [1]]), T([0]), T([True]))
+    told = guard.metrics()
+    assert told["privacy/epsilon/gnmax"] > 1
+    assert told["privacy/epsilon/dpsgd"] == 2.5  # of a refused reply nothing stays
+    assert "privacy/epsilon/gnmax/1" not in told
 
 
 def test_gnmax_releases_labels_and_goes_on_after_a_restart():

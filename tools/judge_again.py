@@ -18,6 +18,7 @@ from rich.progress import track
 from florilegium.config.settings import settings_of
 from florilegium.resources import Resources
 from florilegium.runs import files
+from florilegium.runs.checkpoints import oldest_first
 from florilegium.runs.reader import MAIN, Recorded, recorded
 from server_app.evaluation import Evaluation
 
@@ -30,7 +31,7 @@ def own(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor
 
 def tuned(resources: Resources, run: Recorded, arm: str):
     """The generator of an arm after its last round. ValueError where its checkpoint is gone or holds none."""
-    kept = sorted((run.path / "checkpoints" / arm).glob("round-*.safetensors"))
+    kept = oldest_first(run.path / "checkpoints" / arm)
     if not kept:
         raise ValueError(f"{run.path}: no checkpoint of {arm}")
     tensors, told = files.load(kept[-1])

@@ -18,11 +18,12 @@ from florilegium.runs.reader import Recorded, evaluated, recorded
 from florilegium.runs.writer import plain
 
 PATHS = ("out", "assets")
+MEMORY = "run_id"  # names the clients' memory, and nothing that a table needs
 
 
 def kept_settings(settings: dict) -> dict:
-    """The settings without absolute paths."""
-    kept = {key: None if key in PATHS else value for key, value in settings.items()}
+    """The settings without absolute paths and without the name of the clients' memory."""
+    kept = {key: None if key in PATHS else value for key, value in settings.items() if key != MEMORY}
     return {key: without_paths(value) for key, value in kept.items()}
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from client_app.client import Client
 from florilegium.models.text import TextBody
 from florilegium.privacy.mechanisms import PrivacyError
+from florilegium.protocol.deltas import version_of
 
 GROUPS = 32  # rows whose gradients are held at once
 
@@ -46,8 +47,9 @@ def row_gradients(model: nn.Module, inputs: Tensor, labels_B: Tensor) -> dict[st
 def fit_dpsgd(client: Client, optimizer: torch.optim.Optimizer, size: int, epochs: int, name: str) -> dict[str, float]:
     """`epochs` passes over the client's own rows by DP-SGD; each step takes every row with probability size / rows.
 
-    The sampling and the noise come from the client's secret, and what they cost is entered. Returns "steps" alone:
-    losses and norms of private rows would say more than epsilon allows. PrivacyError for a retrieval client.
+    The sampling and the noise come from the client's secret, the question, the rows and the weights at the start; what
+    they cost is entered. Returns "steps" alone: losses and norms of private rows would say more than epsilon allows.
+    PrivacyError for a retrieval client.
     """
     from opacus.optimizers import DPOptimizer
     from opacus.utils.uniform_sampler import UniformWithReplacementSampler
@@ -59,19 +61,19 @@ def fit_dpsgd(client: Client, optimizer: torch.optim.Optimizer, size: int, epoch
         raise PrivacyError("a retrieval loss has no single rows: privacy.training does not cover pair clients")
     rate = min(1.0, size / len(rows))
     steps = epochs * max(1, round(1 / rate))
+    start = version_of({**model.state_dict(), f"{name}: ids": rows.ids, f"{name}: labels": rows.labels})
     stepper = DPOptimizer(
         optimizer,
         noise_multiplier=s.noise,
         max_grad_norm=s.clip,
         loss_reduction="mean",
         expected_batch_size=rate * len(rows),
-        generator=client.protection.noise("dpsgd", "sum", name),
+        generator=client.protection.noise(start, "dpsgd", "sum", name),
     )
-    sampler = UniformWithReplacementSampler(
-        num_samples=len(rows), sample_rate=rate, steps=steps, generator=client.protection.noise("dpsgd", "rows", name)
-    )
+    drawn = client.protection.noise(start, "dpsgd", "rows", name)
+    sampler = UniformWithReplacementSampler(num_samples=len(rows), sample_rate=rate, steps=steps, generator=drawn)
     augmented = torch.Generator().manual_seed(client.seed("batches", name))
-    client.protection.spend("dpsgd", s.noise, steps, rate)  # before: a step that fails has been taken
+    client.protection.spend("dpsgd", start, s.noise, steps, rate)  # before: a step that fails has been taken
     model.train()
     for chosen in sampler:
         stepper.zero_grad(set_to_none=True)

@@ -20,6 +20,9 @@ from florilegium.config.wire import WireSettings
 
 MAIN = "method"  # the arm of conf.method itself
 SIDES = ("server", "client")
+# settings that a resumed run may change, whole sections and keys of `clients`; `rounds` may only grow
+FREE = {"resume", "out", "run_id", "rounds", "runtime", "assets", "timeouts", "sinks", "log_level"}
+FREE_CLIENTS = {"device", "threads", "state_dir"}
 
 
 class Arm:
@@ -98,6 +101,11 @@ class Settings:
         0, "everything random derives from it: partition, cohorts, images, noise, training", low=0, high=2**31 - 1
     )
     out: str | None = setting(None, "run directory; null: runs/<time>-<method>-<data>-s<seed>")
+    run_id: str | None = setting(
+        None,
+        "what tells this run's memory at its clients from that of other runs; the launcher makes it once and "
+        "resume=true keeps it, it is not for users. null: the name of the run directory",
+    )
     resume: bool = setting(False, "continue the run in `out` after its last finished round")
     label: str | None = setting(None, "name of the main method in tables; null: its own name")
     log_level: str = setting("info", "lowest level of log.jsonl in the run directory", choices=LOG_LEVELS)
@@ -129,6 +137,14 @@ class Settings:
     def plain(self) -> dict[str, Any]:
         """The settings as plain dicts, lists and values; `settings_of` undoes it."""
         return to_plain(self)
+
+
+def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of plain settings those that a run keeps from its start to its end, however often it is resumed."""
+    kept = {key: value for key, value in settings.items() if key not in FREE}
+    if isinstance(kept.get("clients"), Mapping):
+        kept["clients"] = {key: value for key, value in kept["clients"].items() if key not in FREE_CLIENTS}
+    return kept
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:

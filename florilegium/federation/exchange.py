@@ -7,13 +7,14 @@ A node has at most one message in flight: it is not asked again before its late 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from florilegium.protocol.codec import Header
+from florilegium.protocol.validation import WireError
 from florilegium.runs.reader import OVERHEAD
 
 Check = Callable[[Any, Any], None]  # (client, body): raises WireError, naming what is wrong with the body
@@ -96,6 +97,31 @@ def late_entry(exchange: Exchange, client: Client, up: int, now: Header, fate: s
     }
 
 
+def fits(mix: Sequence[Any], classes: int) -> Check:
+    """A check of profiles against the settings: `mix` as clients.mix, and the number of classes.
+
+    What it lets pass may be looked up in lists of clients and classes.
+    """
+
+    def check(_: Client, body: Any) -> None:
+        if body.client >= len(mix):
+            raise WireError(f"Profile.client is {body.client}, but clients.mix has {len(mix)} clients")
+        has, asked = (body.modality, body.architecture), (str(mix[body.client].modality), str(mix[body.client].model))
+        if has != asked:
+            raise WireError(
+                f"Profile says that client {body.client} is {' '.join(has)[:80]}, clients.mix has {' '.join(asked)}"
+            )
+        if strange := [label for label in body.classes if label >= classes]:
+            raise WireError(f"Profile.classes has {strange[0]}, but there are {classes} classes")
+
+    return check
+
+
+def faults(ledger: list[dict[str, Any]], r: int) -> int:
+    """How many answers of round `r` were refused or never came, of all phases."""
+    return sum(e["fault"] is not None for e in ledger if e["round"] == r)
+
+
 def traffic(ledger: list[dict[str, Any]], r: int) -> dict[str, float]:
     """Measured bytes of round `r`, the mean over its clients, without profile and evaluation; faults, late replies."""
     entries = [e for e in ledger if e["round"] == r and e["phase"] not in OVERHEAD]
@@ -103,12 +129,11 @@ def traffic(ledger: list[dict[str, Any]], r: int) -> dict[str, float]:
     if not clients:
         return {}
     total = {way: sum(e[way] for e in entries) for way in ("up", "down")}
-    faults = sum(e["fault"] is not None for e in ledger if e["round"] == r)
     late = sum("late" in e for e in ledger if e["round"] == r)
     return {
         "bytes/up_per_client": total["up"] / len(clients),
         "bytes/down_per_client": total["down"] / len(clients),
-        "clients/faults": float(faults),
+        "clients/faults": float(faults(ledger, r)),
         **({"clients/late": float(late)} if late else {}),
     }
 

@@ -29,6 +29,8 @@ from florilegium.federation.exchange import (
     attended,
     called,
     entry,
+    faults,
+    fits,
     late_entry,
     traffic,
 )
@@ -83,7 +85,9 @@ class Federation:
         self.late, self.decay = late, decay
         self.round, self.step = 0, 0
         self.guard = Guard.of(resources)  # defences, and the privacy of votes
-        self.form = Form.of(getattr(resources, "conf", None))  # how messages are written
+        conf = getattr(resources, "conf", None)
+        self.fits = fits(conf.clients.mix, len(resources.classes)) if conf else None  # of profiles
+        self.form = Form.of(conf)  # how messages are written
         self.budgets: dict[int, Budget] = {}  # by client: what it trained on so far
 
     def meet(self) -> None:
@@ -94,13 +98,18 @@ class Federation:
                 raise FederationError(f"{len(nodes)} of {self.expected} clients connected within {self.timeout:.0f} s")
             time.sleep(POLL)
         met: dict[int, Client] = {}
-        for reply in self.ask("profile", Nothing(), Profile, SiteProfile, clients=[Client(n) for n in nodes]):
+        for reply in self._profiles([Client(node) for node in nodes]):
             client = known(reply)
             if client.id in met:
                 raise FederationError(f"two nodes call themselves client {client.id}")
             met[client.id] = client
         self.clients = [met[k] for k in sorted(met)]
         self.begin(0)
+
+    def _profiles(self, clients: list[Client], needed: int | None = None) -> list[Reply]:
+        """Who these say they are, as far as it fits the settings."""
+        how: dict[str, Any] = {"clients": clients, "check": self.fits, "needed": needed}
+        return self.ask("profile", Nothing(), Profile, SiteProfile, **how)
 
     def follow(self) -> None:
         """Forget the clients whose nodes left and ask newcomers who they are. FederationError without a quorum."""
@@ -115,7 +124,7 @@ class Federation:
                 log(WARNING, "%s, round %d: %s left", self.arm, self.round, client)
         self.overdue.forget(q.client.node for q in list(self.overdue.questions.values()) if q.client.node not in nodes)
         strangers = [Client(node) for node in sorted(nodes - {client.node for client in here.values()})]
-        replies = self.ask("profile", Nothing(), Profile, SiteProfile, clients=strangers, needed=0) if strangers else []
+        replies = self._profiles(strangers, needed=0) if strangers else []
         busy = self.overdue.busy()
         for client in (known(reply) for reply in replies):
             # a node that came back under a new number, while the old one is not yet missed
@@ -326,6 +335,11 @@ class Federation:
     def traffic(self, r: int) -> dict[str, float]:
         """Measured bytes of round `r`, the mean over its clients, without profile and evaluation."""
         return traffic(self.ledger, r)
+
+    def faults(self, r: int) -> dict[str, float]:
+        """clients/faults, the refused and missing answers of round `r` so far; nothing without one."""
+        count = faults(self.ledger, r)
+        return {"clients/faults": float(count)} if count else {}
 
     def attendance(self, r: int, alone: str = "") -> dict[str, float]:
         """How many modalities went through round `r`; a warning names one that gave no good answer to an exchange and

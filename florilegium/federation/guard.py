@@ -22,6 +22,7 @@ from florilegium.privacy import accountants, coverage, mechanisms
 from florilegium.privacy.accountants import Accountant
 from florilegium.privacy.mechanisms import PrivacyError
 from florilegium.protocol.fields import LABEL, VECTOR, holding, names_classes, scores_classes
+from florilegium.protocol.validation import WireError
 from florilegium.protocol.vectors import clamped
 
 
@@ -146,7 +147,12 @@ class Guard:
         return label_N, keep_N
 
     def spent(self, client: int, figures: Mapping[str, float]) -> None:
-        """What a client says it has spent so far; a late reply may say less than is known."""
+        """What a client says it has spent so far; a late reply may say less than is known.
+
+        WireError for a figure of a mechanism that is off, or that is not the client's to report, as that of the votes.
+        """
+        if strange := sorted(figures.keys() - set(self.privacy.reported)):
+            raise WireError(f"privacy[{strange[0]}] is not what clients report with these settings")
         if figures:
             known = self.spent_by.get(client, {})
             self.spent_by[client] = known | {k: max(value, known.get(k, 0.0)) for k, value in figures.items()}

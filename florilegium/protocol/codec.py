@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -108,6 +109,19 @@ def budget(record: RecordDict) -> Budget:
     if strange := [name for name in told if name not in vars(Budget())]:
         raise WireError(f"budget[{strange[0]:.40}] is unknown; there are {', '.join(vars(Budget()))}")
     return Budget(**{name: validation.figure(f"budget.{name}", value, low=0.0) for name, value in told.items()})
+
+
+def digest(record: RecordDict) -> str:
+    """A hash of a message's content, 64 hex digits: equal where every record is, in whatever order they lie."""
+    whole = hashlib.sha256()
+    for name, arrays in sorted(record.array_records.items()):
+        for key, array in sorted(arrays.items()):
+            whole.update(json.dumps([name, key, array.dtype, list(array.shape), len(array.data)]).encode())
+            whole.update(array.data)
+    records: list[tuple[str, Any]] = [*record.config_records.items(), *record.metric_records.items()]
+    plain = {name: dict(held) for name, held in records}
+    whole.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    return whole.hexdigest()
 
 
 def size(record: RecordDict) -> int:

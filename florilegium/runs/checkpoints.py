@@ -30,7 +30,7 @@ class Checkpoints:
 
     def there(self) -> list[Path]:
         """All of them, the oldest first."""
-        return sorted(self.folder.glob("round-*.safetensors"))
+        return oldest_first(self.folder)
 
     def save(self, r: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Begin to write round `r`. WriteError of the file before it."""
@@ -56,3 +56,8 @@ class Checkpoints:
         self.thread.shutdown()
         if kind is None:
             self.wait()
+
+
+def oldest_first(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` by round, which is not the order of their names after round 9999."""
+    return sorted(folder.glob("round-*.safetensors"), key=lambda path: int(path.stem.removeprefix("round-")))

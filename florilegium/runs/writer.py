@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from florilegium.config.instances import to_plain, to_yaml
+from florilegium.config.settings import lasting
 from florilegium.runs import files, lock, pictures
 from florilegium.runs.observers import Observer, Observers
 from florilegium.runs.reader import RunError, append, plain, read_json, read_lines, recorded, replace, summarise
 
 __all__ = ["Run", "RunError"]
-FREE = {"resume", "out", "runtime", "assets", "timeouts", "sinks", "log_level"}  # settings a resumed run may change
 PLACE = ("arm", "round", "phase")
-FREE_CLIENTS = {"device", "threads", "state_dir"}
 
 
 def to_json(value) -> bytes:
@@ -210,14 +209,7 @@ def protocol_of(settings: dict) -> dict:
 
 def same_settings(old: dict, new: dict, out: Path) -> None:
     """RunError naming the first setting in which a resumed run differs; `rounds` may grow."""
-
-    def compared(settings: dict) -> dict:
-        kept = {k: v for k, v in settings.items() if k not in FREE | {"rounds"}}
-        if isinstance(kept.get("clients"), dict):
-            kept["clients"] = {k: v for k, v in kept["clients"].items() if k not in FREE_CLIENTS}
-        return kept
-
-    for key, was, now in differing(compared(old), compared(new)):
+    for key, was, now in differing(lasting(old), lasting(new)):
         raise RunError(f"run directory {out}: was made with {key}={was}, not {now}; resume needs the same settings")
     if (new.get("rounds") or 0) < (old.get("rounds") or 0):
         raise RunError(f"run directory {out}: was made with rounds={old['rounds']}; a resumed run cannot have fewer")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 from florilegium.config import composition, overrides
 from florilegium.config.errors import SettingsError, meant
-from florilegium.config.settings import Settings
-from florilegium.runs.writer import FREE, FREE_CLIENTS
+from florilegium.config.settings import FREE, FREE_CLIENTS, Settings
 
-MAY_CHANGE = FREE | {"rounds"}
+LONGEST_NAME = 60  # of a run directory in a `run_id`, which is the name of a folder itself
 
 
 def continued(conf: Settings, given: Iterable[str]) -> Settings:
@@ -26,11 +26,12 @@ def continued(conf: Settings, given: Iterable[str]) -> Settings:
         beside = [path.name for path in out.parent.iterdir() if path.is_dir()] if out.parent.is_dir() else []
         raise SettingsError(f"out: there is no run in {out} to go on with{meant(out.name, beside)}")
     if not (out / "settings.yaml").is_file():  # it ended before its first round began: nothing to go on with
-        return conf
+        return begun(conf)
     keys = [overrides.key_of(text) for text in given if "=" in text and not text.startswith("-")]
-    if not all(_free(key) for key in keys):
-        return conf
     saved = composition.read_yaml(out / "settings.yaml")
+    if not all(_free(key) for key in keys):
+        conf.run_id = saved.run_id
+        return conf
     if saved.clients.state_dir and saved.out and Path(saved.clients.state_dir) == Path(saved.out, "state"):
         saved.clients.state_dir = None  # the directory may have been moved
     for key in keys:
@@ -43,6 +44,16 @@ def continued(conf: Settings, given: Iterable[str]) -> Settings:
     return saved
 
 
+def begun(conf: Settings) -> Settings:
+    """The settings with a `run_id` that no other run has, unless they have one: clients keep a run's memory by it.
+
+    Two runs may have directories of one name, and a run may take the place of one that was removed.
+    """
+    name = Path(conf.out).name if conf.out else "run"
+    conf.run_id = conf.run_id or f"{name[:LONGEST_NAME]}-{uuid.uuid4().hex[:12]}"
+    return conf
+
+
 def _free(key: str) -> bool:
     section, _, name = key.partition(".")
-    return section in MAY_CHANGE or (section == "clients" and name in FREE_CLIENTS)
+    return section in FREE or (section == "clients" and name in FREE_CLIENTS)

@@ -177,6 +177,8 @@ def prepare(conf: Settings, folder: str = "", given: Sequence[str] = ()) -> tupl
     if conf.resume:
         conf = continuation.continued(conf, given)
     conf = composition.complete(conf, folder)
+    if not conf.resume:
+        conf = continuation.begun(conf)
     if conf.data.own:
         open_directory(conf)  # which is where they are kept
         if facts := preparation.prepare(conf):

@@ -146,6 +146,7 @@ class Rounds(Strategy):
                 self.guided.forget(federation)
             seconds = time.monotonic() - started
             judged = journal.evaluate(self, r, r == num_rounds, federation)
+            metrics |= federation.faults(r)  # again: those of the evaluation are of this round too
             journal.close(self, r, seconds, metrics | judged, federation)
             result.train_metrics_clientapp[r] = MetricRecord({k: float(v) for k, v in metrics.items()})
             result.evaluate_metrics_serverapp[r] = MetricRecord({k: float(v) for k, v in judged.items()})
