@@ -178,7 +178,7 @@ def prepare(conf: Settings, folder: str = "", given: Sequence[str] = ()) -> tupl
     conf = composition.complete(conf, folder)
     if conf.data.own:
         open_directory(conf)  # which is where they are kept
-        if facts := preparation.prepare(conf):
+        if facts := preparation.prepare(conf, afresh=True):
             print(preparation.summary(facts), flush=True)
             conf.data.classes = facts["classes"]  # a site needs no file of ours to know them
     preflight.validate(conf)
