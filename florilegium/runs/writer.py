@@ -4,6 +4,7 @@ Every file is replaced whole (temporary file, then os.replace) or grows by whole
 read and resumed. Torch-free.
 """
 
+import contextlib
 import json
 import re
 import time
@@ -165,8 +166,9 @@ class Run:
         replace(self.out / "summary.json", to_json(summary))
 
     def close(self) -> None:
-        """End the run and remove its progress file."""
-        (self.out / "progress.jsonl").unlink(missing_ok=True)
+        """End the run, well or not, and remove its progress file."""
+        with contextlib.suppress(OSError):  # a courtesy too: never in the place of the reason why a run failed
+            (self.out / "progress.jsonl").unlink(missing_ok=True)
         self.silence()
 
     def silence(self) -> None:
@@ -215,6 +217,8 @@ def same_settings(old: dict, new: dict, out: Path) -> None:
         kept = {k: v for k, v in settings.items() if k not in FREE | {"rounds"}}
         if isinstance(kept.get("clients"), dict):
             kept["clients"] = {k: v for k, v in kept["clients"].items() if k not in FREE_CLIENTS}
+        if isinstance(kept.get("data"), dict):  # `prepared` lies in the run directory, which may have been moved
+            kept["data"] = {k: v for k, v in kept["data"].items() if k != "prepared"}
         return kept
 
     for key, was, now in differing(compared(old), compared(new)):
