@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from florilegium.config import composition
 from florilegium.config.composition import SettingsError
-from florilegium.runtime import launch
+from florilegium.runs.writer import same_settings
+from florilegium.runtime import continuation, launch
 
 TOY = ["data=toy", "diffusion=mini", "clients=toy"]
 ALIKE = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
@@ -24,6 +26,10 @@ def held(tmp_path: Path) -> Path:
     (out / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(composition.plain(conf))))
     (out / "rounds.jsonl").write_text('{"arm": "method", "round": 0, "seconds": 1.0, "metrics": {}}\n')
     return out
+
+
+def continued(*given: str) -> composition.Settings:
+    return continuation.continued(composition.compose(given), given)
 
 
 def prepared(*given: str) -> composition.Settings:
@@ -42,9 +48,35 @@ def test_what_a_resumed_run_may_change_is_taken_from_the_command_line(held: Path
     assert conf.method.name == "fedavg" and conf.seed == 7
 
 
+def test_what_lies_beside_a_changed_setting_stays(held: Path) -> None:
+    """A setting takes its own value along; a choice of a group takes its whole section."""
+    kept = ["timeouts.quorum=1", "timeouts.late=decay", "timeouts.decay=0.9", "runtime=local", "runtime.keep=true"]
+    kept += ["sinks.prometheus.port=9999"]
+    conf = composition.complete(composition.compose([*TOY, "method=fedavg", ALIKE, *kept, f"out={held}"]))
+    (held / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(composition.plain(conf))))
+    changed = ["timeouts.exchange=1200", "runtime.workers.tuning=2", "sinks.prometheus.host=0.0.0.0"]
+    conf = continued(f"out={held}", "resume=true", *changed)
+    now = conf.timeouts
+    assert (now.exchange, now.quorum, now.late, now.decay) == (1200, 1, "decay", 0.9)
+    assert (conf.runtime.name, conf.runtime.keep, conf.runtime.workers.tuning) == ("local", True, 2)
+    assert (conf.sinks.prometheus.port, conf.sinks.prometheus.host) == (9999, "0.0.0.0")
+    conf = continued(f"out={held}", "resume=true", "runtime.client_cpus=2", "runtime=simulation")
+    assert (conf.runtime.name, conf.runtime.keep, conf.runtime.client_cpus) == ("simulation", False, 2)
+
+
 def test_a_run_that_was_moved_finds_its_state(held: Path, tmp_path: Path) -> None:
     moved = held.rename(tmp_path / "second")
     assert prepared(f"out={moved}", "resume=true").clients.state_dir == str(moved / "state")
+
+
+def test_a_run_on_own_data_that_was_moved_goes_on(tmp_path: Path) -> None:
+    """Its rows have moved with it."""
+    given = [*TOY, "data=folder", f"data.path={tmp_path}", "method=fedavg", ALIKE]
+
+    def plain(out: str) -> dict[str, Any]:
+        return composition.plain(composition.complete(composition.compose([*given, f"out={tmp_path / out}"])))
+
+    same_settings(plain("first"), plain("second"), tmp_path / "second")
 
 
 def test_other_settings_are_not_silently_replaced(held: Path) -> None:
@@ -61,6 +93,8 @@ def test_a_mistyped_folder_is_named(held: Path) -> None:
     ("overrides", "message"),
     [
         ("out=runs/x data=toy", "out: give an absolute directory, got runs/x"),
+        ("data=toy", "out: give an absolute directory, as in out=/absolute/directory"),  # else each process has another
+        ("", "out: give an absolute directory"),
         ("rounds=three", "rounds"),
         ("seed=-4", "seed"),
     ],
