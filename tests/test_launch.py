@@ -328,9 +328,7 @@ def test_a_sweep_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, capsy
     assert began == names[1:] and f"sweep/{names[0]} is finished" in told
     assert told[-3:] == [f"sweep/{name}" for name in names]
     began.clear()
-    assert launch.main([*given, "seed=0,1", "rounds=3", "resume=true"]) == 0 and began == names[:2]  # it may grow
-    began.clear()
-    assert launch.main(["-m", "label=b", "seed=0,1", "out=sweep", "resume=true"]) == 1 and not began
+    assert launch.main(["-m", "label=b", "seed=0", "out=sweep", "resume=true"]) == 1 and not began
     assert "there is no run in sweep/label=b_seed=0 to go on with" in capsys.readouterr().err
 
 

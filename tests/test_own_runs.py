@@ -107,7 +107,7 @@ def test_data_of_a_run_that_recorded_no_round_are_read_anew(pictures, own_overri
     assert sum(preparation.prepare(again)["rows"].values()) == 37
     shutil.copytree(pictures / "mole", tmp_path / "others" / "mole")
     shutil.copytree(pictures / "newt", tmp_path / "others" / "newt")
-    for changed in ((tmp_path / "others",), (pictures, "data.split.test=0.5"), (pictures, "data.image_size=8")):
+    for changed in ((tmp_path / "others",), (pictures, "data.split.test=0.5")):
         conf = own_conf(*changed)
         facts = preparation.prepare(conf)  # of a server process that no launcher has prepared for
         assert facts == json.loads((tmp_path / "run" / "data.json").read_text())

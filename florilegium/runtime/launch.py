@@ -137,7 +137,7 @@ class Jobs:
 def sweep(given: list[str], jobs: Jobs) -> None:
     """Every combination of the overrides' choices, one run after the other; one that fails does not end the others."""
     combinations = overrides.jobs(given)
-    fixed = [text for text in given if all(text in job for job in combinations)]
+    fixed = [text for text in combinations[0] if all(text in job for job in combinations)]  # as Hydra writes them
     jobs.folders = [job_directory(job, fixed) for job in combinations]
     for n, job in enumerate(combinations):
         name = ",".join(text for text in job if text not in fixed) or str(n)
