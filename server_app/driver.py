@@ -134,7 +134,7 @@ def drive(conf: Settings, grid: Any) -> None:
         LOG.error("the run failed: %s: %s", type(error).__name__, composition.first_line(error))
         raise
     finally:
-        run.silence()
+        run.close()
 
 
 def watched(run: Run, conf: Settings) -> None:
@@ -177,4 +177,3 @@ def run_arms(run: Run, conf: Settings, grid: Any) -> None:
             strategy.generator.save(run.model_dir)
         run.finish(conf, protocol=evaluation.protocol() | provenance.code())
         page.write(run.out)  # after each arm: a run killed later still has its page
-    run.close()

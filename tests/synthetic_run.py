@@ -82,6 +82,8 @@ def build(out, seed=0, lift=0.0, rounds=2, clients=True, generator=True, clients
     """Write a run; `lift` is added to the method's accuracies of its last round. Gives the directory."""
     settings = conf(seed, **changes)
     settings["clients"]["device"] = clients_on
+    if not clients:  # no arm but the run's own is recorded
+        settings["references"] = {}
     run = Run.open(out, settings)
     run.partition(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,7 +12,7 @@ from florilegium.config import composition
 from florilegium.config.composition import SettingsError
 from florilegium.runs.reader import recorded
 from florilegium.runs.writer import Run, same_settings
-from florilegium.runtime import launch
+from florilegium.runtime import continuation, launch
 from tools.keep_records import kept_settings
 
 TOY = ["data=toy", "diffusion=mini", "clients=toy"]
@@ -29,6 +30,10 @@ def held(tmp_path: Path) -> Path:
     return out
 
 
+def continued(*given: str) -> composition.Settings:
+    return continuation.continued(composition.compose(given), given)
+
+
 def prepared(*given: str) -> composition.Settings:
     return launch.prepare(composition.compose(given), given=given)[1]
 
@@ -43,6 +48,22 @@ def test_what_a_resumed_run_may_change_is_taken_from_the_command_line(held: Path
     conf = prepared(f"out={held}", "resume=true", "rounds=9", "clients.threads=2", "timeouts.exchange=77")
     assert (conf.rounds, conf.clients.threads, conf.timeouts.exchange) == (9, 2, 77)
     assert conf.method.name == "fedavg" and conf.seed == 7
+
+
+def test_what_lies_beside_a_changed_setting_stays(held: Path) -> None:
+    """A setting takes its own value along; a choice of a group takes its whole section."""
+    kept = ["timeouts.quorum=1", "timeouts.late=decay", "timeouts.decay=0.9", "runtime=local", "runtime.keep=true"]
+    kept += ["sinks.prometheus.port=9999"]
+    conf = composition.complete(composition.compose([*TOY, "method=fedavg", ALIKE, *kept, f"out={held}"]))
+    (held / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(composition.plain(conf))))
+    changed = ["timeouts.exchange=1200", "runtime.workers.tuning=2", "sinks.prometheus.host=0.0.0.0"]
+    conf = continued(f"out={held}", "resume=true", *changed)
+    now = conf.timeouts
+    assert (now.exchange, now.quorum, now.late, now.decay) == (1200, 1, "decay", 0.9)
+    assert (conf.runtime.name, conf.runtime.keep, conf.runtime.workers.tuning) == ("local", True, 2)
+    assert (conf.sinks.prometheus.port, conf.sinks.prometheus.host) == (9999, "0.0.0.0")
+    conf = continued(f"out={held}", "resume=true", "runtime.client_cpus=2", "runtime=simulation")
+    assert (conf.runtime.name, conf.runtime.keep, conf.runtime.client_cpus) == ("simulation", False, 2)
 
 
 def test_a_run_that_was_moved_finds_its_state(held: Path, tmp_path: Path) -> None:
@@ -68,6 +89,16 @@ def test_a_run_from_before_there_were_ids_has_none(held: Path) -> None:
     assert prepared(f"out={held}", "resume=true").run_id is None  # its memory lies under the directory's name
 
 
+def test_a_run_on_own_data_that_was_moved_goes_on(tmp_path: Path) -> None:
+    """Its rows have moved with it."""
+    given = [*TOY, "data=folder", f"data.path={tmp_path}", "method=fedavg", ALIKE]
+
+    def plain(out: str) -> dict[str, Any]:
+        return composition.plain(composition.complete(composition.compose([*given, f"out={tmp_path / out}"])))
+
+    same_settings(plain("first"), plain("second"), tmp_path / "second")
+
+
 def test_other_settings_are_not_silently_replaced(held: Path) -> None:
     """They reach the run, which refuses them by name."""
     assert prepared(f"out={held}", "resume=true", *TOY, "method=moon", ALIKE).method.name == "moon"
@@ -82,6 +113,8 @@ def test_a_mistyped_folder_is_named(held: Path) -> None:
     ("overrides", "message"),
     [
         ("out=runs/x data=toy", "out: give an absolute directory, got runs/x"),
+        ("data=toy", "out: give an absolute directory, as in out=/absolute/directory"),  # else each process has another
+        ("", "out: give an absolute directory"),
         ("rounds=three", "rounds"),
         ("seed=-4", "seed"),
     ],

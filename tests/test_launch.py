@@ -328,6 +328,43 @@ def test_every_job_has_a_directory_and_the_last_lines_name_them(
 
 
 @pytest.mark.usefixtures("no_flower")
+def test_a_sweep_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Finished jobs are left alone, one that was killed goes on in its folder, and one that never began starts."""
+    began = []
+
+    def run_job(conf: composition.Settings, early: object) -> bool:
+        out = Path(str(conf.out))
+        began.append(out.name)
+        reached = conf.rounds if conf.resume or conf.seed == 0 else 1
+        records = [{"arm": arm, "round": n, "metrics": {}} for arm in conf.arms() for n in range(reached + 1)]
+        (out / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (out / "settings.yaml").write_text(json.dumps(composition.plain(conf)))
+        (out / "summary.json").write_text("{}")
+        return False
+
+    monkeypatch.setattr(launch, "run_job", run_job)
+    monkeypatch.setattr(launch.preflight, "validate", lambda conf: None)
+    given = ["-m", "label=a", "references=none", "out=sweep"]
+    assert launch.main([*given, "seed=0,1", "rounds=2", "timeouts.exchange=99"]) == 0
+    names = [f"label=a_references=none_seed={n}" for n in range(3)]
+    assert began == names[:2]
+    capsys.readouterr(), began.clear()
+    assert launch.main([*given, "seed=0,1,2", "rounds=2", "resume=true", "clients.threads=1"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert began == names[1:] and f"sweep/{names[0]} is finished" in told
+    assert told[-3:] == [f"sweep/{name}" for name in names]
+    began.clear()
+    assert launch.main(["-m", "label=b", "seed=0", "out=sweep", "resume=true"]) == 1 and not began
+    assert "there is no run in sweep/label=b_seed=0 to go on with" in capsys.readouterr().err
+
+
+def test_what_a_resumed_run_may_change_names_a_job_only_where_jobs_differ_in_it() -> None:
+    fixed = ["out=sweep", "resume=true", "runtime.warm=false", "rounds=3"]
+    assert launch.job_directory([*fixed, "seed=1"], fixed) == "seed=1"
+    assert launch.job_directory([*fixed, "seed=1"], fixed[:3]) == "rounds=3_seed=1"
+
+
+@pytest.mark.usefixtures("no_flower")
 def test_one_bad_job_does_not_stop_the_others_but_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["-m", "timeouts.quorum=99,2", "out=sweep"]) == 1
     told = capsys.readouterr()

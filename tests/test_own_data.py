@@ -303,6 +303,18 @@ def test_the_command_names_what_is_wrong_and_its_code_says_whether_a_client_woul
     assert code == 0 and "read as text: 6 rows" in out and "4 to 4 words" in out
 
 
+def test_the_command_looks_at_every_split(tmp_path, capsys):
+    """A run reads them all, so a torn picture of any of them is refused."""
+    folder(tmp_path / "own" / "train")
+    folder(tmp_path / "own" / "test")
+    code, out = command(capsys, tmp_path / "own")
+    assert code == 0 and "split train:" in out and "split test:" in out and "left out" not in out
+    assert out.count("4 rows, 4 of them usable") == 2
+    (tmp_path / "own" / "test" / "disc" / "bad.png").write_bytes(b"")
+    code, out = command(capsys, tmp_path / "own")
+    assert code == 1 and "test/disc/bad.png" in out and "run them" not in out
+
+
 def test_the_toy_federation_is_what_these_tests_think():
     conf = DataSettings(name="toy", image_size=16)
     from florilegium.data.datasets import open_dataset

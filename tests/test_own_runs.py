@@ -1,6 +1,7 @@
 """Runs on own data: prepared once, split by content, used again on resume; nothing is asked that is not used."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -14,6 +15,8 @@ from florilegium.data.partition import partition
 from florilegium.data.private import open_private
 from florilegium.data.public import open_public
 from florilegium.runtime import inprocess, launch
+from server_app import driver
+from server_app.app import app as server_app
 from tests.field.inputs import put
 
 KINDS = ("Red_kite", "mole", "newt")
@@ -75,9 +78,11 @@ def test_what_cannot_be_measured_is_named_once_and_the_run_ends_well(pictures, o
     )
 
 
-def test_the_split_is_that_of_data_json_when_the_run_goes_on(pictures, own_conf):
+def test_the_split_is_that_of_data_json_when_the_run_goes_on(pictures, own_conf, tmp_path):
     conf = own_conf(pictures)
     first = preparation.prepare(conf)
+    put(tmp_path / "run" / "rounds.jsonl", [{"arm": "method", "round": 0}])
+    assert preparation.prepare(own_conf(pictures, "data.split.test=0.4"), afresh=True) == first  # it trained on them
     shutil.rmtree(conf.data.prepared)
     (pictures / "mole" / "0.png").rename(pictures / "mole" / "zz.png")  # another order of the files
     again = preparation.prepare(conf)
@@ -89,6 +94,60 @@ def test_the_split_is_that_of_data_json_when_the_run_goes_on(pictures, own_conf)
     put(pictures / "mole" / "new.png", 999)
     with pytest.raises(DataError, match="1 rows that it did not have"):
         preparation.prepare(conf)
+
+
+def test_data_of_a_run_that_recorded_no_round_are_read_anew(pictures, own_overrides, own_conf, monkeypatch, tmp_path):
+    """Files and settings may have changed since it failed; the server process of one launch reads nothing twice."""
+    monkeypatch.setattr(launch.preflight, "validate", lambda conf: None)
+    first = launch.prepare(composition.compose(own_overrides(pictures)))[1]
+    assert sum(preparation.prepare(first)["rows"].values()) == 36
+    put(pictures / "mole" / "new.png", 999)
+    assert sum(preparation.prepare(first)["rows"].values()) == 36
+    again = launch.prepare(composition.compose(own_overrides(pictures)))[1]
+    assert sum(preparation.prepare(again)["rows"].values()) == 37
+    shutil.copytree(pictures / "mole", tmp_path / "others" / "mole")
+    shutil.copytree(pictures / "newt", tmp_path / "others" / "newt")
+    for changed in ((tmp_path / "others",), (pictures, "data.split.test=0.5")):
+        conf = own_conf(*changed)
+        facts = preparation.prepare(conf)  # of a server process that no launcher has prepared for
+        assert facts == json.loads((tmp_path / "run" / "data.json").read_text())
+        assert facts != preparation.prepare(again)
+    preparation.prepare(again)
+    assert preparation.prepare(own_conf("null", "data.classes=[mole,newt]", data="sites")) is None
+    assert not (tmp_path / "run" / "own-data").exists() and not (tmp_path / "run" / "data.json").exists()
+
+
+def test_data_of_a_run_that_another_process_writes_are_left_alone(pictures, own_conf, monkeypatch):
+    conf = own_conf(pictures)
+    first = preparation.prepare(conf)
+    monkeypatch.setattr(preparation.lock, "hold", lambda path: False)
+    with pytest.raises(DataError, match="another process writes it"):
+        preparation.prepare(conf, afresh=True)
+    assert preparation.prepare(conf) == first
+
+
+def test_rows_that_were_half_written_are_removed(pictures, own_conf, monkeypatch, tmp_path):
+    """They are private, and their folder is hidden."""
+
+    def killed(scratch, *given):
+        put(scratch / "train.pixels", b"private")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_write_splits", killed)
+        with pytest.raises(KeyboardInterrupt):
+            preparation.prepare(own_conf(pictures))
+    assert not [*(tmp_path / "run").glob(f"{preparation.SCRATCH}*")]
+    put(tmp_path / "run" / f"{preparation.SCRATCH}old" / "train.pixels", b"private")  # of a process that was killed
+    preparation.prepare(own_conf(pictures))
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"own-data", "data.json", ".lock"}
+
+
+def test_a_bare_flwr_run_reads_own_data_before_it_checks_the_settings(pictures, own_overrides, monkeypatch):
+    driven = []
+    monkeypatch.setattr(driver, "drive", lambda conf, grid: driven.append(conf))
+    inprocess.serve(server_app, None, {"settings": "", "overrides": shlex.join(own_overrides(pictures))})
+    assert driven[0].data.classes == ["mole", "newt", "Red kite"] and len(open_dataset(driven[0].data).train) == 27
 
 
 def test_given_splits_are_kept_and_clients_have_paths_of_their_own(pictures, own_conf, tmp_path):

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from florilegium.cli import main
 from florilegium.config import composition
 from florilegium.config.diffusion import TuneSettings
 from florilegium.config.settings import Settings
@@ -137,6 +138,13 @@ def test_the_second_model_of_glide_counts() -> None:
     hours = [float(told(*given, f"diffusion.upsample={on}")["hours of the generator"][0]) for on in ("true", "false")]
     expected = 20 * 400 * 27 * size.upsampling / (UTILISATION * RATE) / 3600
     assert hours[0] - hours[1] == pytest.approx(expected, rel=0.1)
+
+
+def test_the_command_takes_paths_as_people_type_them(capsys) -> None:
+    """As `florilegium run` does: the same words make a plan."""
+    options = main.parse(["plan", "data=folder", "data.path=~/My photos (1)", "clients=image", "--tflops", "1"])
+    assert options.command(options) in (0, 1)
+    assert "bytes, method" in capsys.readouterr().out
 
 
 def test_the_advice_is_what_saves_most() -> None:

@@ -15,6 +15,7 @@ from florilegium.protocol import phases as phases
 from florilegium.protocol.budget import Budget
 from florilegium.protocol.payloads import Answers, Examples, Logits, Nothing, Report, Samples, Weights
 from florilegium.protocol.validation import WireError
+from tests.field.inputs import put
 from tests.test_every_method import ALIKE, faults, toy
 
 SPOKEN = [name for name in CATALOGUE if side(name, "client")]
@@ -149,6 +150,20 @@ def test_the_command_prints_every_field(way, toy_conf, capsys, tiny_overrides):
     if way == "json":
         payloads = {f["payload"] for f in json.loads(out)["fields"]}
         assert payloads == {"Header", "Nothing", "Profile", "SiteProfile", "Weights", "Report", "budget"}
+
+
+def test_the_command_lists_a_run_on_own_data(tmp_path, capsys, tiny_overrides):
+    """Its sizes are those of the classes that the data name, as in the run."""
+    for k, name in enumerate(("mole", "newt", "red kite")):
+        put(tmp_path / "My photos (1)" / name / "0.png", k)
+    models = [given for given in tiny_overrides if "judge" not in given]
+    own = ["data=folder", f"data.path={tmp_path / 'My photos (1)'}", "data.image_size=16"]
+    options = main.parse(["privacy", "fedproto", *own, "clients=toy", *models])
+    options.command(options)
+    assert "C = 3" in capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["My photos (1)"]
+    options = main.parse(["privacy", "fedavg", "data=folder"])
+    with pytest.raises(options.errors, match="data.path is not set"):
+        options.command(options)
 
 
 def test_a_method_that_asks_no_client_says_so():

@@ -14,10 +14,10 @@ from PIL import Image
 
 from florilegium import catalogue
 from florilegium.catalogue import CATALOGUE
-from florilegium.report import charts, comparison, lead
+from florilegium.report import charts, comparison, lead, many
 from florilegium.report import page as report
 from florilegium.report.markup import duration, size
-from florilegium.runs import reader
+from florilegium.runs import lock, reader
 from florilegium.runs.reader import RunError
 from florilegium.runs.writer import Run
 from tests.synthetic_run import build, conf
@@ -261,6 +261,30 @@ def test_runs_of_different_protocols_are_not_mixed(tmp_path):
     assert any("data.name" in w for w in report.compare([one, other], force=True).warnings)
     elsewhere = build(tmp_path / "gpu", clients_on="cuda", seed=1)
     assert not report.compare([one, elsewhere]).warnings
+
+
+def test_runs_on_own_data_are_compared_wherever_their_rows_lie(tmp_path):
+    """Each run directory has prepared rows of its own."""
+    data = {"name": "folder", "own": True, "classes": ["a", "b"]}
+    runs = [
+        build(tmp_path / f"{n}", seed=n, data=data | {"prepared": str(tmp_path / f"{n}" / "own-data")}) for n in (0, 1)
+    ]
+    assert report.compare(runs).lines[0].seeds == (0, 1)
+    assert len(many.alike([reader.recorded(run) for run in runs])) == 1
+
+
+def test_a_run_whose_reference_arm_is_not_finished_is_told(tmp_path):
+    run = build(tmp_path / "run")
+    killed = Run.open(run, conf(), resume=True)
+    for arm, rounds, where in (
+        ("standalone", 1, "at round 1 of 2 of Standalone"),
+        ("standalone", -1, "before Standalone"),
+    ):
+        killed.rewind(arm, rounds)
+        assert f"{run} stopped {where}" in report.compare([run]).warnings
+        assert f"not finished.</b> It stands {where};" in report.page(run)
+        assert "2 of 2 (not finished)" in many.page([run])
+    lock.release(run / ".lock")
 
 
 def test_a_folder_stands_for_its_runs_and_a_stopped_run_is_told(tmp_path):

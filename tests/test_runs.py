@@ -2,14 +2,17 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from florilegium.runs import lock
 from florilegium.runs.pictures import read_raw
 from florilegium.runs.reader import best, read_lines, recorded, validation
 from florilegium.runs.writer import Run, RunError
+from server_app import driver
 from tests.synthetic_run import CLASSES, build, captions, conf, entry, figures, images
 
 
@@ -151,6 +154,20 @@ def test_resume_may_change_the_machine_and_add_rounds(tmp_path):
     assert Run.open(out, changed, resume=True).rounds("method")[-1]["round"] == 2
 
 
+def test_a_run_is_finished_when_all_its_arms_are(tmp_path):
+    out = build(tmp_path / "run")
+    assert not recorded(out).unfinished and recorded(out).open_arms == {}
+    run = Run.open(out, conf(), resume=True)
+    run.rewind("standalone", 1)
+    run.rewind("self_label", -1)
+    assert recorded(out).open_arms == {"standalone": 1, "self_label": None}
+    (out / "partition.json").unlink()  # a kept record, which may leave out arms
+    assert recorded(out).open_arms == {"standalone": 1} and recorded(out).standing == "at round 1 of 2 of Standalone"
+    run.rewind("method", 0)
+    assert recorded(out).unfinished and recorded(out).standing == "at round 0 of 2"
+    lock.release(out / ".lock")
+
+
 def test_rows_name_files_so_their_names_are_checked(tmp_path):
     with pytest.raises(RunError, match="an arm's name"):
         Run.open(tmp_path / "run", conf()).record("../up", 0, 1.0, {})
@@ -166,6 +183,22 @@ def test_progress_keeps_what_is_not_said_again(tmp_path):
     assert told[1] == {"arm": "method", "round": 1, "rounds": 2, "phase": "synthesize", "done": 9, "total": 9}
     run.progress(done=1, total=9)
     assert len(lines(run.out, "progress.jsonl")) == 3  # within a quarter of a second
+
+
+def test_a_run_that_failed_leaves_no_progress(toy_conf, monkeypatch):
+    """It says how far a run is that works."""
+    conf, there = toy_conf(), []
+
+    def failing(run, conf, grid):
+        run.progress(phase="train", done=1, total=2)
+        there.append((run.out / "progress.jsonl").exists())
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(driver, "run_arms", failing)
+    with pytest.raises(RuntimeError, match="no"):
+        driver.drive(conf, None)
+    lock.release(Path(conf.out, ".lock"))
+    assert there == [True] and not Path(conf.out, "progress.jsonl").exists()
 
 
 def test_votes_and_ledger_are_read_back(tmp_path):

@@ -13,6 +13,7 @@ from florilegium import assets, preflight
 from florilegium.catalogue import CATALOGUE
 from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
+from florilegium.config.data import DataSettings
 from florilegium.config.settings import settings_of
 
 METHODS = sorted(path.stem for path in (composition.CONF / "method").glob("*.yaml"))
@@ -154,7 +155,8 @@ def test_settings_win_over_overrides_and_arrive_as_they_were() -> None:
     conf = composition.complete(composition.compose(["rounds=7", "seed=3"]))
     run_config = {"settings": json.dumps(composition.plain(conf)), "overrides": "rounds=2"}
     assert composition.load(run_config) == conf
-    assert composition.load({"settings": "", "overrides": "rounds=2 'label=two words'"}).label == "two words"
+    given = {"settings": "", "overrides": "out=/absolute/directory rounds=2 'label=two words'"}
+    assert composition.load(given).label == "two words"
 
 
 def test_the_method_is_the_first_arm_and_references_follow() -> None:
@@ -188,6 +190,24 @@ def test_paths_of_data_and_models_depend_on_no_working_directory(
     assert (conf.data.public.path, conf.data.path) == (str(tmp_path / "home/pairs"), "nowhere")
     own = composition.complete(composition.compose(["data=folder", "data.path=mine", "data.judge=own/judge"]))
     assert (own.data.path, own.data.judge) == (str(tmp_path / "mine"), str(tmp_path / "own/judge"))
+
+
+def test_a_directory_in_the_place_of_a_hub_s_data_set_depends_on_no_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of a run start elsewhere. An id of a hub stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("saved/set").mkdir(parents=True)
+
+    def placed(*given: str) -> DataSettings:
+        return composition.complete(composition.compose(overrides.readable(["data=toy", *given]))).data
+
+    there = str(tmp_path / "saved/set")
+    assert placed("data.hub=saved/set").hub == placed("data.hub=~/saved/set").hub == there
+    assert placed("data.hub=someone/at-a-hub").hub == "someone/at-a-hub"
+    domains = "+data.hub_domains={a: saved/set, b: 'saved/set:sketch', c: 'someone/set:photo'}"
+    assert placed(domains).hub_domains == {"a": there, "b": f"{there}:sketch", "c": "someone/set:photo"}
 
 
 def test_a_taken_directory_name_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

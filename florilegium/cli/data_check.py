@@ -1,6 +1,7 @@
 """`florilegium data check PATH`: what own data hold, and what is wrong with them, before any run.
 
-It looks as a client does when it opens its data (data/own/examination.py). Exit code 1 when a client would refuse them.
+It looks at every split, as a client does when it opens its data (data/own/examination.py). Exit code 1 when a client
+would refuse them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from florilegium.config import composition, overrides
 from florilegium.config.data import MODALITIES, SplitSettings
 from florilegium.config.settings import Settings
 from florilegium.data.datasets import Classes, class_list, classes_of
-from florilegium.data.own.examination import Examined, examine
+from florilegium.data.own.examination import Examined, examine_splits
 from florilegium.data.own.findings import Finding
 from florilegium.data.own.preparation import derived_classes, in_order
 from florilegium.data.own.sources import OwnSettings, modality_of
@@ -60,13 +61,19 @@ def run(options: argparse.Namespace) -> int:
     own = OwnSettings(str(Path(options.path).expanduser()), **given)
     classes, derived = classes_for(options, conf, own)
     modality = options.modality or modality_of(own, () if derived else tuple(classes))
-    found = examine(own, tuple(classes), modality, int(conf.data.image_size), derived=derived)
+    parts = list(examine_splits(own, tuple(classes), modality, int(conf.data.image_size), derived=derived))
     screen = console()
-    show(found, classes, modality, screen, options.lines, options.all_classes)
-    named = None if derived else tuple(classes)
-    for line in (*too_long(found, conf), *what_next(found, modality, options, named)):
+    for part in parts:
+        if len(parts) > 1:
+            screen.print(f"split {part.split}:", style="bold", highlight=False)
+            part.findings = [each for each in part.findings if each.refused or each.kind != "split"]  # none is left out
+        show(part, classes, modality, screen, options.lines, options.all_classes)
+        for line in too_long(part, conf):
+            screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    refused = any(part.refused for part in parts)
+    for line in () if refused else what_next(parts[0], modality, options, None if derived else tuple(classes)):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 1 if found.refused else 0
+    return 1 if refused else 0
 
 
 def classes_for(options: argparse.Namespace, conf: Settings, own: OwnSettings) -> tuple[Classes, bool]:
@@ -95,9 +102,8 @@ def too_long(found: Examined, conf: Settings) -> Iterable[str]:
 def what_next(
     found: Examined, modality: str, options: argparse.Namespace, classes: tuple[str, ...] | None
 ) -> Iterable[str]:
-    """The line that runs these data. `classes` are those that were asked for; None: those of the data."""
-    if found.refused:
-        return
+    """The line that runs these data; `found` are their training rows. `classes` are those that were asked for; None:
+    those of the data."""
     if classes is None and len(set(found.rows.labels.tolist())) < 2:
         yield "to run them: a run needs two or more classes, and these data have one"
         return

@@ -6,7 +6,7 @@ import argparse
 
 from rich.table import Table
 
-from florilegium.config import composition
+from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
 from florilegium.runs.terminal import console
 from florilegium.runtime.plan import GIB, plan
@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the plan. Exit code 1 where the memory does not suffice."""
     found = plan(
-        composition.compose(options.overrides),
+        composition.compose(overrides.readable(options.overrides)),
         None if options.tflops is None else options.tflops * 1e12,
         None if options.memory is None else options.memory * GIB,
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from florilegium.assets import AssetError
 from florilegium.config import composition, overrides
+from florilegium.data.own import preparation
 from florilegium.privacy.listing import AT_MOST, Field, Listing, listing
 from florilegium.runs.terminal import console
 
@@ -31,7 +32,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the listing of a method under the settings."""
-    found = listing(composition.compose([f"method={options.method}", *overrides.readable(options.overrides)]))
+    conf = composition.compose([f"method={options.method}", *overrides.readable(options.overrides)])
+    if conf.data.own:
+        conf.data.classes = preparation.class_names(conf)  # sizes depend on how many there are
+    found = listing(conf)
     if options.format == "json":
         print(json.dumps(asdict(found), indent=1))
     elif options.format == "markdown":

@@ -1,7 +1,8 @@
 """The one place where Hydra, Flower's run-config and typed settings meet.
 
 `florilegium run` composes conf/ once and ships the result as JSON in the run-config key `settings`; a bare
-`flwr run . --run-config 'overrides="rounds=2"'` composes in the app instead. Either way `load` gives the same settings.
+`flwr run . --run-config 'overrides="rounds=2 out=/absolute/directory"'` composes in the app instead. Either way `load`
+gives the same settings.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ CONF = reference.conf_folder()
 
 
 def load(run_config: Mapping[str, Any]) -> Settings:
-    """The settings of a run from Flower's run-config: `settings` (JSON) wins over `overrides` (Hydra grammar)."""
+    """The settings of a run from Flower's run-config: `settings` (JSON) wins over `overrides` (Hydra grammar).
+
+    SettingsError for a wrong value, and for `overrides` without an absolute `out`.
+    """
     if text := str(run_config.get("settings", "")):
         conf = settings_of(json.loads(text))
     else:
         conf = compose(overrides.readable(shlex.split(str(run_config.get("overrides", "")))))
-        if conf.out and not Path(conf.out).expanduser().is_absolute():
+        # each process loads for itself: a directory named by the time or from its own folder would differ in each
+        if not conf.out:
+            raise SettingsError("out: give an absolute directory, as in out=/absolute/directory: all processes need it")
+        if not Path(conf.out).expanduser().is_absolute():
             raise SettingsError(f"out: give an absolute directory, got {conf.out}: Flower runs this elsewhere")
         conf = complete(conf)
     if conf.assets and assets.VARIABLE not in os.environ and Path(conf.assets).is_dir():
@@ -150,6 +157,10 @@ def _place(conf: Settings) -> None:
         for key in keys:
             if (value := getattr(section, key)) is not None:
                 setattr(section, key, _absolute(value))
+    if conf.data.hub:
+        conf.data.hub = _local_set(conf.data.hub)
+    for domain, place in conf.data.hub_domains.items():
+        conf.data.hub_domains[domain] = _local_set(str(place))
     for given in conf.clients.architectures.values():
         for key in {"pretrained", "path"} & set(given or ()):
             given[key] = _absolute(given[key])
@@ -164,6 +175,13 @@ def _absolute(name: Any) -> Any:
         return name
     place = Path(name).expanduser()
     return os.path.abspath(place) if name[0] in "~." or place.exists() else name
+
+
+def _local_set(name: str) -> str:
+    """`id:subset` of a hub as it is; `directory:subset` with the directory's absolute path."""
+    place, colon, subset = name.partition(":")
+    found = Path(place).expanduser()
+    return f"{os.path.abspath(found)}{colon}{subset}" if place[:1] in ("~", ".") or found.is_dir() else name
 
 
 def _is_asset(name: str) -> bool:

@@ -144,6 +144,8 @@ def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in FREE}
     if isinstance(kept.get("clients"), Mapping):
         kept["clients"] = {key: value for key, value in kept["clients"].items() if key not in FREE_CLIENTS}
+    if isinstance(kept.get("data"), Mapping):  # `prepared` lies in the run directory, which may have been moved
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "prepared"}
     return kept
 
 

@@ -72,7 +72,8 @@ CHOSEN = {
     "best_on_validation": "round chosen on validation",
     "second_half": "mean of the second half's evaluated rounds",
 }
-MACHINE = ("device", "threads", "state_dir", "workers", "path")  # where clients run says nothing about what they are
+# where clients run and where rows lie says nothing about what they are
+MACHINE = ("device", "threads", "state_dir", "workers", "path", "prepared")
 HEAD = ("Metric", "Arm", "Seeds", "Mean", "Std. error", "Difference", "Interval", "Result")  # of the second table
 
 
@@ -310,11 +311,7 @@ def compare(
     if differ and not force:
         raise RunError(f"compare: {differ[0]}; such figures do not belong in one table (--force puts them there)")
     empty = [f"{r.path} has no evaluated round: left out" for r in runs if not r.metrics(MAIN)]
-    stopped = [
-        f"{r.path} stopped at round {max((x['round'] for x in r.of(MAIN)), default=0)} of {r.get('rounds')}"
-        for r in runs
-        if r.unfinished and r.metrics(MAIN)
-    ]
+    stopped = [f"{r.path} stopped {r.standing}" for r in runs if r.unfinished and r.metrics(MAIN)]
     groups = gathered(runs, at)
     budgets = unequal_budgets(groups)
     columns = chosen_columns(groups, metrics)

@@ -87,7 +87,6 @@ def page(out) -> str:
 def header(run: Recorded, pictures: list[Grid]) -> str:
     """Title, protocol, the result in one sentence and one picture, headline figures."""
     main, alone = run.metrics(MAIN), first_of(run, Role.ALONE)
-    done = max((r["round"] for r in run.of(MAIN)), default=0)
     facts = [
         ("data", run.get("data.name")),
         ("clients", cohort(run)),
@@ -98,8 +97,8 @@ def header(run: Recorded, pictures: list[Grid]) -> str:
     ]
     told = "".join(f"<li>{name} <b>{escape(str(fact))}</b></li>" for name, fact in facts if fact not in (None, ""))
     stopped = (
-        f'<p class="banner"><b>This run is not finished.</b> It stands at round {done} of '
-        f"{run.get('rounds')}; the figures are those of its last evaluated round.</p>"
+        f'<p class="banner"><b>This run is not finished.</b> It stands '
+        f"{escape(run.standing)}; the figures are those of its last evaluated round.</p>"
         if run.unfinished
         else ""
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -28,3 +30,14 @@ def release(path: Path) -> None:
     lock = _held.pop(path.resolve(), None)
     if lock is not None:
         lock.release()
+
+
+@contextlib.contextmanager
+def during(path: Path) -> Iterator[bool]:
+    """Hold the lock inside the block, and after it if this process held it before. False: another process holds it."""
+    before = path.resolve() in _held
+    try:
+        yield hold(path)
+    finally:
+        if not before:
+            release(path)

@@ -212,10 +212,31 @@ class Recorded:
         start = [r for r in self.of(MAIN) if r["round"] == 0]
         return {k: v for k, v in finite(start[0]["metrics"]).items() if k.startswith("t2i/")} if start else {}
 
+    @cached_property
+    def open_arms(self) -> dict[str, int | None]:
+        """Arms that lack the last planned round: the last that each has recorded, None for none; in their order.
+
+        A kept record, which has no partition, may leave out whole reference arms (tools/judge_again.py).
+        """
+        planned = self.get("rounds") or 0
+        done: dict[str, int] = {}
+        for record in self.rounds:
+            done[record["arm"]] = max(done.get(record["arm"], 0), record["round"])
+        arms = [MAIN, *(name for name in self.get("references") or {} if name in done or self.partition)]
+        return {arm: done.get(arm) for arm in arms if planned and done.get(arm, -1) < planned}
+
     @property
     def unfinished(self) -> bool:
-        planned, done = self.get("rounds"), [r["round"] for r in self.of(MAIN)]
-        return bool(planned) and max(done, default=0) < planned
+        """Whether the run's own arm or one of its references lacks its last round."""
+        return bool(self.open_arms)
+
+    @property
+    def standing(self) -> str:
+        """Where an unfinished run stopped: `at round 1 of 4`; in a reference `at round 1 of 4 of NAME`, `before NAME`."""
+        arm, done = next(iter(self.open_arms.items()), (MAIN, self.get("rounds")))
+        if done is None and arm != MAIN:
+            return f"before {self.title(arm)}"
+        return f"at round {done or 0} of {self.get('rounds')}" + ("" if arm == MAIN else f" of {self.title(arm)}")
 
     def title(self, arm: str) -> str:
         """An arm's name for a reader."""

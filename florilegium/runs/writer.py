@@ -4,6 +4,7 @@ Every file is replaced whole (temporary file, then os.replace) or grows by whole
 read and resumed. Torch-free.
 """
 
+import contextlib
 import json
 import re
 import time
@@ -164,8 +165,9 @@ class Run:
         replace(self.out / "summary.json", to_json(summary))
 
     def close(self) -> None:
-        """End the run and remove its progress file."""
-        (self.out / "progress.jsonl").unlink(missing_ok=True)
+        """End the run, well or not, and remove its progress file."""
+        with contextlib.suppress(OSError):  # a courtesy too: never in the place of the reason why a run failed
+            (self.out / "progress.jsonl").unlink(missing_ok=True)
         self.silence()
 
     def silence(self) -> None:

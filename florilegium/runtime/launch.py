@@ -93,6 +93,7 @@ class Jobs:
         self.failures: list[str] = []
         self.incomplete = False  # a run has ended well, but without a node that was refused
         self.table: list[tuple[str, str, str]] = []  # (overrides, directory, how it went), of a sweep
+        self.folders: Sequence[str] = ()  # below `out`, of all jobs of a sweep
 
     def run(self, conf: Any, name: str = "", folder: str = "", given: Sequence[str] | None = None) -> None:
         """One run, of the overrides `given` (None: those of the command line).
@@ -105,10 +106,14 @@ class Jobs:
         try:
             composed = composition.composed(conf)
             with started_early(composed) as early:
-                out, whole = prepare(composed, folder, sys.argv[1:] if given is None else given)
+                given = sys.argv[1:] if given is None else given
+                out, whole = prepare(composed, folder, given, self.folders)
                 where = shown(out)
                 self.directories.append(out)
-                self.incomplete |= run_job(whole, early)
+                if folder and finished(out, whole):
+                    print(f"{where} is finished", flush=True)
+                else:
+                    self.incomplete |= run_job(whole, early)
         except Exception as error:
             failure = say_failure(error)
             self.failures.append(failure)
@@ -133,7 +138,8 @@ class Jobs:
 def sweep(given: list[str], jobs: Jobs) -> None:
     """Every combination of the overrides' choices, one run after the other; one that fails does not end the others."""
     combinations = overrides.jobs(given)
-    fixed = [text for text in given if all(text in job for job in combinations)]
+    fixed = [text for text in combinations[0] if all(text in job for job in combinations)]  # as Hydra writes them
+    jobs.folders = [job_directory(job, fixed) for job in combinations]
     for n, job in enumerate(combinations):
         name = ",".join(text for text in job if text not in fixed) or str(n)
         print(f"job {n + 1} of {len(combinations)}: {name}", flush=True)
@@ -143,7 +149,7 @@ def sweep(given: list[str], jobs: Jobs) -> None:
             jobs.failures.append(say_failure(error))
             jobs.table.append((name, "", jobs.failures[-1]))
             continue
-        jobs.run(conf, name, job_directory(job, fixed), job)
+        jobs.run(conf, name, jobs.folders[n], job)
 
 
 def say_failure(error: BaseException) -> str:
@@ -169,19 +175,22 @@ def shown(directory: Path) -> str:
 # -- one run ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(conf: Settings, folder: str = "", given: Sequence[str] = ()) -> tuple[Path, Settings]:
+def prepare(
+    conf: Settings, folder: str = "", given: Sequence[str] = (), sweep: Sequence[str] = ()
+) -> tuple[Path, Settings]:
     """Check the settings and open the run directory, in `folder` below `out`: (directory, complete settings).
 
-    `given` are the overrides that led to `conf`; a resumed run takes all others from its own directory.
+    `given` are the overrides that led to `conf`; a resumed run takes all others from its own directory. `sweep` are the
+    folders of all jobs of its sweep.
     """
     if conf.resume:
-        conf = continuation.continued(conf, given)
+        conf = continuation.continued(conf, given, folder, sweep)
     conf = composition.complete(conf, folder)
     if not conf.resume:
         conf = continuation.begun(conf)
     if conf.data.own:
         open_directory(conf)  # which is where they are kept
-        if facts := preparation.prepare(conf):
+        if facts := preparation.prepare(conf, afresh=True):
             print(preparation.summary(facts), flush=True)
             conf.data.classes = facts["classes"]  # a site needs no file of ours to know them
     preflight.validate(conf)
@@ -189,15 +198,27 @@ def prepare(conf: Settings, folder: str = "", given: Sequence[str] = ()) -> tupl
 
 
 def job_directory(job: list[str], fixed: list[str]) -> str:
-    """Jobs of a sweep that share one `out` get a directory each below it, named by their overrides; else nothing."""
+    """Jobs of a sweep that share one `out` get a directory each below it, named by their overrides; else nothing.
+
+    What a resumed run may change is no part of the name, except where the jobs differ in it.
+    """
     out = [text for text in job if overrides.key_of(text) == "out"]
     if not out or out[-1] not in fixed or "${" in out[-1]:
         return ""
-    name = ",".join(text for text in job if text not in out)
+    free = [text for text in fixed if continuation.may_change(overrides.key_of(text))]
+    name = ",".join(text for text in job if text not in out and text not in free)
     slug = re.sub(r"[^\w.=+-]+", "_", name)
     if len(slug) <= LONGEST_NAME:
         return slug
     return f"{slug[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def finished(out: Path, conf: Settings) -> bool:
+    """Whether each arm of a resumed run has recorded its last round already."""
+    if not conf.resume or not (out / "summary.json").exists():
+        return False
+    run = reader.recorded(out)
+    return all(max((r["round"] for r in run.of(arm)), default=-1) >= conf.rounds for arm in composition.arms(conf))
 
 
 def directory_of(conf: Settings) -> Path:

@@ -19,7 +19,7 @@ from florilegium.data.datasets import DataError, Rows, grouped
 from florilegium.data.decoding import AT_ONCE, in_order
 from florilegium.data.own.cells import id_of, label_of, texts_of
 from florilegium.data.own.findings import BadCell, Finding, Unread, cut, listed, quoted, reading
-from florilegium.data.own.names import folded
+from florilegium.data.own.names import SPLITS, folded
 from florilegium.data.own.photos import Deep, Photo, decoded, encoded, scaled
 from florilegium.data.own.sources import Opened, OwnSettings, open_table
 from florilegium.data.own.tables import Row
@@ -91,6 +91,18 @@ def examine(
     found = Examined(table.layout, count, look.rows(), [*torn, *table.findings, *look.findings], look.sizes)
     found.split, found.places = table.split, look.kept["where"]
     return found
+
+
+def examine_splits(
+    own: OwnSettings, classes: Sequence[str], modality: str, side: int, derived: bool = False
+) -> Iterator[Examined]:
+    """`examine` of each split that the data have, train first; once for data without splits (`split` is None)."""
+    for split in SPLITS:
+        found = examine(own, classes, modality, side, split, derived)
+        if split == "train" or found.split == split:
+            yield found
+        if split == "train" and found.split is None:
+            return
 
 
 @dataclass(frozen=True)

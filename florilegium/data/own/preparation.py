@@ -1,8 +1,9 @@
 """Own data of a run on this machine: read once, split by a seed, and kept in the run directory.
 
 `conf.data.path` is everybody's data, `conf.clients.mix[k].data` those of client k alone. Writes `own-data/` (train,
-validation and test .parquet beside classes.json) and data.json: classes, prompts, and the split of each row by a hash
-of its content. A resumed run uses them again.
+validation and test .parquet beside classes.json) and data.json: classes, prompts, the settings they were read by, and
+the split of each row by a hash of its content. A resumed run uses them again; a run that recorded no round, and begins
+anew, reads its data anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from florilegium.config.settings import Settings
 from florilegium.data.datasets import SPLITS, Classes, DataError, Rows, class_list
 from florilegium.data.own.cells import label_of
-from florilegium.data.own.examination import examine
+from florilegium.data.own.examination import examine_splits
 from florilegium.data.own.findings import BadCell, Unread, listed
 from florilegium.data.own.names import folded
 from florilegium.data.own.sources import OwnSettings, modality_of, open_table
@@ -29,10 +30,11 @@ from florilegium.data.own.splits import drawn, groups_of, hashes_of
 from florilegium.data.stored_images import StoredImages
 from florilegium.data.stored_images import write as write_images
 from florilegium.protocol import pixels
-from florilegium.runs import files
+from florilegium.runs import files, lock
 
 TAKEN = ("text_column", "label_column", "image_column", "max_pixels", "workers")
 Splits = dict[str, list[tuple[int, int]]]  # (number of the piece, row) of each row of a split
+SCRATCH = ".own-data-"  # how a folder begins in which rows are written before it gets its name
 EVERYBODY = -1  # owner of the rows that are dealt to the clients without data of their own
 
 
@@ -64,37 +66,83 @@ def sources_of(conf: Settings) -> dict[int, OwnSettings]:
         raise DataError(f"data.{error}") from error
 
 
-def prepare(conf: Settings) -> dict[str, Any] | None:
-    """Read the own data of a run, unless that is done; what data.json holds, None for other data. DataError."""
+def prepare(conf: Settings, afresh: bool = False) -> dict[str, Any] | None:
+    """Read the own data of a run, unless that is done; what data.json holds, None for other data. DataError.
+
+    `afresh`: whatever is there was left by an earlier run, whose files may have changed since. Data of a run that has
+    recorded a round are never read anew: it trained on them.
+    """
     if not conf.data.own:
         return None
     place, facts = Path(str(conf.data.prepared)), Path(str(conf.out), "data.json")
-    if facts.is_file() and (place / "test.parquet").is_file():
-        return dict(json.loads(facts.read_text()))
-    if not (sources := sources_of(conf)):
-        if conf.data.classes:  # the rows are at the sites
-            return None
-        raise DataError(
-            "data.path is not set (where all rows are at sites of a deployment: data=sites, with data.classes)"
-        )
-    classes = _classes(conf, sources)
-    kind, pieces = _read(conf, sources, classes)
     before = json.loads(facts.read_text()) if facts.is_file() else None
+    rounds = facts.with_name("rounds.jsonl")
+    if not (rounds.is_file() and rounds.stat().st_size) and (afresh or not _suits(before, conf)):
+        before = None
+    if before is not None and (place / "test.parquet").is_file():
+        return dict(before)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with lock.during(facts.with_name(".lock")) as ours:
+        if not ours:
+            raise DataError(f"run directory {conf.out}: another process writes it; wait for its end, or stop its run")
+        _forget(place, facts, keep=before is not None)
+        return _prepared(conf, place, facts, before)
+
+
+def _suits(before: dict[str, Any] | None, conf: Settings) -> bool:
+    """Whether rows on disk are those of these settings."""
+    if before is None or before.get("settings") != _settings(conf):
+        return False
+    return conf.data.classes is None or list(conf.data.classes) == before["classes"]
+
+
+def _settings(conf: Settings) -> dict[str, Any]:
+    """What decides which rows there are, besides the classes: these are in data.json by name."""
+    given = conf.plain()["data"]
+    keys = ("path", "split", "prompt", "image_size", *TAKEN[:-1])
+    members = [[member.modality, member.data] for member in conf.clients.mix]
+    return {key: given[key] for key in keys} | {"public": conf.data.public.share, "clients": members}
+
+
+def _forget(place: Path, facts: Path, keep: bool) -> None:
+    """Remove what a killed preparation left, and unless `keep` also what an earlier run has prepared."""
+    for scratch in place.parent.glob(f"{SCRATCH}*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+    if not keep:
+        facts.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _prepared(conf: Settings, place: Path, facts: Path, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Read, split and write all rows: the new data.json. None where all rows are at sites."""
+    sources, classes = sources_of(conf), _classes(conf)
+    if not sources:  # the rows are at the sites
+        return None
+    kind, pieces = _read(conf, sources, classes)
     splits, public = _assigned(conf, pieces, before, with_public=kind != "text")
     if missing := [split for split in SPLITS if split not in splits]:
         raise DataError(f"data.path: too few rows to split: no row is left for {missing[0]} (data.split)")
     _write(place, pieces, splits, public, classes, kind)
-    return _record(facts, pieces, splits, public, classes, kind)
+    return _record(facts, pieces, splits, public, classes, kind, _settings(conf))
 
 
 # -- classes -----------------------------------------------------------------------------------------------------------
 
 
-def _classes(conf: Settings, sources: dict[int, OwnSettings]) -> Classes:
+def class_names(conf: Settings) -> list[str]:
+    """The classes of a run on own data, in the order of their numbers; nothing is prepared. DataError."""
+    return list(_classes(conf).names)
+
+
+def _classes(conf: Settings) -> Classes:
     """The classes of the settings, else those that the data name, by the alphabet and by numbers. DataError."""
-    template = conf.data.prompt
+    template, sources = conf.data.prompt, sources_of(conf)
     if given := conf.data.classes:
         return class_list([str(name) for name in given], template)
+    if not sources:
+        raise DataError(
+            "data.path is not set (where all rows are at sites of a deployment: data=sites, with data.classes)"
+        )
     names = sorted(derived_classes(list(sources.values())), key=in_order)
     if len(names) < 2:
         raise DataError(f"data.path: {listed(names) or 'no class'} is the only class; a run needs two or more")
@@ -137,14 +185,9 @@ def _read(conf: Settings, sources: dict[int, OwnSettings], classes: Classes) -> 
         raise DataError("data.path: some of the data have images and some have none; all need the same")
     pieces = []
     for who, own in sources.items():
-        for split in SPLITS:
-            found = examine(own, tuple(classes), kind, int(conf.data.image_size), split, derived=True)
-            if split != "train" and found.split != split:
-                continue
+        for found in examine_splits(own, tuple(classes), kind, int(conf.data.image_size), derived=True):
             rows = found.whole()
             pieces.append(Piece(who, found.split, rows, hashes_of(rows, classes), groups_of(rows)))
-            if found.split is None:
-                break
     return kind, pieces
 
 
@@ -201,11 +244,27 @@ def _write(
     kind: str,
 ) -> None:
     """The rows in the layout of the embedded data, whole or not at all."""
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=place.parent))
+    try:
+        _write_splits(scratch, pieces, splits, public, classes, kind)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(scratch, place)
+    except BaseException:  # nobody looks for private rows there
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _write_splits(
+    scratch: Path,
+    pieces: list[Piece],
+    splits: Splits,
+    public: set[str],
+    classes: Classes,
+    kind: str,
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".own-data-", dir=place.parent))
     number = 0
     for split in SPLITS:
         rows = []
@@ -220,8 +279,6 @@ def _write(
         pq.write_table(schema.append_column("image", column), scratch / f"{split}.parquet")
     names = [{"name": name, "article": article} for name, article in zip(classes.names, classes.articles, strict=True)]
     (scratch / "classes.json").write_text(json.dumps(names), encoding="utf-8")
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(scratch, place)
 
 
 def _store(file: Path, pieces: list[Piece], chosen: list[tuple[int, int]], rows: list[dict[str, Any]]) -> None:
@@ -255,10 +312,12 @@ def _record(
     public: set[str],
     classes: Classes,
     kind: str,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """data.json of the run."""
     facts = {
         "kind": kind,
+        "settings": settings,
         "classes": list(classes.names),
         "prompts": [classes.prompt(label) for label in range(len(classes))],
         "rows": {split: len(splits[split]) for split in SPLITS},
