@@ -232,7 +232,7 @@ class Recorded:
 
     @property
     def standing(self) -> str:
-        """Where an unfinished run stopped: `at round 1 of 4`; in a reference `at round 1 of 4 of NAME`, `before NAME`."""
+        """Where an unfinished run stopped: `at round 1 of 4`, `at round 1 of 4 of ARM` or `before ARM`, a reference."""
         arm, done = next(iter(self.open_arms.items()), (MAIN, self.get("rounds")))
         if done is None and arm != MAIN:
             return f"before {self.title(arm)}"
