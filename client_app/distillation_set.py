@@ -52,11 +52,14 @@ class DistillationSet:
 
 
 def joined(a: DistillationSet, b: DistillationSet | None) -> DistillationSet:
-    """`a` followed by `b`. Only `a` if b is missing or differs in whether it has representations."""
-    if b is None or not len(b) or a.fused.shape[1:] != b.fused.shape[1:]:
+    """`a` followed by `b`. Only `a` if b is missing or differs in whether it has representations; only `b` if a is
+    empty, as then it has no width to differ in."""
+    if b is None or not len(b):
         return a
     if not len(a):
-        return DistillationSet(b.samples, b.labels, b.fused)
+        return b
+    if a.fused.shape[1:] != b.fused.shape[1:]:
+        return a
     samples = Kept(
         torch.cat([a.samples.ids, b.samples.ids]),
         torch.cat([a.samples.images, b.samples.images]),

@@ -83,6 +83,27 @@ def fetched(place: str, file: str, setting: str) -> Path:
         raise HubError(cannot(setting, place, error)) from error
 
 
+@cache
+def optional(place: str, file: str, setting: str) -> Path | None:
+    """A file that a hub id may have; None where it has none. Without a network and a copy in the local cache nobody
+    knows, so it is None with a warning. HubError names `setting`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    open_or_offline(place)
+    try:
+        return Path(hf_hub_download(place, file))
+    except LocalEntryNotFoundError:
+        logging.getLogger(__name__).warning(
+            "%s: %s is taken to have no %s: the hub was not asked", setting, place, file
+        )
+    except EntryNotFoundError:
+        pass
+    except Exception as error:  # no such id, no right to it: each has its own class
+        raise HubError(cannot(setting, place, error)) from error
+    return None
+
+
 def cannot(setting: str, place: str, error: BaseException, data: bool = False) -> str:
     """The line for a hub id that a setting names; `data`: it is a data set."""
     kind = "--repo-type dataset " if data else ""

@@ -42,10 +42,10 @@ class Centralised(Rounds):
         order = torch.randperm(len(images), generator=seeds.generator(self.seed, "centralised", r))
         rows = order[: self.settings.samples]
         prompts = [self.classes.prompt(c) for c in labels[rows].tolist()]
-        full = [f"{p} {texts[i]}" for p, i in zip(prompts, rows.tolist(), strict=True)]
+        captions = [texts[i] for i in rows.tolist()]
         return self.generator.finetune(
             images[rows],
-            TuneTexts(label=prompts, full=full),
+            TuneTexts.of(prompts, captions, self.settings.t2i.text),
             None,
             self.settings.t2i,
             rounds=(r, self.num_rounds),

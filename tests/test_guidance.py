@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from florilegium.methods.guidance.settings import GuidanceSettings
 from florilegium.protocol import codec
 from florilegium.protocol.payloads import Examples, Guide, Nothing
 from florilegium.protocol.validation import WireError
+from strategies.averaging.feddyn import FedDyn, FedDynSettings
+from strategies.blocks.guidance import Guided
 from strategies.blocks.proxies import proxies, resolved
 
 TWO = "clients.mix=[{modality: image, model: resnet}, {modality: image, model: resnet}]"
@@ -100,6 +103,54 @@ def test_the_student_is_the_start_and_is_sent_once(conf_of, federated, tmp_path)
     alone = federated(conf_of("semanticfl", "experiment=semanticfl_server_alone", "rounds=2", f"out={tmp_path / 'a'}"))
     assert len({a["client/accuracy"] for a in metrics(alone)} | {m[0]["client/accuracy"]}) == 1
     assert max(e["down"] for e in ledger(alone, "represent")) < min(weights)
+
+
+def test_the_start_replaces_models_and_nothing_that_travels_beside_them(tmp_path):
+    """Student 7: models begin with it, also under a group's name; control variates and drifts stay 0."""
+    settings = composition.typed(GuidanceSettings, {"name": "semanticfl", "cache": str(tmp_path)}, AT)
+    guided = Guided(settings, SimpleNamespace(conf=SimpleNamespace(out=None)))
+    guided.student = {"body.w": torch.tensor([7.0])}
+    federation = SimpleNamespace(clients=[SimpleNamespace(modality="image", architecture="resnet")])
+    names = ("body.w", "control.body.w", "drift.body.w", "guidance.text", "image resnet.body.w")
+    started = guided.started({name: torch.zeros(1) for name in names}, federation)
+    assert {name: value.item() for name, value in started.items()} == dict(zip(names, (7, 0, 0, 0, 7), strict=True))
+
+
+def test_feddyn_keeps_no_drift_of_what_a_guide_learns():
+    """Clients counter the drift of their model alone, so a drift of the guide's head would only ever grow."""
+    fresh = {"body.w": torch.ones(1), "body.running_mean": torch.ones(1), "guidance.text": torch.ones(1)}
+    client = SimpleNamespace(id=0, modality="image", architecture="resnet")
+    federation = SimpleNamespace(
+        clients=[client], ask=lambda *_, **__: [SimpleNamespace(client=client, body=SimpleNamespace(tensors=fresh))]
+    )
+    strategy = FedDyn(FedDynSettings())
+    strategy.begin(federation)
+    assert set(strategy.weights) == {*fresh, "drift.body.w"}
+
+
+def test_a_student_with_dropout_is_the_same_whatever_was_drawn_before(conf_of, tmp_path):
+    """And nothing that is drawn later depends on it."""
+
+    def distilled(kind):
+        mix = f"clients.mix=[{{modality: image, model: {kind}}}, {{modality: image, model: {kind}}}]"
+        dropout = "clients.architectures.vit.hidden_dropout_prob=0.5"
+        conf = conf_of("semanticfl", mix, "+" + dropout)
+        guided = Guided(conf.method.client.guidance, SimpleNamespace(conf=conf, width=conf.clients.width))
+        guided.prompts = ["a 0", "a 1"]
+        shown = SimpleNamespace(
+            images=torch.arange(4 * 3 * 32 * 32).view(4, 3, 32, 32) % 256, labels=torch.tensor([0, 1] * 2)
+        )
+        shown.images = shown.images.to(torch.uint8)
+        found = SimpleNamespace(joined=torch.randn(4, 40, generator=torch.Generator().manual_seed(1)))
+        student, _, _ = guided.distilled(shown, found, torch.zeros(2, 4))
+        return student.state_dict()
+
+    torch.manual_seed(1)
+    first = distilled("vit")
+    torch.manual_seed(2)
+    again = distilled("vit")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(2))
 
 
 def test_arms_that_differ_at_clients_share_a_guide(conf_of, federated, tmp_path):

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from client_app.batches import ClientError
 from client_app.blocks.representing import towers
@@ -81,6 +82,22 @@ def low_rank(client: Client, given: Mapping[str, Tensor], rank: int, alpha: floa
     finally:
         tuner.unload()
         client.model.requires_grad_(True)
+
+
+@contextmanager
+def still_statistics(client: Client) -> Iterator[None]:
+    """Inside, batch norm of the body uses the statistics it has and counts no new ones, as the body is frozen."""
+
+    def stand_still(layer: nn.Module, _: object) -> None:
+        layer.eval()  # when it is used, as the training loop puts the whole model into training
+
+    norms = [layer for layer in client.classifier.body.modules() if isinstance(layer, _BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(stand_still) for layer in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def trained_names(client: Client, chosen: Parameters) -> set[str]:

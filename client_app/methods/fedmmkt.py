@@ -111,9 +111,9 @@ class FedMMKTClient:
     def distill(self, client: Client, targets: Targets) -> Report:
         s = self.settings
         distillation = joined(client.recall(targets), client.replayed())
-        client.store(distillation, s.replay)
         if not len(distillation):
             return Report({}, 0)
+        client.store(distillation, s.replay)
         if client.modality == "pair":
             means = zero_shot.learn(client, s, distillation, self.aligned if s.alignment else None)
             return Report(means, len(distillation))

@@ -55,7 +55,10 @@ class ScaffoldClient(FedAvgClient):
 
         up = local(client, s, Weights(start), before_step=corrected)
         length = effective_steps(up.metrics["steps"], s.momentum) * s.learning_rate.of(client.modality)  # S eta
-        new = {name: own[name] - c[name] + (start[name] - up.tensors[name]) / length for name in own}  # option II
+        if length:
+            new = {name: own[name] - c[name] + (start[name] - up.tensors[name]) / length for name in own}  # option II
+        else:  # no step, so no gradient was seen
+            new = own
         client.memory.write(CONTROL, new)
         change = {name: new[name] - own[name] for name in own}
         return Weights(up.tensors | named(CONTROL, change), up.examples, up.metrics)

@@ -106,11 +106,15 @@ class Network:
 
     def adapted(self) -> list[str]:
         """Names of the linear layers that LoRA adapts: attention, and where the decoder has them the ways by which a
-        text enters (GLIDE's added keys and values, and the pooled state's projection)."""
-        linear = {name for name, module in self.decoder.named_modules() if isinstance(module, nn.Linear)}
-        there = {name.rpartition(".")[2] for name in linear}
-        beside = [name for name in ("add_k_proj", "add_v_proj") if name in there]
-        return [*ATTENTION, *beside, *(["class_embedding"] if "class_embedding" in linear else [])]
+        text enters it (GLIDE's added keys and values)."""
+        there = {n.rpartition(".")[2] for n, m in self.decoder.named_modules() if isinstance(m, nn.Linear)}
+        return [*ATTENTION, *(name for name in ("add_k_proj", "add_v_proj") if name in there)]
+
+    @property
+    def text_parts(self) -> list[str]:
+        """Names of the decoder's modules that belong to its text encoder, which is frozen: GLIDE's `transformer_proj`,
+        the projection of a text as a whole."""
+        return ["class_embedding"] if isinstance(getattr(self.decoder, "class_embedding", None), nn.Linear) else []
 
 
 class XLNetwork(Network):

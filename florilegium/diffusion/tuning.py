@@ -1,7 +1,8 @@
 """Fine-tuning the decoder of a T2I model on text and fused representations (arXiv 2510.12254, eqs 11-12, Annex B).
 
 Only the decoder (U-Net) and the projection P train; text encoder and autoencoder are frozen, so latents and text
-embeddings arrive here computed. Axes: N samples, B batch, T tokens, W token width, D representation width, U texts.
+embeddings arrive here computed. What a decoder holds of its text encoder (GLIDE) is frozen, too.
+Axes: N samples, B batch, T tokens, W token width, D representation width, U texts.
 
 The frozen weights stay in the dtype that the decoder came in. Trained weights, moments and average are float32; a whole
 decoder of another dtype trains under autocast.
@@ -34,6 +35,13 @@ class TuneTexts:
 
     label: Sequence[str]
     full: Sequence[str]
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], captions: Sequence[str], text: str) -> TuneTexts:
+        """With `text` (of TuneSettings) "caption" a caption stands alone, otherwise behind its prompt."""
+        if text == "caption":
+            return cls(prompts, captions)
+        return cls(prompts, [f"{prompt} {caption}" for prompt, caption in zip(prompts, captions, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,8 @@ class Tuner:
                 parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         else:
             self.decoder.float().requires_grad_(True)
+            for name in self.network.text_parts:
+                self.decoder.get_submodule(name).requires_grad_(False)
         parameters = {f"decoder.{k}": v for k, v in self.decoder.named_parameters() if v.requires_grad}
         self.optimizer = adam(parameters.values(), self.moments)
         self._follow(parameters)

@@ -27,6 +27,8 @@ TOWER_PARTS = {  # what of a pair model the other tower needs alone
     "image": ("text_model", "text_projection", "text_embed_dim"),
     "text": ("vision_model", "visual_projection", "vision_embed_dim"),
 }
+POOLING = "1_Pooling/config.json"  # how sentence-transformers say what they make of the tokens
+POOLINGS = {"cls_token": "first", "mean_tokens": "mean", "lasttoken": "last"}
 # positions of these begin after the padding id, so a text is shorter than the table
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xmod", "data2vec-text"})
 
@@ -239,10 +241,11 @@ class AutoText(Body):
 
 
 def text_pooling(name: str, net: Any) -> str:
-    """first | mean | last."""
-    file = Path(located(name, bare=True), "1_Pooling", "config.json")  # how sentence-transformers say it
-    if file.is_file():
-        return "mean" if json.loads(file.read_text()).get("pooling_mode_mean_tokens") else "first"
+    """first | mean | last. ValueError for a sentence encoder's pooling that is not built."""
+    place = located(name, bare=True)
+    file = hub.optional(place, POOLING, "pretrained") if hub.is_id(place) else Path(place, POOLING)
+    if file is not None and file.is_file():
+        return sentence_pooling(name, json.loads(file.read_text()))
     if hasattr(net, "get_text_features"):
         return "first"
     config = net.config
@@ -250,3 +253,13 @@ def text_pooling(name: str, net: Any) -> str:
         return "mean"
     causal = any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
     return "last" if causal else "first"
+
+
+def sentence_pooling(name: str, said: dict[str, Any]) -> str:
+    """first | mean | last, of a sentence encoder's own file. ValueError for any other, or for several joined."""
+    on = [key.removeprefix("pooling_mode_") for key, value in said.items() if key.startswith("pooling_mode_") and value]
+    if len(on) != 1 or on[0] not in POOLINGS:
+        raise ValueError(
+            f"pretrained {name} pools by {' and '.join(on) or 'nothing'} ({POOLING}); there are {', '.join(POOLINGS)}"
+        )
+    return POOLINGS[on[0]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from florilegium.config.fields import section, setting
 from florilegium.federation.federation import Federation
-from florilegium.learning.averaging import learned, named, part, weighted_mean, without
+from florilegium.learning.averaging import learned, model_part, named, part, weighted_mean, without
 from florilegium.methods.guidance.settings import GuidanceSettings
 from strategies.blocks.rounds import Rounds
 from strategies.blocks.weights import WEIGHTINGS, figures, shared_start, shares, trained
@@ -41,7 +41,8 @@ class FedDyn(Rounds):
 
     def begin(self, federation: Federation) -> dict[str, float]:
         theta = shared_start(federation, "feddyn")
-        g = {name: torch.zeros_like(value) for name, value in theta.items() if learned(name, value)}  # h_0 = 0
+        # h_0 = 0, of the model alone: clients do not counter a drift of what a guide learns beside it
+        g = {name: torch.zeros_like(value) for name, value in model_part(theta).items() if learned(name, value)}
         self.weights = theta | named(DRIFT, g)
         return {}
 

@@ -36,6 +36,7 @@ from florilegium.protocol.payloads import Examples, Guide, Nothing, Report
 from florilegium.protocol.validation import WireError
 from florilegium.runs import files
 from strategies.blocks.proxies import Drawer, Proxies, proxies, resolved
+from strategies.blocks.weights import grouped
 
 ARRAYS = ("visual", "text", "replay", "replay_labels", "unprompted", "prompted", "shown_labels")
 CLIENTS_ONLY = {  # settings that change what clients do with a guide, and nothing in it
@@ -50,7 +51,7 @@ CLIENTS_ONLY = {  # settings that change what clients do with a guide, and nothi
     ),
 }
 LOG = logging.getLogger("flwr")
-FORMAT = 2  # raised whenever the same settings would give another guide
+FORMAT = 3  # raised whenever the same settings would give another guide
 
 
 def leaves(s: GuidanceSettings) -> str:
@@ -195,12 +196,13 @@ class Guided:
             return self._guide
         return self._guide[0], {}
 
-    def started(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def started(self, weights: dict[str, Tensor], federation: Federation) -> dict[str, Tensor]:
         """The weights that the federation begins with: the student's in the place of fresh ones, where settings say
-        so. What travels beside a model stays, and so do names of groups."""
+        so, in each group under the group's name. What travels beside a model stays."""
         if not (self.settings.semanticfl_on and self.settings.semanticfl.start == "student"):
             return weights
-        own = {name: name if name in self.student else name.partition(".")[2] for name in weights}
+        groups = set(grouped(federation.clients))  # a control variate has a first name, too, but is no model
+        own = {name: name.partition(".")[2] if name.partition(".")[0] in groups else name for name in weights}
         return {name: self.student[own[name]].clone() if own[name] in self.student else weights[name] for name in own}
 
     def recipe(self, federation: Federation) -> str:
@@ -308,7 +310,8 @@ class Guided:
             whitened(found.joined, int(self.resources.width), seed),
             text_CW,
         )
-        told = train_student(student, lesson, s.student, conf.clients.augment, s.temperature, seed)
+        with seeds.scoped(seed, "student training"):  # dropout knows global state alone
+            told = train_student(student, lesson, s.student, conf.clients.augment, s.temperature, seed)
         return student.cpu(), encoded(student, lesson.images), told
 
     def shown(self, source: str, per_class: int) -> Proxies:

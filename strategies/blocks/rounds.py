@@ -140,7 +140,7 @@ class Rounds(Strategy):
             shared = self.guided.share(federation) if self.guided else {}
             metrics = shared | (self.begin(federation) if r == 0 else self.round(r, federation))
             if r == 0 and self.guided:
-                self.weights = self.guided.started(self.weights)
+                self.weights = self.guided.started(self.weights, federation)
             metrics |= federation.metrics(r, self.alone)
             if self.guided:
                 self.guided.forget(federation)

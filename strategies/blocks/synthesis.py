@@ -94,10 +94,9 @@ class Reservoir:
         """Tune the generator on these samples and the kept ones, in round `rounds[0]` of `rounds[1]`."""
         images, labels, captions, fused = self.mixed(images, labels, captions, fused, (seed, rounds[0]))
         prompts = [classes.prompt(c) for c in labels.tolist()]
-        texts = TuneTexts(label=prompts, full=[f"{p} {c}" for p, c in zip(prompts, captions, strict=True)])
         return generator.finetune(
             images,
-            texts,
+            TuneTexts.of(prompts, captions, settings.text),
             fused if fused.shape[-1] else None,
             settings,
             rounds=rounds,

@@ -215,6 +215,49 @@ def test_a_sentence_encoder_is_pooled_as_its_own_file_says(tmp_path) -> None:
     torch.testing.assert_close(made(ids)[1], states[1, :3].mean(0))  # [CLS] dog [SEP]
 
 
+def test_a_sentence_encoder_that_reads_its_last_token(tmp_path) -> None:
+    place = write_text(tmp_path, "bert")
+    Path(place, "1_Pooling").mkdir()
+    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+    Path(place, "1_Pooling/config.json").write_text(json.dumps(modes))
+    conf = clients(mine={"pretrained": place})
+    reads = vocabulary(conf, "mine")
+    made = body(conf, "text", "mine", reads).eval()
+    with torch.no_grad():
+        ids = reads(["a red cat", "dog"])
+        states = made.net(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    torch.testing.assert_close(made(ids), torch.stack([states[0, 4], states[1, 2]]))  # both [SEP]
+
+
+@pytest.mark.parametrize("on", [("max_tokens",), ("mean_tokens", "max_tokens"), ()])
+def test_a_pooling_that_is_not_built_is_one_line(on) -> None:
+    modes = {f"pooling_mode_{mode}": mode in on for mode in ("cls_token", "mean_tokens", "max_tokens")}
+    with pytest.raises(ValueError, match=f"pools by {' and '.join(on) or 'nothing'} .*there are cls_token") as told:
+        pretrained.sentence_pooling("mine", modes | {"word_embedding_dimension": 16})
+    assert "\n" not in str(told.value)
+
+
+def test_a_hub_id_is_pooled_as_the_hub_says(tmp_path, monkeypatch) -> None:
+    """A hub without the file has no sentence encoder there; what a plain encoder does is asked of its configuration."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    asked = []
+
+    def download(place, file):
+        asked.append((place, file))
+        if place == "owner/plain":
+            raise EntryNotFoundError("404")
+        (tmp_path / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+        return str(tmp_path / "config.json")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("florilegium.hub.reached", lambda: True)
+    net = transformers.AutoModel.from_config(TEXT_NETS["bert"])
+    assert pretrained.text_pooling("owner/sentences", net) == "mean"
+    assert pretrained.text_pooling("owner/plain", net) == "first"
+    assert asked == [("owner/sentences", "1_Pooling/config.json"), ("owner/plain", "1_Pooling/config.json")]
+
+
 def test_towers_of_a_pair_model_give_its_embeddings(tmp_path) -> None:
     conf = clients(width=20, tokens=16, mine={"pretrained": write_pair(tmp_path)})
     whole = transformers.CLIPModel.from_pretrained(tmp_path / "pair").eval()

@@ -115,6 +115,14 @@ def test_the_variance_channels_learn_only_with_the_variational_term(place) -> No
         assert torch.equal(variance, variance_after) is not variational
 
 
+def test_the_projection_of_a_text_is_frozen_with_the_text_encoder(place) -> None:
+    made = generator(place)
+    before = {name: p.detach().clone() for name, p in made.pipe.unet.named_parameters()}
+    tuned(made)
+    same = {name for name, p in made.pipe.unet.named_parameters() if torch.equal(p, before[name])}
+    assert {"class_embedding.weight", "class_embedding.bias"} <= same and "time_embedding.linear_1.weight" not in same
+
+
 @pytest.mark.parametrize("merge", ["token", "add", "time"])
 def test_representations_enter_by_every_operator(place, merge) -> None:
     made = generator(place)
@@ -127,7 +135,7 @@ def test_adapters_reach_the_ways_by_which_a_text_enters_and_merge_into_what_is_s
     made = generator(place)
     tuned(made, lora=2)
     names = {name.split(".lora_")[0].rpartition(".")[2] for name in made.tuner.trained if ".lora_" in name}
-    assert {"to_q", "add_k_proj", "add_v_proj", "class_embedding"} <= names
+    assert {"to_q", "add_k_proj", "add_v_proj"} <= names and "class_embedding" not in names
     made.save(tmp_path / "tuned")
     again = generator(str(tmp_path / "tuned"))
     gap = (again.synthesize(PROMPTS[:1], SEEDS[:1]).int() - made.synthesize(PROMPTS[:1], SEEDS[:1]).int()).abs().float()

@@ -2,17 +2,22 @@
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from client_app.distillation_set import Kept, joined, taught
+from client_app.methods.fedmmkt import FedMMKTClient, FedMMKTClientSettings
+from florilegium.config.diffusion import TuneSettings
 from florilegium.federation.federation import Client, Reply
 from florilegium.federation.guard import Guard
 from florilegium.learning.metrics import confusion
-from florilegium.protocol.payloads import Answers, Logits, Nothing, Report
+from florilegium.protocol.payloads import Answers, Logits, Nothing, Report, Targets
 from florilegium.protocol.pixels import decode
 from strategies.blocks.ahead import Ahead, Pool
 from strategies.blocks.synthesis import Reservoir, draw_classes, filled
+from strategies.centralised import Centralised, CentralisedSettings
 from strategies.fedmmkt import FedMMKT, FedMMKTSettings
 from tests.fakes import Classes, FakeResources
 
@@ -173,6 +178,36 @@ def test_nothing_kept_is_no_reason_to_fail():
     finally:
         LABELS.copy_(LABELS_BEFORE)
     assert metrics["labels/kept"] == 0.0 and "labels/accuracy" not in metrics
+
+
+def test_a_round_that_keeps_nothing_leaves_a_clients_replay():
+    """Its targets have no width, the replay has one of 4: the client learns the replay and keeps it."""
+    ids, labels = torch.tensor([1, 2]), torch.tensor([0, 1])
+    samples = Kept(ids, texts=("a rose", "a tulip"))
+    earlier = taught(samples, Targets(ids, labels, torch.ones(2, 4)))
+    nothing = taught(samples, Targets(ids[:0], labels[:0], torch.zeros(0, 0)))
+    both = joined(nothing, earlier)
+    assert both.samples.texts == ("a rose", "a tulip") and both.fused.shape == (2, 4)
+    stored = []
+    client = SimpleNamespace(recall=lambda _: nothing, replayed=lambda: None, store=lambda *given: stored.append(given))
+    assert FedMMKTClient(FedMMKTClientSettings()).distill(client, None).examples == 0 and not stored
+
+
+@pytest.mark.parametrize("text", ["caption", "label", "label+caption"])
+def test_a_caption_alone_has_no_prompt_before_it(text):
+    """For FedMMKT and for Centralised: what the T2I model is tuned on with text=caption."""
+
+    def full(prompt, caption):
+        return caption if text == "caption" else f"{prompt} {caption}"
+
+    _, resources, *_ = one_round(t2i=TuneSettings(text=text))
+    images, texts, *_ = resources.tuned[0]
+    told = [full(prompt, f"caption {int(c)}") for prompt, c in zip(texts.label, images, strict=True)]
+    assert texts.full == told
+    resources = FakeResources(FLOWERS)
+    resources.pooled_private = lambda: (torch.zeros(2, 3, 8, 8), torch.tensor([1, 1]), ["red", "red"])
+    Centralised(CentralisedSettings(samples=1, t2i=TuneSettings(text=text)), resources).round(1, None)
+    assert resources.tuned[0][1].full == [full("A picture of a tulip.", "red")]
 
 
 def test_state_holds_generator_and_replay():

@@ -5,7 +5,7 @@ import torch
 
 from client_app.blocks.averaging import LocalSettings
 from client_app.methods.fedavg import FedAvgClient
-from client_app.methods.fednova import FedNovaClient
+from client_app.methods.fednova import FedNovaClient, FedNovaClientSettings
 from florilegium.learning.averaging import effective_steps
 from florilegium.protocol.payloads import Weights
 from strategies.fedavg import FedAvg, FedAvgSettings
@@ -22,6 +22,13 @@ def test_effective_steps_by_hand():
         v = 0.9 * v + 1
         total += v
     assert effective_steps(20, 0.9) == pytest.approx(total)
+
+
+def test_no_epoch_is_refused_in_one_line():
+    """The steps divide; a learning rate of 0 has steps."""
+    assert FedNovaClient.Settings is FedNovaClientSettings
+    with pytest.raises(ValueError, match="local_epochs must be at least 1, FedNova divides by a client's steps, got 0"):
+        FedNovaClientSettings(local_epochs=0)
 
 
 def test_the_average_by_hand():

@@ -1,6 +1,7 @@
 """FedRCL: both losses by hand, the levels of a body, and where it is FedAvg."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -52,6 +53,27 @@ def test_the_levels_of_a_body_are_its_outermost():
         assert list(seen) == ["embedder"]
     body["embedder"](torch.zeros(1, 2))
     assert seen["embedder"].shape == (1, 2) and not body["embedder"]._forward_hooks
+
+
+def test_a_pass_that_does_not_learn_is_no_level():
+    """A guide's student is a copy of the model, hooks and all."""
+    body = nn.ModuleDict({"embedder": nn.Linear(1, 1, bias=False)})
+    body["embedder"].weight.data.fill_(2.0)
+    with levels(body) as seen:
+        body["embedder"](torch.ones(1, 1))
+        student = deepcopy(body)
+        student["embedder"].weight.data.fill_(9.0)
+        with torch.no_grad():
+            student["embedder"](torch.ones(1, 1))
+        assert seen["embedder"].item() == 2
+
+
+def test_cosines_are_float32_whatever_the_body_computes_in():
+    """(1, 0) and (1, 1/8): 1 / sqrt(1 + 1/64) = 0.99228, which bfloat16 rounds to 0.99219."""
+    pictures = torch.tensor([[[[1.0]], [[0.0]]], [[[1.0]], [[0.125]]]])
+    for h in (pictures, pictures[..., 0, 0], pictures[..., 0].transpose(1, 2)):
+        found = cosines(h.bfloat16())
+        assert found.dtype == torch.float32 and found[0, 1].item() == pytest.approx(1 / math.sqrt(1 + 1 / 64), rel=1e-6)
 
 
 def test_rounds_and_where_it_is_fedavg(tmp_path):

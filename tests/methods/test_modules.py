@@ -27,6 +27,7 @@ from florilegium.learning.averaging import named, part
 from florilegium.learning.fit import LearningRate
 from florilegium.learning.losses import logit_kl
 from florilegium.models.bodies import Classifier, ModelError
+from florilegium.models.image import ImageBody
 from florilegium.models.places import attention_places, output_places, place_of
 from florilegium.models.text import TextBody
 from florilegium.protocol.payloads import Adapters
@@ -56,6 +57,22 @@ class TextClient(ToyClient):
         if stored:
             self.model.load_state_dict(stored[0])
         self.x = torch.randint(1, 20, (self.examples, 6), generator=seeds.generator("texts", self.id))
+        self.data.train.x = self.data.test.x = self.x
+
+
+def resnet():
+    sizes = {"input_size": 32, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    with seeds.scoped("resnet"):
+        return Classifier(ImageBody("resnet", sizes), 16, 4, 2)
+
+
+class ImageClient(ToyClient):
+    """A client of pictures with a tiny ResNet."""
+
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        self.model = resnet()
+        self.x = torch.randn(self.examples, 3, 32, 32, generator=seeds.generator("pictures", self.id))
         self.data.train.x = self.data.test.x = self.x
 
 
@@ -118,6 +135,7 @@ def test_low_rank_factors_by_hand(client):
     assert same(client.model.state_dict(), before, atol=0)
 
 
+@pytest.mark.parametrize("kind", [TextClient, ImageClient])
 @pytest.mark.parametrize(
     "half, moves",
     [
@@ -126,7 +144,9 @@ def test_low_rank_factors_by_hand(client):
         (FedDATClient(FedDATClientSettings(reduction=4, **OWN)), lambda name: False),
     ],
 )
-def test_the_body_is_frozen_and_the_head_learns(half, moves, client):
+def test_the_body_is_frozen_and_the_head_learns(half, moves, kind, client, tmp_path):
+    """Statistics of batch norm are the body's too: a ResNet's stay as they were, in Bias-FL as well."""
+    client = kind(0, tmp_path)
     before = {name: value.clone() for name, value in client.model.state_dict().items()}
     start = half.train(client, Adapters({}))
     assert not start.metrics and same(client.model.state_dict(), before, atol=0)
@@ -165,6 +185,18 @@ def test_both_paths_of_an_adapter_by_hand():
     layer.path = "shared"
     assert layer(torch.tensor([[2.0]])).item() == 12
     assert layer(torch.full((1, 1, 2, 2), 2.0)).flatten().tolist() == [12.0] * 4  # channels of a convolution
+
+
+def test_the_local_adapter_is_no_copy_of_the_shared_one(client):
+    """The released code draws each from N(0, 0.02) for itself; the frozen one is the shared one as it came."""
+    with dual(client, {}, {}, 4) as layers:
+        local, shared, frozen = (adapters(layers, which) for which in ("local", "shared", "frozen"))
+        assert all(torch.equal(shared[name], frozen[name]) for name in shared)
+        weights = [name for name in local if name.endswith("weight")]
+        assert not any(torch.equal(local[name], shared[name]) for name in weights)
+        assert torch.cat([local[name].flatten() for name in weights]).std().item() == pytest.approx(0.02, rel=0.3)
+    with dual(client, {}, {}, 4) as again:  # in training and in evaluation alike
+        assert same(adapters(again, "local"), local, atol=0)
 
 
 def test_mutual_distillation_by_hand(client):

@@ -49,6 +49,20 @@ def test_a_corrected_step_by_hand(tmp_path):
     assert same(ToyClient(0, tmp_path, round_=2).memory.read("control")[0], g, atol=1e-5)
 
 
+@pytest.mark.parametrize("still", [{"local_epochs": 0}, {"learning_rate": LearningRate(0.0)}])
+def test_without_a_step_the_control_variates_stay(still, tmp_path):
+    """S eta = 0: c_k stays -0.2, the change is 0, the weights are the server's."""
+    half = ScaffoldClient(ScaffoldClientSettings(**PLAIN | still))
+    x = {name: value.clone() for name, value in ToyClient(0, tmp_path).model.state_dict().items()}
+    own = {name: torch.full_like(value, -0.2) for name, value in x.items()}
+    ToyClient(0, tmp_path, round_=0).memory.write("control", own)
+    down = x | named("control", {name: torch.full_like(value, 0.3) for name, value in x.items()})
+    up = half.train(ToyClient(0, tmp_path, round_=1), Weights(down))
+    assert same(model_part(up.tensors), x, atol=0)
+    assert not any(change.any() for change in part(up.tensors, "control").values())
+    assert same(ToyClient(0, tmp_path, round_=2).memory.read("control")[0], own, atol=0)
+
+
 def test_the_servers_control_variate_moves_by_the_share_of_the_cohort(tmp_path):
     """Two of four clients: c <- 0 + 1/4 (dc_0 + dc_2); x <- the plain mean, whatever their sizes."""
     half, sizes = ScaffoldClient(ScaffoldClientSettings(**PLAIN)), (8, 8, 24, 8)

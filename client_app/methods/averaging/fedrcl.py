@@ -61,14 +61,15 @@ class FedRCLClient(FedAvgClient):
 
 @contextmanager
 def levels(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, the outputs of the last forward pass at the body's levels, by name: stem, stages or layers."""
+    """Inside, the outputs of the last forward pass that learns at the body's levels, by name: stem, stages, layers."""
     seen: dict[str, Tensor] = {}
     found = [name for name, _ in model.named_modules() if LEVEL.search(name)]
     outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
 
     def keep(name: str) -> object:
         def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            seen[name] = output if isinstance(output, Tensor) else output[0]
+            if torch.is_grad_enabled():  # a guide's copy of the model has these hooks, too, and learns nothing
+                seen[name] = output if isinstance(output, Tensor) else output[0]
 
         return hook
 
@@ -81,9 +82,10 @@ def levels(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def cosines(h: Tensor) -> Tensor:
-    """[B, B] of vectors [B, H], of the means of pictures [B, H, S, S], or of the first tokens of texts [B, T, H]."""
-    vectors = h.mean((2, 3)) if h.dim() == 4 else h[:, 0] if h.dim() == 3 else h
-    unit_BH = normalize(vectors, dim=-1)
+    """float32 [B, B] of vectors [B, H], of the means of pictures [B, H, S, S], or of the first tokens of texts
+    [B, T, H], whatever type a body computes in."""
+    vectors = h.mean((2, 3), dtype=torch.float32) if h.dim() == 4 else h[:, 0] if h.dim() == 3 else h
+    unit_BH = normalize(vectors.float(), dim=-1)
     return unit_BH @ unit_BH.T
 
 

@@ -106,7 +106,7 @@ class FedAFDClient:
 
     def train(self, client: Client, down: Features | Nothing) -> Report:
         """E0 private epochs the first time; each round E times BAA over the public pairs, then its own task."""
-        s, fused = self.settings, Fused(client, self.settings)
+        s, fused = self.settings, Fused(client, self.settings, training=True)
         figures = {} if client.trained else self.begin(client, fused)
         if client.round == 0:
             return Report(figures, client.examples)

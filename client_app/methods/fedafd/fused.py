@@ -59,16 +59,19 @@ class LinearOnGlobal(nn.Module):
 
 
 class Fused:
-    """The fused path of one client, trained and judged alike. Without global encoders (round 0) it is its own model."""
+    """The fused path of one client, trained and judged alike. Without global encoders (round 0) it is its own model.
 
-    def __init__(self, client: Client, settings: Any) -> None:
+    `training` says that a round's training begins, for which D5 makes the fusion anew.
+    """
+
+    def __init__(self, client: Client, settings: Any, training: bool = False) -> None:
         self.client, self.settings = client, settings
         kept = client.memory.read(ENCODERS) if settings.fusion != "none" else None
         self.frozen = self.encoders(kept[0]) if kept else {}
         self.mix: nn.Module | None = self.mixing() if self.frozen else None
         self.adam: torch.optim.Adam | None = None
         if self.mix is not None:
-            self.adam = self.restore(self.mix)
+            self.adam = self.restore(self.mix, training)
 
     def encoders(self, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
         """The server's encoders of this client's sides, frozen. ClientError when they are another architecture's."""
@@ -101,13 +104,13 @@ class Fused:
                 ).to(client.device)
             return LinearOnGlobal(client.width).to(client.device) if client.modality == "pair" else None
 
-    def restore(self, mix: nn.Module) -> torch.optim.Adam:
-        """Fusion and its Adam as the last training left them, or (D5) as new at each round's training."""
+    def restore(self, mix: nn.Module, training: bool) -> torch.optim.Adam:
+        """Fusion and its Adam as the last training left them, in whichever round; or (D5) as new for a round's."""
         s, left = self.settings, self.client.memory.read(FUSION)
         decay = s.fusion_weight_decay_pair if self.client.modality == "pair" else s.fusion_weight_decay
         adam = torch.optim.Adam(mix.parameters(), s.fusion_rate.of(self.client.modality), weight_decay=decay)
-        stale = s.divergences.reset_each_round and left is not None and left[1]["round"] != self.client.round
-        if left is not None and not stale:
+        anew = training and s.divergences.reset_each_round
+        if left is not None and not (anew and left[1]["round"] != self.client.round):
             mix.load_state_dict(part(left[0], "mix"))
             restore_optimizer(adam, part(left[0], "adam"))
         return adam

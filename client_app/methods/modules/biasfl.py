@@ -5,7 +5,7 @@ Server side: strategies/modules/averaged_modules.py. Down and up: the biases of 
 
 from __future__ import annotations
 
-from client_app.blocks.modules import Parameters, trained_names, value_of, values
+from client_app.blocks.modules import Parameters, still_statistics, trained_names, value_of, values
 from client_app.blocks.own_model import OwnModelSettings, train_own
 from client_app.client import Client
 from florilegium.models.places import place_of
@@ -27,7 +27,8 @@ class BiasFLClient:
         for name, p in chosen.items():
             p.data.copy_(value_of(name, p, down.tensors, p.data.clone()))
         if down.tensors:  # empty: the server asks for a fresh start
-            figures = train_own(client, self.settings, trained=trained_names(client, chosen))
+            with still_statistics(client):  # statistics are no biases: nobody averages them
+                figures = train_own(client, self.settings, trained=trained_names(client, chosen))
         return Adapters(values(chosen), client.examples, figures)
 
 

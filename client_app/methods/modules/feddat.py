@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from client_app import evaluation
 from client_app.batches import Batch
-from client_app.blocks.modules import PART, Adapter, drawn, trained_names, value_of, values
+from client_app.blocks.modules import PART, Adapter, drawn, still_statistics, trained_names, value_of, values
 from client_app.blocks.own_model import OwnModelSettings, epochs_of
 from client_app.client import Client
 from florilegium.config.fields import section, setting
@@ -97,17 +97,18 @@ class FedDATClient:
         names = trained_names(client, chosen)
         for name, p in model.named_parameters():
             p.requires_grad_(name in names)
-        return fit(
-            model,
-            batches,
-            objective,
-            lr=s.learning_rate.of(client.modality),
-            weight_decay=s.weight_decay,
-            epochs=epochs_of(client, s),
-            clip=s.clip,
-            optimizer=s.optimizer,
-            momentum=s.momentum,
-        )
+        with still_statistics(client):
+            return fit(
+                model,
+                batches,
+                objective,
+                lr=s.learning_rate.of(client.modality),
+                weight_decay=s.weight_decay,
+                epochs=epochs_of(client, s),
+                clip=s.clip,
+                optimizer=s.optimizer,
+                momentum=s.momentum,
+            )
 
     def evaluate(self, client: Client) -> Report:
         kept = (client.memory.read(PART) or ({}, {}))[0]
@@ -132,7 +133,8 @@ def dual(
     try:
         for which, given in ((SHARED, shared), ("frozen", shared), ("local", local)):
             for name, p in adapters(found, which).items():
-                p.data.copy_(value_of(name, p, given, fresh(client, name, p)))
+                drawn_as = f"local.{name}" if which == "local" else name  # a teacher's two adapters are no copies
+                p.data.copy_(value_of(name, p, given, fresh(client, drawn_as, p)))
         yield found
     finally:
         for name, layer in layers.items():

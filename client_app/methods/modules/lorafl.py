@@ -6,7 +6,7 @@ Server side: strategies/modules/averaged_modules.py. Down and up: the low-rank f
 from __future__ import annotations
 
 from client_app import evaluation
-from client_app.blocks.modules import PART, low_rank, trained_names, values
+from client_app.blocks.modules import PART, low_rank, still_statistics, trained_names, values
 from client_app.blocks.own_model import OwnModelSettings, train_own
 from client_app.client import Client
 from florilegium.config.fields import section, setting
@@ -33,7 +33,8 @@ class LoRAFLClient:
         s, figures = self.settings, {}
         with low_rank(client, down.tensors, s.rank, s.alpha) as factors:
             if down.tensors:  # empty: the server asks for a fresh start
-                figures = train_own(client, s, trained=trained_names(client, factors))
+                with still_statistics(client):
+                    figures = train_own(client, s, trained=trained_names(client, factors))
             tensors = values(factors)
         client.memory.write(PART, tensors)
         return Adapters(tensors, client.examples, figures)
