@@ -287,7 +287,8 @@ class Federation:
             raise WireError(f"{type(body).__name__}.ids are not the ids that were sent")
         if exchange.check is not None:
             exchange.check(client, body)
-        self.guard.spent(client.id, codec.spent(message.content))
+        if client.id >= 0:  # a stranger's account is entered with its first answer as a client
+            self.guard.spent(client.id, codec.spent(message.content))
         self.budgets[client.id] = self.budgets.get(client.id, Budget()) + codec.budget(message.content)
         return body
 
