@@ -175,10 +175,10 @@ class Listed(launch.Jobs):
 
     def __init__(self):
         super().__init__()
-        self.folders: dict[str, list[str]] = {}
+        self.given: dict[str, list[str]] = {}
 
     def run(self, conf, name="", folder="", given=None):
-        self.folders[folder] = list(given or ())
+        self.given[folder] = list(given or ())
 
 
 def directories(given: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[Path, list[str]]:
@@ -190,9 +190,9 @@ def directories(given: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[Path,
             patch.setattr(composition, "compose", lambda job: None)
             launch.sweep(composition.prepared(overrides.readable([x for x in given if x != "-m"], True)), listed)
     else:
-        listed.folders[""] = given
-    kept = few(list(listed.folders.values()))
-    return {Path(out[-1], folder): job for folder, job in listed.folders.items() if out and job in kept}
+        listed.given[""] = given
+    kept = few(list(listed.given.values()))
+    return {Path(out[-1], folder): job for folder, job in listed.given.items() if out and job in kept}
 
 
 def as_if_run(place: Path, job: list[str]) -> Recorded:
