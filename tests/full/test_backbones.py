@@ -202,31 +202,28 @@ def test_a_text_longer_than_the_positions_is_cut_with_one_line(kind, most, tmp_p
     assert body(conf, "text", "mine", reads)(ids).shape == (1, 16)
 
 
-def test_a_sentence_encoder_is_pooled_as_its_own_file_says(tmp_path) -> None:
+def sentence_encoder(tmp_path, **modes) -> tuple:
+    """(pooled, states) of "a red cat" and "dog" by a small BERT whose own file gives these modes of pooling."""
     place = write_text(tmp_path, "bert")
     Path(place, "1_Pooling").mkdir()
-    Path(place, "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    said = {f"pooling_mode_{name}": on for name, on in modes.items()}
+    Path(place, "1_Pooling/config.json").write_text(json.dumps(said))
     conf = clients(mine={"pretrained": place})
     reads = vocabulary(conf, "mine")
     made = body(conf, "text", "mine", reads).eval()
     with torch.no_grad():
         ids = reads(["a red cat", "dog"])
-        states = made.net(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
-    torch.testing.assert_close(made(ids)[1], states[1, :3].mean(0))  # [CLS] dog [SEP]
+        return made(ids), made.net(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+
+
+def test_a_sentence_encoder_is_pooled_as_its_own_file_says(tmp_path) -> None:
+    pooled, states = sentence_encoder(tmp_path, mean_tokens=True)
+    torch.testing.assert_close(pooled[1], states[1, :3].mean(0))  # [CLS] dog [SEP]
 
 
 def test_a_sentence_encoder_that_reads_its_last_token(tmp_path) -> None:
-    place = write_text(tmp_path, "bert")
-    Path(place, "1_Pooling").mkdir()
-    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
-    Path(place, "1_Pooling/config.json").write_text(json.dumps(modes))
-    conf = clients(mine={"pretrained": place})
-    reads = vocabulary(conf, "mine")
-    made = body(conf, "text", "mine", reads).eval()
-    with torch.no_grad():
-        ids = reads(["a red cat", "dog"])
-        states = made.net(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
-    torch.testing.assert_close(made(ids), torch.stack([states[0, 4], states[1, 2]]))  # both [SEP]
+    pooled, states = sentence_encoder(tmp_path, cls_token=False, mean_tokens=False, lasttoken=True)
+    torch.testing.assert_close(pooled, torch.stack([states[0, 4], states[1, 2]]))  # both [SEP]
 
 
 @pytest.mark.parametrize("on", [("max_tokens",), ("mean_tokens", "max_tokens"), ()])

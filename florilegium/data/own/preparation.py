@@ -8,13 +8,14 @@ anew, reads its data anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def _prepared(conf: Settings, place: Path, facts: Path, before: dict[str, Any] |
     splits, public = _assigned(conf, pieces, before, with_public=kind != "text")
     if missing := [split for split in SPLITS if split not in splits]:
         raise DataError(f"data.path: too few rows to split: no row is left for {missing[0]} (data.split)")
-    _write(place, pieces, splits, public, classes, kind)
+    with _whole(place) as scratch:
+        _write_splits(scratch, pieces, splits, public, classes, kind)
     return _record(facts, pieces, splits, public, classes, kind, _settings(conf))
 
 
@@ -235,18 +237,12 @@ def _listed(pieces: list[Piece], split: dict[str, str]) -> Splits:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _write(
-    place: Path,
-    pieces: list[Piece],
-    splits: Splits,
-    public: set[str],
-    classes: Classes,
-    kind: str,
-) -> None:
-    """The rows in the layout of the embedded data, whole or not at all."""
+@contextlib.contextmanager
+def _whole(place: Path) -> Iterator[Path]:
+    """A directory that takes the name `place` when the block ends well, and is gone otherwise."""
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=place.parent))
     try:
-        _write_splits(scratch, pieces, splits, public, classes, kind)
+        yield scratch
         shutil.rmtree(place, ignore_errors=True)
         os.replace(scratch, place)
     except BaseException:  # nobody looks for private rows there
@@ -262,6 +258,7 @@ def _write_splits(
     classes: Classes,
     kind: str,
 ) -> None:
+    """The rows in the layout of the embedded data."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
