@@ -203,7 +203,7 @@ def job_directory(job: list[str], fixed: list[str]) -> str:
     What a resumed run may change is no part of the name, except where the jobs differ in it.
     """
     out = [text for text in job if overrides.key_of(text) == "out"]
-    if not out or out[-1] not in fixed or "${" in out[-1]:
+    if not out or out[-1] not in fixed or re.search(r"\$\\?\{", out[-1]):  # ${key}; Hydra writes the jobs' as $\{key\}
         return ""
     free = [text for text in fixed if continuation.may_change(overrides.key_of(text))]
     name = ",".join(text for text in job if text not in out and text not in free)
