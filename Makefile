@@ -8,9 +8,9 @@ RUN ?= runs/demo
 # processes of the tests, of one thread each
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-test check: export OMP_NUM_THREADS ?= 1
+test test-long check: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check test-faults site tour assets bench set-up clean
+.PHONY: help demo test check test-long test-faults site tour assets bench set-up clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,7 +29,7 @@ demo: $(STAMP)  ## the main job: FedMMKT on the embedded data beside three refer
 	rm -rf $(RUN)
 	$(BIN)/florilegium run out=$(RUN) references=short $(ARGS)
 
-test: $(STAMP)  ## ruff (lint and format), mypy and all tests
+test: $(STAMP)  ## ruff (lint and format), mypy and the tests of every day
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -39,7 +39,10 @@ check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not flower and not browser and not faults' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not flower and not browser and not faults and not long' $(ARGS)
+
+test-long: $(STAMP)  ## the tests of more than a minute: the notebook, Ctrl-C and errors of whole launches, several processes (under 15 minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long $(ARGS)
 
 test-faults: $(STAMP)  ## processes killed, refused and slowed on real federations over loopback (under 15 minutes)
 	$(BIN)/python -m pytest -m faults tests/faults tests/field $(ARGS)

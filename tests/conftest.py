@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests and Flower's processes share few cores
@@ -29,13 +31,22 @@ def tiny_overrides() -> list[str]:
     return toy_overrides()
 
 
+@lru_cache(maxsize=512)
+def composed_once(overrides: tuple[str, ...]) -> Settings:
+    """Hydra takes half a second, and many tests start from the same settings."""
+    return composition.compose(list(overrides))
+
+
 @pytest.fixture
 def toy_conf(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., Settings]:
     """`toy_conf("rounds=2", ...)`: complete settings on toy data, clients and models, in a directory of the test's."""
 
     def composed(*overrides: str) -> Settings:
-        given = ["data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1", f"out={tmp_path / 'run'}"]
-        conf = composition.complete(composition.compose([*given, *overrides]))
+        given = ["data=toy", "clients=toy", *tiny_overrides, "references=none", "rounds=1"]
+        out = [f"out={tmp_path / 'run'}", *(each for each in overrides if each.startswith("out="))][-1]
+        conf = deepcopy(composed_once((*given, *(each for each in overrides if not each.startswith("out=")))))
+        conf.out = out.removeprefix("out=")
+        conf = composition.complete(conf)
         for side in ("server", "client"):
             guidance = conf.method.value(side, "guidance") or {}
             if guidance.get("cache") == str(Path.cwd() / ".cache" / "features"):

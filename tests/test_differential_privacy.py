@@ -26,6 +26,7 @@ from florilegium.protocol import codec
 from florilegium.protocol.codec import Header
 from florilegium.protocol.payloads import Answers, Features, Logits, Nothing, Weights
 from florilegium.protocol.validation import WireError
+from tests.tiers import first
 from tests.toy_federation import ToyClient
 
 DELTA = 1e-5
@@ -404,7 +405,7 @@ def test_fedavg_of_resnets_has_group_norm_under_dpsgd(toy_conf, federated):
     assert "train/task" not in lines(run)[1]
 
 
-@pytest.mark.parametrize("method", ["fednova", "flower", "fedmd", "creamfl", "fedmekt", "standalone"])
+@pytest.mark.parametrize("method", first(["fednova", "flower", "fedmd", "creamfl", "fedmekt", "standalone"], 3))
 def test_the_other_methods_it_covers(method, toy_conf, federated):
     images = ["clients.mix=[{modality: image, model: vit}, {modality: image, model: vit}]"]
     public = ["method.server.public.samples=8", "method.client.pretrain_epochs=1"]

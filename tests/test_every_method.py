@@ -14,6 +14,7 @@ from florilegium.federation.federation import FederationError
 from florilegium.protocol import codec
 from florilegium.protocol.payloads import Answers
 from florilegium.runs import files
+from tests.tiers import first
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -97,7 +98,7 @@ def test_each_variant_of_fedmmkt_sends_only_what_it_declares(variant, toy_conf, 
     assert (run / "model" / "model_index.json").exists()
 
 
-@pytest.mark.parametrize("overlap", ["none", "distill", "train"])
+@pytest.mark.parametrize("overlap", first(["train", "none", "distill"]))
 def test_a_resumed_run_equals_an_uninterrupted_one(overlap, toy_conf, resumed):
     given = ("rounds=3", f"method.server.overlap={overlap}")
     whole, part = resumed(partial(toy, toy_conf, "fedmmkt", *given), "train.distill", 3)  # in its last exchange

@@ -247,6 +247,7 @@ def test_a_wrong_value_is_named():
         FedMMKTSettings(exchanges="both")
 
 
+@pytest.mark.long
 def test_overlapped_runs_are_alike_each_time_joined_or_not(toy_conf, federated, tmp_path):
     """Through the real apps. Made while clients train, the first round's samples are fresh and the second's are not."""
     found = {}

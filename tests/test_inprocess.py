@@ -288,6 +288,7 @@ def test_ctrl_c_ends_with_one_line(toy: list[str], tmp_path: Path, monkeypatch, 
 
 
 @pytest.mark.flower
+@pytest.mark.long
 def test_a_simulation_writes_the_same_run(run: RunResults, toy: list[str], tmp_path: Path) -> None:
     from tools import traces
 

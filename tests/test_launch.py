@@ -20,10 +20,12 @@ import psutil
 import pytest
 
 from florilegium import preflight
+from florilegium import run as run_in_python
 from florilegium.config import composition
 from florilegium.runs.reader import read_lines
 from florilegium.runtime import inprocess, launch, superlink
 from server_app.provenance import LEFT_OUT, code
+from tools import traces
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 420  # seconds until a launch counts as hung, on a machine that does much else
@@ -67,7 +69,10 @@ def test_the_hash_of_the_code_leaves_out_what_the_bundle_leaves_out() -> None:
 
 @pytest.mark.flower
 def test_a_run_through_flower_completes_and_leaves_nothing(toy: list[str], tmp_path: Path) -> None:
-    """From a folder with another checkout's code and a file named as a library, behind a company's proxy."""
+    """It writes what the same run in one process writes.
+
+    From a folder with another checkout's code and a file named as a library, behind a company's proxy.
+    """
     for name in ("client_app/__init__.py", "server_app/__init__.py", "datasets.py", "torch.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise RuntimeError('code of the working folder was run')\n")
@@ -81,9 +86,17 @@ def test_a_run_through_flower_completes_and_leaves_nothing(toy: list[str], tmp_p
     for name in ("settings.yaml", "partition.json", "summary.json", "ledger.jsonl", "report.html", "run.log"):
         assert (tmp_path / "run" / name).stat().st_size, name
     assert nothing_left(tmp_path)
+    other = run_in_python(*toy[1:-1], runtime="inprocess", out=tmp_path / "other")
+    ours, theirs = traces.read(tmp_path / "run"), traces.read(other.directory)
+    for found in (ours, theirs):  # Ray's actors answer in any order
+        found["ledger"].sort(
+            key=lambda entry: (entry["arm"], entry["round"], entry["step"], entry["client"], entry["up"])
+        )
+    assert traces.differences(theirs, ours, ["ledger entry * node"]) == []  # Flower draws the numbers of its nodes
 
 
 @pytest.mark.flower
+@pytest.mark.long
 def test_a_run_that_fails_says_why_and_leaves_nothing(toy: list[str], tmp_path: Path) -> None:
     process = florilegium(*toy, "timeouts.exchange=0.1", where=tmp_path)  # no client can answer in time
     out, err = process.communicate(timeout=LIMIT)
@@ -94,6 +107,7 @@ def test_a_run_that_fails_says_why_and_leaves_nothing(toy: list[str], tmp_path: 
 
 
 @pytest.mark.flower
+@pytest.mark.long
 def test_ctrl_c_ends_everything(toy: list[str], tmp_path: Path) -> None:
     process = florilegium(*toy, "rounds=500", where=tmp_path)
     deadline = time.monotonic() + LIMIT

@@ -59,6 +59,7 @@ def test_it_is_listed_and_says_what_it_sends(installed, tmp_path: Path) -> None:
     assert sent == {"Profile", "SiteProfile", "Weights", "Report"}
 
 
+@pytest.mark.long
 def test_it_keeps_the_contract_by_its_own_test(installed) -> None:
     source, environment = installed
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
@@ -67,6 +68,7 @@ def test_it_keeps_the_contract_by_its_own_test(installed) -> None:
 
 
 @pytest.mark.flower
+@pytest.mark.long
 def test_it_runs_in_a_simulation(installed, tmp_path: Path) -> None:
     """Flower's bundle has our files alone; the processes of a simulation import the package of this machine."""
     _, environment = installed

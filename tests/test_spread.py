@@ -67,6 +67,7 @@ def test_a_share_of_features_is_a_batch_of_images_with_its_rows(monkeypatch):
     assert torch.equal(*conditional) and len(sizes) == 3
 
 
+@pytest.mark.long
 def test_two_workers_make_the_same_images_and_features_and_a_lost_share_again(tuned, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     shared, alone = tuned

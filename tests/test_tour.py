@@ -30,6 +30,7 @@ def stored() -> nbformat.NotebookNode:
     return nbformat.read(TOUR, as_version=4)
 
 
+@pytest.mark.long
 def test_the_notebook_runs(stored: nbformat.NotebookNode, tmp_path: Path) -> None:
     notebook = tour.execute(nbformat.from_dict(stored), tmp_path)
     assert kinds(notebook) == kinds(stored)  # the stored outputs are those of this code

@@ -40,6 +40,7 @@ def tune(shared: bool, rounds: int, heard=None):
     return *made.state(), told
 
 
+@pytest.mark.long
 def test_two_processes_give_the_weights_moments_and_average_of_one():
     heard = []
     one, meta, told = tune(False, 1)

@@ -64,9 +64,10 @@ def aims(names: str, docs: Path = DOCS) -> str:
 
 def measured(aim: dict[str, Any], docs: Path) -> Iterator[list[str]]:
     """The cells of a claim's lines. ValueError where its runs do not have the arms."""
+    with contextlib.chdir(docs):
+        opened = compare(aim["runs"], at=aim.get("at", "last"), force=True, metrics=[aim["metric"]])
     for against in aim["against"]:
-        with contextlib.chdir(docs):
-            found = compare(aim["runs"], at=aim.get("at", "last"), force=True, against=against, metrics=[aim["metric"]])
+        found = opened.to(against)
         rows = [row for row in found.compared() if row.line.name == aim["arm"] and row.difference]
         if len(rows) != 1 or found.against is None:
             raise ValueError(f"aims.yaml: the runs of {aim['claim']!r} have no pair of {aim['arm']!r} and {against!r}")

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,14 @@ from florilegium.config.errors import SettingsError, first_line, refused
 
 T = TypeVar("T")
 PLAIN = frozenset((str, int, float, bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Values by which a section is found again: they are told apart by their text, in which 1 is not True."""
+
+    text: str
+    values: Any = dataclasses.field(compare=False)
 
 
 def typed(cls: type[T], node: Any, where: str) -> T:
@@ -29,13 +37,27 @@ def typed(cls: type[T], node: Any, where: str) -> T:
         return deepcopy(node)
     try:
         values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        merged = OmegaConf.merge(OmegaConf.structured(cls), values or {})
+    except OmegaConfBaseException as error:
+        raise refused(error, where) from error
+    return deepcopy(_made(cast(Any, cls), Given(repr(values), values), where))
+
+
+@lru_cache(maxsize=512)  # OmegaConf takes 20 to 150 ms for a section, and a process reads the same ones again
+def _made(cls: Any, given: Given, where: str) -> Any:
+    try:
+        merged = OmegaConf.merge(_schema(cls), given.values or {})
         plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise refused(error, where) from error
     except (ValueError, TypeError) as error:
         raise SettingsError(f"{where}: {first_line(error)}" if where else first_line(error)) from error
     return _instance(cls, plain, where)
+
+
+@lru_cache(maxsize=256)
+def _schema(cls: Any) -> Any:
+    """The section as OmegaConf knows it, with all defaults; merging copies it."""
+    return OmegaConf.structured(cls)
 
 
 def _instance(cls: Any, values: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ from florilegium.config.data import DataSettings
 from florilegium.config.diffusion import DiffusionSettings, TuneSettings
 from florilegium.config.errors import SettingsError
 from florilegium.config.fields import section, setting
-from florilegium.config.instances import to_plain, typed
+from florilegium.config.instances import hints, section_of, to_plain, typed
 from florilegium.config.privacy import DefenceSettings, PrivacySettings
 from florilegium.config.run import LOG_LEVELS, MANY, Attack, Cohort, EvaluationSettings, Runtime, Timeouts
 from florilegium.config.sinks import SinkSettings
@@ -152,7 +152,15 @@ def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
 def settings_of(values: Mapping[str, Any]) -> Settings:
     """The root object of plain values; what is not given has its default. SettingsError names the key."""
     rest = {key: value for key, value in values.items() if key not in ("method", "references")}
+    known = {key: section_of(hint) for key, hint in hints(Settings).items()}
+    made_of = {  # each by itself: most are as in the settings read before, and need not be read again
+        key: typed(known[key], rest.pop(key), key)
+        for key in list(rest)
+        if known.get(key) is not None and isinstance(rest[key], Mapping)
+    }
     made = typed(Settings, rest, "")
+    for key, made_section in made_of.items():
+        setattr(made, key, made_section)
     made.method, made.references = values.get("method"), dict(values.get("references") or {})
     made.arms()
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import fnmatch
 import io
 import shutil
@@ -110,6 +111,10 @@ class Comparison:
     against: Line | None = None
     level: float = LEVEL
     columns: tuple[Column, ...] = COLUMNS
+
+    def to(self, against: str) -> Comparison:
+        """The same figures, with differences to another arm. RunError when no arm has this title, name or method."""
+        return dataclasses.replace(self, against=other_arm(list(self.lines), against))
 
     @property
     def shown(self) -> list[int]:

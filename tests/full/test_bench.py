@@ -12,6 +12,7 @@ import torch
 from bench import gpu, gpu_models
 
 
+@pytest.mark.long
 def test_a_part_measures_each_of_its_figures(tmp_path) -> None:
     given = Namespace(tiny=True, device="cpu", dtype="float32", model=None, folder=tmp_path, limit=600.0)
     given.batch = given.steps = given.tuning_batch = given.features_batch = 2

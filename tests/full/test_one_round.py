@@ -18,6 +18,7 @@ from florilegium.runs.reader import read_lines
 from tests.full.test_experiments import EXPERIMENTS
 from tests.full.tiny_inputs import write_backbones, written_data
 from tests.full.tiny_pipelines import write
+from tests.tiers import first
 
 PIPELINES = {  # of each model that an experiment names; the methods without a generator keep the default
     "models/glide": "glide",
@@ -103,7 +104,7 @@ def tiny(name: str, folder: Path, backbones: dict[str, str], pipelines: dict[str
     return conf
 
 
-@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("name", first(representatives(), 3))
 def test_one_round_at_tiny_size(name, folder, backbones, pipelines, tmp_path, federated) -> None:
     conf = tiny(name, folder, backbones, pipelines, tmp_path / "run")
     preflight.validate(conf)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from florilegium.config import composition
@@ -29,6 +30,7 @@ def test_it_is_small_and_reads_every_word() -> None:
     assert pipe.unet.config.sample_size == 16 and pipe.text_encoder.config.positions == 24
 
 
+@pytest.mark.long
 def test_a_fresh_process_opens_it() -> None:
     """diffusers opens a part of a pipeline only when the module of its class is imported."""
     code = f"from florilegium.diffusion.glide.pipeline import GlidePipeline as G; G.from_pretrained({str(PLACE)!r})"

@@ -28,6 +28,7 @@ from strategies.logits.fedet import FedET, FedETSettings, diversity, variance_we
 from strategies.logits.fedgems import FedGEMS, FedGEMSSettings, selective_weights, sure_weights
 from strategies.logits.fedmd import FedMD, FedMDSettings
 from tests.fakes import FakeResources
+from tests.tiers import first
 
 METHODS = ("fedmd", "fedgems", "fedet")
 CLIENTS = [Client(11, 0, "image"), Client(12, 1, "image"), Client(13, 2, "text")]
@@ -406,7 +407,7 @@ def faults(run):
     return [e for e in map(json.loads, (run / "ledger.jsonl").read_text().splitlines()) if e["fault"]]
 
 
-@pytest.mark.parametrize("source", ["proxy", "synthetic"])
+@pytest.mark.parametrize("source", first(["proxy", "synthetic"]))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_equals_an_uninterrupted_one(method, source, toy_conf, resumed):
     whole, part = resumed(partial(toy, toy_conf, method, "rounds=2", f"method.public_set={source}"), "train.distill", 3)
