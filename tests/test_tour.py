@@ -25,6 +25,12 @@ def kinds(notebook: nbformat.NotebookNode) -> list[set[str]]:
     return found
 
 
+def runs(notebook: nbformat.NotebookNode) -> list[str]:
+    """The first line that each run printed: the method, the data, how many clients and rounds."""
+    printed = "".join(output.text for cell in code_cells(notebook) for output in cell.outputs if "text" in output)
+    return re.findall(r"^\w+ on \w+: .*$", printed, re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
 def stored() -> nbformat.NotebookNode:
     return nbformat.read(TOUR, as_version=4)
@@ -34,6 +40,7 @@ def stored() -> nbformat.NotebookNode:
 def test_the_notebook_runs(stored: nbformat.NotebookNode, tmp_path: Path) -> None:
     notebook = tour.execute(nbformat.from_dict(stored), tmp_path)
     assert kinds(notebook) == kinds(stored)  # the stored outputs are those of this code
+    assert runs(notebook) == runs(stored) and len(runs(stored)) == 2
 
 
 def test_what_is_stored_is_whole_and_small(stored: nbformat.NotebookNode) -> None:
