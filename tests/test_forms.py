@@ -21,6 +21,7 @@ from florilegium.protocol.payloads import Answers, Features, Logits, Samples, Ta
 from florilegium.protocol.validation import WireError
 from tests.test_every_method import faults, lines, toy
 from tests.test_wire import answers
+from tests.tiers import first
 
 HEADER = Header("method", 3, 2)
 LN2 = 0.6931472
@@ -337,11 +338,13 @@ def test_no_mutation_of_a_form_raises_anything_but_a_wire_error():
 
 @pytest.mark.parametrize(
     "method, more, up, down",
-    [
-        ("fedmmkt", ["method.server.samples=60", "wire=small"], 0.5, 0.8),
-        ("fedmmkt", ["method.server.samples=60", "method.variant=logit", "wire=small", "wire.top=2"], 0.9, 0.8),
-        ("creamfl", ["method.server.public.samples=60", "wire.vectors=int8", "wire.projection=8"], 0.5, 0.7),
-    ],
+    first(
+        [
+            ("fedmmkt", ["method.server.samples=60", "wire=small"], 0.5, 0.8),
+            ("fedmmkt", ["method.server.samples=60", "method.variant=logit", "wire=small", "wire.top=2"], 0.9, 0.8),
+            ("creamfl", ["method.server.public.samples=60", "wire.vectors=int8", "wire.projection=8"], 0.5, 0.7),
+        ]
+    ),
 )
 def test_a_run_sends_and_takes_the_form_of_its_settings(method, more, up, down, toy_conf, federated, tmp_path):
     """Through the real apps: fewer bytes both ways, and no reply is refused."""

@@ -25,6 +25,7 @@ from florilegium.config import composition
 from florilegium.runs.reader import read_lines
 from florilegium.runtime import inprocess, launch, superlink
 from server_app.provenance import LEFT_OUT, code
+from tests.tiers import first
 from tools import traces
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,7 @@ def test_ctrl_c_ends_everything(toy: list[str], tmp_path: Path) -> None:
 
 # the last one composes, so Flower's process is already starting when it is refused
 @pytest.mark.parametrize(
-    "override", ["method.server.vote_treshold=1", "rounds=x", "method=fedmkt", "wire.projection=999"]
+    "override", first(["method.server.vote_treshold=1", "wire.projection=999", "rounds=x", "method=fedmkt"], 2)
 )
 def test_a_bad_setting_ends_the_command_with_one_line_and_leaves_nothing(override: str, tmp_path: Path) -> None:
     process = florilegium("run", override, where=tmp_path)

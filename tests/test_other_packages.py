@@ -50,6 +50,7 @@ def test_the_page_has_the_files_that_it_names() -> None:
     assert names == ["pyproject.toml", *sides, "silobn/conf/method/silobn.yaml", "tests/test_silobn.py"]
 
 
+@pytest.mark.long
 def test_it_is_listed_and_says_what_it_sends(installed, tmp_path: Path) -> None:
     _, environment = installed
     assert "weights without statistics of batch norm" in florilegium(environment, tmp_path, "methods")

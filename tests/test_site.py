@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long  # building the site takes a minute
 ROOT = Path(__file__).resolve().parents[1]
 
 

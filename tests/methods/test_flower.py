@@ -15,6 +15,7 @@ from florilegium.config.composition import SettingsError
 from florilegium.protocol.payloads import Weights
 from strategies.fedavg import FedAvg, FedAvgSettings
 from strategies.flower import STRATEGIES, WRAPPERS, Flower, FlowerSettings
+from tests.tiers import first
 from tests.toy_federation import ToyClient, ToyFederation, rounds, same
 
 LOCAL = LocalSettings(batch=8)
@@ -40,7 +41,7 @@ def ran(folder, count=1, sizes=(16, 24, 16, 8), norm=True, cohort=None, **how):
     return strategy, rounds(strategy, federation, count), federation
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", first(STRATEGIES, 6))
 def test_every_strategy_runs_two_rounds(name, tmp_path):
     strategy, metrics, federation = ran(tmp_path, 2, strategy=name, options=NEEDED.get(name, {}))
     assert metrics[2]["weights/replies"] == 4 and not federation.faults

@@ -80,7 +80,7 @@ def test_joint_groups_and_bytes_by_hand():
 # -- through the real apps --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["proxy", "synthetic"])
+@pytest.mark.parametrize("source", first(["synthetic", "proxy"]))
 @pytest.mark.parametrize("method", METHODS)
 def test_it_runs_with_every_kind_of_client(method, source, toy_conf, federated):
     run = federated(toy_conf(f"method={method}", f"method.public_set={source}", MIX, *SMALL))
