@@ -41,7 +41,7 @@ check: $(STAMP)  ## ruff, mypy and the tests that start no Flower processes
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not flower and not browser and not faults and not long' $(ARGS)
 
-test-long: $(STAMP)  ## the tests of more than a minute: the notebook, Ctrl-C and errors of whole launches, several processes (under 15 minutes)
+test-long: $(STAMP)  ## tests that take long: the notebook, Ctrl-C and errors of whole launches, several processes, more cases of one kind
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long $(ARGS)
 
 test-faults: $(STAMP)  ## processes killed, refused and slowed on real federations over loopback (under 15 minutes)

@@ -146,7 +146,7 @@ def few(every: list[list[str]]) -> list[list[str]]:
     return [job for job in every if sum(a != b for a, b in zip(job, every[0], strict=True)) < 2]
 
 
-@pytest.mark.parametrize("line", first(map(list, RUNS), 30), ids=" ".join)
+@pytest.mark.parametrize("line", first(RUNS, 30), ids=" ".join)
 def test_a_printed_run_composes_and_passes_the_checks(line, there):
     if "data=folder" in line and "data: site-a" in line[-1]:
         (there / "pictures").rename(there / "site-a")

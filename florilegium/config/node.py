@@ -6,8 +6,6 @@ Flower gives them as `key=value` words with hyphens. They stay at the site. docs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +48,6 @@ KEYS = tuple(hyphened(name) for name in NodeSettings.__dataclass_fields__)
 def node_settings(given: Mapping[str, Any]) -> NodeSettings:
     """The settings in a node configuration. SettingsError names a key that does not exist, and the nearest one, or a
     value of another type or out of range."""
-    return replace(_read(tuple((key, type(value), value) for key, value in given.items())))
-
-
-@lru_cache(maxsize=1024)  # every message to a client brings them, and reading them takes 20 ms
-def _read(words: tuple[tuple[str, type, Any], ...]) -> NodeSettings:
-    """`words`: key, type and value of each; with the type, as 1 and True are equal."""
-    given = {key: value for key, _, value in words}
     for key in given:
         if key not in (*KEYS, *INTERNAL):
             raise SettingsError(f"{WHERE}: no key '{key}'{meant(key, KEYS)}; there are {', '.join(KEYS)}")

@@ -151,16 +151,16 @@ def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
     """The root object of plain values; what is not given has its default. SettingsError names the key."""
-    rest = {key: value for key, value in values.items() if key not in ("method", "references")}
     known = {key: section_of(hint) for key, hint in hints(Settings).items()}
-    made_of = {  # each by itself: most are as in the settings read before, and need not be read again
-        key: typed(known[key], rest.pop(key), key)
-        for key in list(rest)
-        if known.get(key) is not None and isinstance(rest[key], Mapping)
+    parts = {  # each by itself: most are as in the settings read before, and need not be read again
+        key: typed(known[key], value, key)
+        for key, value in values.items()
+        if known.get(key) is not None and isinstance(value, Mapping)
     }
+    rest = {key: value for key, value in values.items() if key not in ("method", "references", *parts)}
     made = typed(Settings, rest, "")
-    for key, made_section in made_of.items():
-        setattr(made, key, made_section)
+    for key, part in parts.items():
+        setattr(made, key, part)
     made.method, made.references = values.get("method"), dict(values.get("references") or {})
     made.arms()
     return made
