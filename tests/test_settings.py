@@ -14,7 +14,7 @@ from florilegium.catalogue import CATALOGUE
 from florilegium.config import composition, overrides
 from florilegium.config.composition import SettingsError
 from florilegium.config.data import DataSettings
-from florilegium.config.settings import settings_of
+from florilegium.config.settings import Settings, settings_of
 
 METHODS = sorted(path.stem for path in (composition.CONF / "method").glob("*.yaml"))
 PRESETS = composition.CONF / "experiment"
@@ -26,8 +26,10 @@ EXPERIMENTS = sorted(
 )
 
 
-def checked(*overrides: str) -> None:
-    preflight.validate(composition.complete(composition.compose(overrides)))
+def checked(*overrides: str) -> Settings:
+    conf = composition.complete(composition.compose(overrides))
+    preflight.validate(conf)
+    return conf
 
 
 def message(*overrides: str) -> str:
@@ -50,7 +52,10 @@ def test_each_method_composes_and_types(method: str) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_each_experiment_composes_and_types(experiment: str) -> None:
-    checked(f"experiment={experiment}")
+    conf = checked(f"experiment={experiment}")
+    assert conf.label
+    if experiment.startswith(("table1", "table3")):
+        has_the_budget_of_its_table(conf)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +133,8 @@ def test_a_yaml_of_ones_own_with_an_unknown_key_is_refused(tmp_path: Path, monke
         composition.compose(["experiment=mine"])
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith(("table1", "table3"))])
-def test_the_presets_of_a_table_have_one_budget(experiment: str) -> None:
+def has_the_budget_of_its_table(conf: Settings) -> None:
     """240 samples a round, four passes of batches of 32 with 32 private rows beside each: 30 steps of 32 rows."""
-    conf = composition.compose([f"experiment={experiment}"])
     client, server = conf.method.client, conf.method.server
     assert (conf.rounds, client.pretrain_epochs, client.local_epochs, client.batch) == (4, 12, 1, 32)
     if conf.method.name == "standalone":

@@ -32,8 +32,10 @@ def test_every_setting_has_a_help_text(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_key_of_a_run_is_known(method: str, composed: dict[str, composition.Settings]) -> None:
+    """Keys outside `method` are the same for all: the first method's run shows them."""
     for key in leaves(composition.plain(composed[method])):
-        look_up(key, method)
+        if method == METHODS[0] or key.startswith("method."):
+            look_up(key, method)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,6 +12,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def prepared(given: Iterable[str]) -> list[str]:
     return [text for text in given if text not in unset]
 
 
+@cache
 def _optional_groups() -> list[str]:
     """Groups that have no choice in a plain run."""
     entries: Any = OmegaConf.load(CONF / "config.yaml").defaults

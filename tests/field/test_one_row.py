@@ -19,7 +19,7 @@ def members(method):
     return [f"{{modality: {modality}, model: {models[modality]}}}" for modality in those for _ in range(2)]
 
 
-@pytest.mark.parametrize("method", first(WITH_CLIENTS, 8))
+@pytest.mark.parametrize("method", first(WITH_CLIENTS, 5))
 def test_a_client_with_one_row_takes_part(method, toy_conf, federated, tmp_path, monkeypatch):
     put(tmp_path / "own" / "disc.png", 3)
     put(tmp_path / "own" / "metadata.jsonl", [{"file_name": "disc.png", "text": "a red disc", "label": "disc"}])
