@@ -45,7 +45,7 @@ def typed(cls: type[T], node: Any, where: str) -> T:
 @lru_cache(maxsize=512)  # OmegaConf takes 20 to 150 ms for a section, and a process reads the same ones again
 def _made(cls: Any, given: Given, where: str) -> Any:
     try:
-        merged = OmegaConf.merge(_schema(cls), given.values or {})
+        merged = OmegaConf.merge(schema(cls), given.values or {})
         plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise refused(error, where) from error
@@ -55,8 +55,8 @@ def _made(cls: Any, given: Given, where: str) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _schema(cls: Any) -> Any:
-    """The section as OmegaConf knows it, with all defaults; merging copies it."""
+def schema(cls: Any) -> Any:
+    """The section as OmegaConf knows it, with all defaults. It is shared: `merge` and `create` of OmegaConf copy it."""
     return OmegaConf.structured(cls)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from florilegium import catalogue
+from florilegium.config import instances
 
 SCHEME, FOLDER, ENDING = "florilegium", "schema", ".yaml"
 PLACE = f"{SCHEME}://"  # in Hydra's search path
@@ -22,12 +23,9 @@ PLACE = f"{SCHEME}://"  # in Hydra's search path
 def schema(method: str) -> DictConfig:
     """The defaults of a method's two sides, by side; each value has its type. CatalogueError."""
     sides = {side: catalogue.side(method, side) for side in ("server", "client")}
-    return OmegaConf.create({side: _defaults(Side.Settings) for side, Side in sides.items() if Side is not None})
-
-
-@cache  # OmegaConf takes 50 ms for the sections of a method; what is made from these nodes copies them
-def _defaults(Section: Any) -> dict[str, Any]:
-    return _tables(OmegaConf.structured(Section))
+    return OmegaConf.create(
+        {side: _tables(instances.schema(Side.Settings)) for side, Side in sides.items() if Side is not None}
+    )
 
 
 def _tables(config: Any) -> dict[str, Any]:
