@@ -31,9 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(call install,.[dev])
 	touch $@
 
-demo: $(STAMP)  ## the main job: FedMMKT on the embedded data beside three reference arms, into runs/demo
+demo: $(STAMP)  ## the main job: FedMMKT on the embedded data beside two controls, into runs/demo
 	rm -rf $(RUN)
-	$(BIN)/florilegium run out=$(RUN) references=short $(ARGS)
+	$(BIN)/florilegium run out=$(RUN) references=controls $(ARGS)
 
 test: $(STAMP)  ## ruff (lint and format), mypy and the tests of every day
 	$(BIN)/ruff check .

@@ -53,7 +53,7 @@ def main() -> None:
     """Print both times and their ratio as JSON; exit code 1 when the ratio is above the bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, default=os.cpu_count() or 1, help="busy processes (default: one a core)")
-    parser.add_argument("overrides", nargs="*", help="of the run", default=["references=short"])
+    parser.add_argument("overrides", nargs="*", help="of the run", default=["references=controls"])
     args = parser.parse_args()
     load = os.getloadavg()[0]
     alone = seconds(args.overrides)

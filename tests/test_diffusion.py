@@ -7,6 +7,8 @@ of p; only the decoder and the projection change.
 import copy
 import math
 import re
+import threading
+import time
 from functools import partial
 
 import pytest
@@ -16,6 +18,7 @@ from florilegium import preflight
 from florilegium.config.composition import SettingsError
 from florilegium.config.diffusion import CaptionSettings, DiffusionSettings, TuneSettings
 from florilegium.contract.tiny_models import SIDE, WIDTH, tiny_models, write_diffusion
+from florilegium.diffusion import threads, tuned
 from florilegium.diffusion.captions import Captioner, check_room
 from florilegium.diffusion.load import load
 from florilegium.diffusion.networks import Network, Texts
@@ -78,6 +81,56 @@ def test_stochastic_schedulers_draw_from_each_sample_s_own_seed():
     made = generator(scheduler="euler_ancestral", steps=3)
     together = made.synthesize(PROMPTS, SEEDS)
     assert (together[1:2].int() - made.synthesize(PROMPTS[1:2], SEEDS[1:2]).int()).abs().max() <= 1
+
+
+@pytest.fixture
+def four_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral"])
+def test_batches_side_by_side_are_those_of_one_core(scheduler, four_cores):
+    """Three batches on four cores: three threads, and the same images bit for bit."""
+    made, heard, at_work = generator(batch=2, scheduler=scheduler), [], set()
+    made.decoder.register_forward_hook(lambda *_: at_work.add((threading.current_thread(), torch.get_num_threads())))
+    drawn = made.synthesize(PROMPTS, SEEDS, progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(2, 5), (4, 5), (5, 5)] and torch.get_num_threads() == 4
+    assert {count for _, count in at_work} == {1} and threading.main_thread() not in {thread for thread, _ in at_work}
+    torch.set_num_threads(1)
+    assert torch.equal(made.synthesize(PROMPTS, SEEDS), drawn)
+    assert threading.main_thread() in {thread for thread, _ in at_work}
+
+
+def test_a_small_decoder_takes_one_core_and_a_large_one_or_a_setting_others(four_cores, monkeypatch):
+    """Of four cores: four batches of one thread, two of two, one of all. Tuning takes as many threads as one batch."""
+    assert [len(generator(**given)._hands(9)) for given in ({}, {"threads": 2}, {"compile": "default"})] == [4, 2, 1]
+    assert len(generator()._hands(3)) == 3
+    seen = set()
+    for made in (generator(), generator(threads=3)):
+        made.steps = lambda *_: seen.add(torch.get_num_threads()) or {}
+        tune(made, TuneSettings())
+    assert seen == {1, 3} and torch.get_num_threads() == 4
+    monkeypatch.setattr(tuned, "SMALL", 10)
+    large = generator()
+    assert large.threads is None and large._hands(9) == [large]
+
+
+def test_an_error_of_one_batch_is_raised_and_no_further_batch_is_begun(four_cores):
+    """Two tools, and the first of a thousand items fails: few others are begun."""
+    begun = []
+
+    def work(tool, item):
+        begun.append(item)
+        if item == 0:
+            raise ValueError("no room")
+        time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="no room"):
+        list(threads.side_by_side(work, ["a", "b"], range(1000), 2))
+    assert len(begun) < 100 and torch.get_num_threads() == 4
 
 
 def test_size_brings_images_to_the_size_that_travels():

@@ -101,6 +101,13 @@ class DiffusionSettings:
     batch: int = setting(
         64, "images that are generated or encoded at once; it does not change them", low=1, high=100_000
     )
+    threads: int | None = setting(
+        None,
+        "CPU threads of tuning and of drawing a batch; the cores that are left draw further batches side by side. "
+        "null: one for a small decoder on a CPU, else all",
+        low=1,
+        high=100_000,
+    )
     upsample: bool = setting(True, "GLIDE: the second model enlarges the images")
     upsample_steps: str = setting("fast27", "GLIDE: steps of the second model")
     size: int | None = setting(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from florilegium.config.diffusion import DiffusionSettings, TuneSettings
+from florilegium.diffusion import threads
 from florilegium.diffusion.distilled import Distilled
 from florilegium.diffusion.generator import device_of, enough_memory, ways_of
 from florilegium.diffusion.inserted import Chain, removed
@@ -28,6 +29,7 @@ from florilegium.protocol.pixels import scaled
 from florilegium.runs import files
 
 TEXTS_AT_ONCE = 256
+SMALL = 20e6  # weights of a decoder that gains nothing by more than one CPU thread (measured with 4 million)
 
 
 class TunedGenerator:
@@ -99,6 +101,8 @@ class TunedGenerator:
         place = self.settings.distilled
         self.distilled = Distilled(self.pipe, self.view.network.part, place) if place else None
         self.tuner = Tuner(self.view.network(self.decoder), noising(self.pipe.scheduler.config))
+        small = self.device == "cpu" and sum(weight.numel() for weight in self.decoder.parameters()) < SMALL
+        self.threads = self.settings.threads or (1 if small else None)
 
     @torch.no_grad()
     def synthesize(
@@ -123,12 +127,16 @@ class TunedGenerator:
         wanted = s.guidance if guidance is None else guidance
         memory = enough_memory(f"diffusion.batch ({s.batch})")
         with self.tuner.averaged(), self._asked_once(wanted) as guidance, memory:
-            for start in range(0, len(prompts), s.batch):
-                part = slice(start, start + s.batch)
+
+            def draw(hand: TunedGenerator, part: slice) -> Tensor:
                 given = None if latents is None else latents[part].to(self.device)
-                images.append(self._batch(list(prompts[part]), list(seeds[part]), guidance, given, size))
+                return hand._batch(list(prompts[part]), list(seeds[part]), guidance, given, size)
+
+            parts = [slice(start, start + s.batch) for start in range(0, len(prompts), s.batch)]
+            for drawn in threads.side_by_side(draw, self._hands(len(parts)), parts, self.threads):
+                images.append(drawn)
                 if progress:
-                    progress(min(start + s.batch, len(prompts)), len(prompts))
+                    progress(sum(map(len, images)), len(prompts))
         return torch.cat(images) if images else torch.zeros(0, 3, *2 * [size or self.side], dtype=torch.uint8)
 
     @contextmanager
@@ -141,6 +149,21 @@ class TunedGenerator:
         with self.distilled.applied(self.decoder, scale):
             yield 1.0
 
+    def _hands(self, batches: int) -> list[TunedGenerator]:
+        """This generator, or on a CPU as many views of it as can draw side by side. They share the nets alone: a
+        scheduler counts the steps, and a tokenizer keeps the padding. A compiled decoder draws one batch at a time."""
+        many = 1 if self.device != "cpu" or self.settings.compile else min(batches, threads.room(self.threads))
+        if many < 2:
+            return [self]
+        hands = [copy.copy(self) for _ in range(many)]
+        for hand in hands:
+            hand.pipe = copy.copy(self.pipe)
+            for name, part in self.pipe.components.items():
+                if not isinstance(part, nn.Module):
+                    setattr(hand.pipe, name, copy.deepcopy(part))
+        return hands
+
+    @torch.no_grad()
     def _batch(
         self, prompts: list[str], seeds: list[int], guidance: float, latents: Tensor | None, size: int | None
     ) -> Tensor:
@@ -175,7 +198,7 @@ class TunedGenerator:
             raise ValueError("finetune got " + ", ".join(f"{len(part)} {name}" for name, part in parts.items()))
         if not len(images):
             return {}
-        with enough_memory(ways_of(settings)):
+        with enough_memory(ways_of(settings)), threads.limited(self.threads):
             data = self._encode(images, texts, representations)
             return self.steps(self.tuner, data, settings, rounds, seed, progress)
 
