@@ -8,6 +8,8 @@ RUN ?= runs/demo
 # processes of the tests and of mypy, of one thread each
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# where it is set, each of the many processes of a run compiles its libraries anew
+unexport PYTHONDONTWRITEBYTECODE
 test test-long check: export OMP_NUM_THREADS ?= 1
 
 # uv takes half a minute where pip takes three; pip knows the indices of its own settings, should uv find too little
