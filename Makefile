@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## the main job: FedMMKT on the embedded data beside two controls, into runs/demo
 	rm -rf $(RUN)
-	$(BIN)/florilegium run out=$(RUN) references=controls $(ARGS)
+	$(BIN)/florilegium run out=$(RUN) references=controls evaluation.every=4 $(ARGS)
 
 test: $(STAMP)  ## ruff (lint and format), mypy and the tests of every day
 	$(BIN)/ruff check .

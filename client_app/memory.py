@@ -17,6 +17,7 @@ from florilegium.runs import files
 
 VERSION = re.compile(r"(?P<part>[a-z]+)-(?P<round>\d+)-(?P<step>\d+)\.safetensors")
 LEFT = 3600.0  # seconds after which a half written file is a killed process's
+ALL_ARMS = "all-arms"  # beside the arms' folders
 KEPT_ROUNDS = 3  # earlier rounds whose last versions stay, so that a resumed run can go back to them: the newest
 # checkpoint may still be in the making, and the one before it torn
 
@@ -26,6 +27,11 @@ class Memory:
 
     def __init__(self, folder: Path | str, round_: int, step: int) -> None:
         self.folder, self.now = Path(folder), (round_, step)
+
+    @property
+    def of_all_arms(self) -> Memory:
+        """What this client keeps for all arms of the run."""
+        return Memory(self.folder.parent.with_name(ALL_ARMS) / self.folder.name, *self.now)
 
     def versions(self, part: str | None = None) -> list[tuple[str, tuple[int, int], Path]]:
         """(part, (round, step), path) of all versions, oldest first."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from client_app.blocks import first_training
 from client_app.privacy.dpsgd import fit_dpsgd
 from florilegium.learning.fit import fit, optimizer_of
 
@@ -17,7 +18,7 @@ def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str,
     """The client's own task on its own rows with AdamW (eq 1 of arXiv 2510.12254).
 
     `settings` has learning_rate, weight_decay and batch; `name` tells this pass's shuffling from another's. With
-    `privacy.training` by DP-SGD.
+    `privacy.training` by DP-SGD. A first training that arms have in common is done once (first_training.py).
     """
     if client.protection.settings.training:
         stepper = optimizer_of(
@@ -28,14 +29,21 @@ def fit_private(client: Any, settings: Any, epochs: int, name: str) -> dict[str,
             0.0,
         )
         return fit_dpsgd(client, stepper, settings.batch, epochs, name)
-    return fit(
-        client.model,
-        lambda epoch: client.private_batches(settings.batch, epoch, name),
-        lambda batch: task_terms(client, batch),
-        lr=settings.learning_rate.of(client.modality),
-        weight_decay=settings.weight_decay,
-        epochs=epochs,
-    )
+    how = {
+        "lr": settings.learning_rate.of(client.modality),
+        "weight_decay": settings.weight_decay,
+        "epochs": epochs,
+    }
+
+    def train() -> dict[str, float]:
+        return fit(
+            client.model,
+            lambda epoch: client.private_batches(settings.batch, epoch, name),
+            lambda batch: task_terms(client, batch),
+            **how,
+        )
+
+    return first_training.once(client, {"batch": settings.batch, "name": name, **how}, train)
 
 
 def task_terms(client: Any, batch: Any) -> dict[str, Tensor]:
