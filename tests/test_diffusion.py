@@ -85,10 +85,8 @@ def test_stochastic_schedulers_draw_from_each_sample_s_own_seed():
 
 @pytest.fixture
 def four_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    with threads.limited(4):
+        yield
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral"])

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from florilegium.config.instances import to_plain
-
-WEIGHT = "model/"  # before the names of the model's tensors in a file
+from florilegium.learning.averaging import named, part
+from florilegium.protocol.deltas import version_of
 
 
 def once(client: Any, asked: dict[str, Any], train: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -27,26 +26,22 @@ def once(client: Any, asked: dict[str, Any], train: Callable[[], dict[str, float
     memory, name = client.memory.of_all_arms, f"first-{_digest(client, asked)}"
     if (found := memory.kept(name)) is not None:
         tensors, told = found
-        torch.set_rng_state(tensors.pop("random"))
-        client.load({key.removeprefix(WEIGHT): value for key, value in tensors.items()}).train()
+        torch.set_rng_state(tensors["random"])
+        client.load(part(tensors, "model")).train()
         client.budget.private += told["rows"]
         return dict(told["figures"])
     rows = client.budget.private
     figures = train()
-    weights = {WEIGHT + key: value for key, value in client.model.state_dict().items()}
     told = {"figures": figures, "rows": client.budget.private - rows}
-    memory.keep(name, {"random": torch.get_rng_state(), **weights}, told)
+    memory.keep(name, named("model", client.model.state_dict()) | {"random": torch.get_rng_state()}, told)
     return figures
 
 
 def _digest(client: Any, asked: dict[str, Any]) -> str:
     """What decides a training: settings, seed and round, the rows' ids and labels (which an attack may have changed),
     the weights and the state of the random numbers."""
-    conf = client.conf
-    told = [asked, to_plain(conf.clients), to_plain(conf.data), client.id, client.seed()]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    rows = client.data.train
-    tensors: list[Tensor] = [rows.ids, rows.labels, torch.get_rng_state(), *client.model.state_dict().values()]
-    for tensor in tensors:
-        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
+    conf, rows = client.conf, client.data.train
+    tensors = {"ids": rows.ids, "labels": rows.labels, "random": torch.get_rng_state()}
+    begun = version_of(named("model", client.model.state_dict()) | tensors)
+    told = [asked, to_plain(conf.clients), to_plain(conf.data), client.id, client.seed(), begun]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]

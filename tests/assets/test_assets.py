@@ -20,6 +20,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
+from florilegium.diffusion import threads
+
 ASSETS = Path(__file__).parents[2] / "assets"
 EMOJI, FASHION, MODELS = ASSETS / "data/emoji", ASSETS / "data/fashion", ASSETS / "models"
 STYLES = {
@@ -31,10 +33,8 @@ PROMPT = "A picture of a fruit."
 
 @pytest.fixture(scope="module", autouse=True)
 def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with threads.limited(2):
+        yield
 
 
 @pytest.fixture(scope="module")
